@@ -1,0 +1,1 @@
+"""Pure functions that the rest of the project leans on, and the reports a run leaves behind."""

@@ -1,0 +1,48 @@
+"""Geometry of one Gaussian and of one pinhole camera, in Python.
+
+Quaternions are (w, x, y, z). World to camera is a [4, 4] matrix that acts on column vectors, x right, y down,
+z forward.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def rotation_matrices(quats: Tensor) -> Tensor:
+    """[N, 4] quaternions of any length -> [N, 3, 3] rotations."""
+    w, x, y, z = torch.nn.functional.normalize(quats, dim=-1).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
+
+
+def covariances(scales: Tensor, quats: Tensor, scale_modifier: float = 1.0) -> Tensor:
+    """Sigma = R S Sᵀ Rᵀ (paper, equation 6) as its upper triangle [N, 6]: xx xy xz yy yz zz."""
+    factor = rotation_matrices(quats) * (scale_modifier * scales).unsqueeze(-2)  # R S: the columns scaled
+    sigma = factor @ factor.transpose(-1, -2)
+    rows, columns = torch.triu_indices(3, 3).unbind(0)
+    return sigma[:, rows, columns]
+
+
+def camera_center(world_to_camera: Tensor) -> Tensor:
+    """Where the camera stands: the point that the matrix sends to the origin, -Rᵀ t."""
+    return -(world_to_camera[:3, :3].T @ world_to_camera[:3, 3])
+
+
+def focal_from_fov(fov: float, pixels: int) -> float:
+    return 0.5 * pixels / math.tan(0.5 * fov)
+
+
+def fov_from_focal(focal: float, pixels: int) -> float:
+    return 2.0 * math.atan(0.5 * pixels / focal)
+
+
+def intrinsics_from_fov(fov_x: float, fov_y: float, width: int, height: int) -> Tensor:
+    """K [3, 3] of a camera whose principal point is the middle of the picture."""
+    fx, fy = focal_from_fov(fov_x, width), focal_from_fov(fov_y, height)
+    return torch.tensor([[fx, 0.0, 0.5 * width], [0.0, fy, 0.5 * height], [0.0, 0.0, 1.0]])

@@ -1,0 +1,40 @@
+"""In which order the training views are shown."""
+
+import random
+from collections.abc import Sequence
+
+
+class ViewQueue:
+    """Uniform draws without replacement from `count` views; when all were shown, the next round begins.
+
+    The queue has a generator of its own, so that nothing else that draws random numbers changes the order.
+    """
+
+    def __init__(self, count: int, seed: int = 0):
+        if count < 1:
+            raise ValueError(f"count must be at least 1 view, got {count}")
+        self._count = count
+        self._random = random.Random(seed)
+        self._waiting: list[int] = []
+
+    def next(self) -> int:
+        if not self._waiting:
+            self._waiting = list(range(self._count))
+        return self._waiting.pop(self._random.randrange(len(self._waiting)))
+
+    def state_dict(self) -> dict:
+        """Plain values, so that a checkpoint of them loads safely."""
+        version, words, gauss = self._random.getstate()
+        return {"count": self._count, "waiting": list(self._waiting), "random": [version, list(words), gauss]}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["count"] != self._count:
+            raise ValueError(f"the view queue must be over {self._count} views, got one over {state['count']}")
+        version, words, gauss = state["random"]
+        self._random.setstate((version, tuple(words), gauss))
+        self._waiting = list(state["waiting"])
+
+
+def spread(views: Sequence, wanted: Sequence[int] = range(5, 30, 5)) -> list:
+    """The views 5, 10, 15, 20, 25 (modulo the count): the sample by which training progress is judged."""
+    return [views[i % len(views)] for i in wanted] if views else []
