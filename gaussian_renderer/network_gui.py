@@ -1,0 +1,262 @@
+"""Live viewing: the wire protocol that SIBR's remote viewer speaks with a trainer.
+
+Request: a 4-byte little-endian length, then that many bytes of UTF-8 JSON with the keys of `Request` below.
+Reply: if a picture was asked for, its W*H*3 bytes of RGB without header; then a 4-byte little-endian length and the
+path of the data set, by which the viewer finds the cameras to show.
+
+The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket. A client that
+lets training run gets at most one picture per iteration; one that has paused it is served until it says go on, goes
+away, or stays silent for IDLE_LIMIT seconds. Whatever a client does wrong costs it the connection, and a line in the
+log: nothing that happens here reaches training.
+"""
+
+import contextlib
+import json
+import math
+import select
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from utils.geometry import camera_center, intrinsics_from_fov
+from utils.image import to_uint8
+
+MAX_REQUEST = 64 * 1024  # bytes of JSON; SIBR sends about one thousand
+MAX_PIXELS = 64 * 1024 * 1024
+MESSAGE_LIMIT = 5.0  # seconds for one message to come or go through once it has begun
+IDLE_LIMIT = 60.0  # seconds for which a client may keep training paused without asking for anything
+PORTS_TO_TRY = 100
+
+
+class ViewerError(Exception):
+    """The client broke the protocol."""
+
+
+@dataclass
+class ViewerCamera:
+    """What render() needs of a camera."""
+
+    world_to_camera: Tensor  # [4, 4]
+    K: Tensor  # [3, 3]
+    width: int
+    height: int
+    name: str = "viewer"  # no training view: it has no exposure of its own
+
+    @property
+    def center(self) -> Tensor:
+        return camera_center(self.world_to_camera)
+
+
+@dataclass
+class Request:
+    """One message of the viewer, checked."""
+
+    camera: ViewerCamera | None  # None: resolution 0x0, no picture wanted
+    train: bool  # go on training
+    keep_alive: bool  # stay when training has ended
+    shs_python: bool
+    rot_scale_python: bool
+    scaling_modifier: float
+
+
+RenderView = Callable[[Request], Tensor]  # -> picture [3, H, W]
+
+
+class Viewer:
+    """The listening end. `log` gets one line for each thing worth knowing."""
+
+    def __init__(
+        self,
+        host: str = "127.0.0.1",
+        port: int = 6009,
+        source_path: str = "",
+        log: Callable[[str], None] = print,
+        device: torch.device | str = "cpu",
+    ):
+        self._source_path = source_path.encode("utf-8", errors="surrogateescape")
+        self._log = log
+        self._device = device
+        self._listener = _listen(host, port, log)
+        self._client: socket.socket | None = None
+        self._paused = False
+        self.address = self._listener.getsockname()[:2] if self._listener else None
+
+    def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
+        """Answer who is there. Returns when training may go on; never raises for what a client did."""
+        try:
+            self._serve(render_view, training_ended)
+        except Exception as error:  # a viewer must not take training down, whatever it is
+            self._drop(f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        for end in (self._client, self._listener):
+            if end is not None:
+                end.close()
+        self._client = self._listener = None
+
+    def _serve(self, render_view: RenderView, training_ended: bool) -> None:
+        self._accept()
+        while self._client is not None:
+            wait = IDLE_LIMIT if self._paused or training_ended else 0.0
+            if not _readable(self._client, wait):
+                if wait:
+                    self._drop(f"silent for {IDLE_LIMIT:.0f} s")
+                return
+            request = self._receive()
+            if request is None:
+                self._drop("closed by the client")
+                return
+            self._reply(request, render_view)
+            self._paused = not request.train
+            if request.train and not (training_ended and request.keep_alive):
+                return
+
+    def _accept(self) -> None:
+        if self._client is not None or self._listener is None or not _readable(self._listener, 0.0):
+            return
+        self._client, peer = self._listener.accept()
+        self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._paused = False
+        self._log(f"viewer connected from {peer[0]}:{peer[1]}")
+
+    def _receive(self) -> Request | None:
+        deadline = time.monotonic() + MESSAGE_LIMIT
+        head = _receive_exactly(self._client, 4, deadline)
+        if head is None:
+            return None
+        length = int.from_bytes(head, "little")
+        if length > MAX_REQUEST:
+            raise ViewerError(f"request must be at most {MAX_REQUEST} bytes, got {length}")
+        body = _receive_exactly(self._client, length, deadline) if length else b""
+        if body is None:
+            raise ViewerError("the client closed in the middle of a request")
+        return parse_request(body, self._device)
+
+    def _reply(self, request: Request, render_view: RenderView) -> None:
+        message = b""
+        if request.camera is not None:
+            picture = to_uint8(render_view(request).detach())
+            message = picture.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
+        message += len(self._source_path).to_bytes(4, "little") + self._source_path
+        _send_all(self._client, message, time.monotonic() + MESSAGE_LIMIT)
+
+    def _drop(self, reason: str) -> None:
+        if self._client is not None:
+            with contextlib.suppress(OSError):
+                self._client.close()
+            self._client, self._paused = None, False
+        self._log(f"viewer disconnected ({reason}); training goes on")
+
+
+def parse_request(body: bytes, device: torch.device | str = "cpu") -> Request:
+    """JSON -> Request. Anything that is not as it should be is a ViewerError that names the key."""
+    try:
+        message = json.loads(body.decode("utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ViewerError(f"request must be UTF-8 JSON ({error})") from None
+    if not isinstance(message, dict):
+        raise ViewerError(f"request must be a JSON object, got {type(message).__name__}")
+    width = int(_number(message, "resolution_x", 0, 1 << 16))
+    height = int(_number(message, "resolution_y", 0, 1 << 16))
+    if width * height > MAX_PIXELS:
+        raise ViewerError(f"resolution must be at most {MAX_PIXELS} pixels, got {width}x{height}")
+    return Request(
+        camera=_camera(message, width, height, device) if width and height else None,
+        train=bool(message.get("train", True)),
+        keep_alive=bool(message.get("keep_alive", False)),
+        shs_python=bool(message.get("shs_python", False)),
+        rot_scale_python=bool(message.get("rot_scale_python", False)),
+        scaling_modifier=_number(message, "scaling_modifier", 0.0, 1e6, default=1.0),
+    )
+
+
+def _camera(message: dict, width: int, height: int, device) -> ViewerCamera:
+    """The viewer sends OpenGL matrices, column by column: y up and z backward become y down and z forward.
+
+    The view-projection matrix and the clipping planes that come along say nothing new: the field of view does.
+    """
+    view = _matrix(message, "view_matrix")
+    view[1:3] *= -1.0
+    fov_x = _number(message, "fov_x", 1e-4, math.pi - 1e-4)
+    fov_y = _number(message, "fov_y", 1e-4, math.pi - 1e-4)
+    return ViewerCamera(
+        world_to_camera=torch.from_numpy(view).to(device),
+        K=intrinsics_from_fov(fov_x, fov_y, width, height).to(device),
+        width=width,
+        height=height,
+    )
+
+
+def _matrix(message: dict, key: str) -> np.ndarray:
+    values = message.get(key)
+    try:
+        matrix = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError):
+        matrix = np.empty(0)
+    if matrix.shape != (16,) or not np.isfinite(matrix).all():
+        raise ViewerError(f"{key} must be 16 finite numbers, got {str(values)[:80]}")
+    return np.ascontiguousarray(matrix.reshape(4, 4).T)
+
+
+def _number(message: dict, key: str, low: float, high: float, default: float | None = None) -> float:
+    value = message.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        raise ViewerError(f"{key} must be a number from {low:g} to {high:g}, got {str(value)[:80]}")
+    return float(value)
+
+
+def _listen(host: str, port: int, log: Callable[[str], None]) -> socket.socket | None:
+    """A socket on the first free port at or after `port`; None, and a line, if there is none."""
+    error: OSError | None = None
+    for candidate in range(port, min(port + PORTS_TO_TRY, 65536)) if port else [0]:
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((host, candidate))
+            listener.listen(1)
+        except OSError as failure:
+            listener.close()
+            error = failure
+            continue
+        if candidate != port:
+            log(f"viewer port {port} is busy: listening on {host}:{candidate}")
+        return listener
+    log(f"no viewer: cannot listen on {host}:{port} ({error})")
+    return None
+
+
+def _readable(end: socket.socket, wait: float) -> bool:
+    return bool(select.select([end], [], [], wait)[0])
+
+
+def _receive_exactly(end: socket.socket, count: int, deadline: float) -> bytes | None:
+    """`count` bytes however many pieces they come in; None if the client closed before the first one."""
+    received = bytearray()
+    while len(received) < count:
+        end.settimeout(_left(deadline))
+        piece = end.recv(count - len(received))
+        if not piece:
+            if received:
+                raise ViewerError("the client closed in the middle of a request")
+            return None
+        received += piece
+    return bytes(received)
+
+
+def _send_all(end: socket.socket, message: bytes, deadline: float) -> None:
+    rest = memoryview(message)
+    while rest:
+        end.settimeout(_left(deadline))
+        rest = rest[end.send(rest) :]
+
+
+def _left(deadline: float) -> float:
+    left = deadline - time.monotonic()
+    if left <= 0.0:
+        raise ViewerError(f"a message took longer than {MESSAGE_LIMIT:.0f} s")
+    return left
