@@ -1,0 +1,230 @@
+// The operators of TileSplat: their schemas, and the checks both backends make before they touch a pointer.
+//
+// Start here: this is the whole native interface. ops_cpu.cpp and ops_cuda.cpp implement these operators for their device
+// (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the device of the tensors, and the autograd formulas are in
+// diff_gaussian_rasterization/api.py. Shapes are in ops.h; reference.py says in plain PyTorch what each one computes.
+#include "ops.h"
+
+#include <torch/library.h>
+
+#include <algorithm>
+#include <sstream>
+
+#define GAUSSIANS \
+    "Tensor means, Tensor? quats, Tensor? scales, Tensor? cov3d, Tensor opacities, " \
+    "Tensor? sh_dc, Tensor? sh_rest, Tensor? colors, "
+#define CAMERA "Tensor world_to_camera, Tensor K, Tensor? camera_center, Tensor background, "
+#define SETTINGS "int width, int height, int sh_degree, float scale_modifier, bool antialiasing, bool raw"
+
+TORCH_LIBRARY(tilesplat, m) {
+    // Gaussians and a camera -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W], radii int32 [N], and what the
+    // backward wants to find again. With `raw`, scales are logarithms, opacities logits and quats unnormalized.
+    m.def("rasterize(" GAUSSIANS CAMERA SETTINGS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+
+    // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
+    // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not asked for.
+    // Adds to the densification statistics, each float32 [N], where they are given.
+    m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS ", "
+          "Tensor image, Tensor alpha, Tensor radii, Tensor[] state, "
+          "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool camera_grad, "
+          "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
+
+    // bool [N]: in front of the near plane, z > 0.2.
+    m.def("mark_visible(Tensor means, Tensor world_to_camera) -> Tensor");
+
+    // Mean SSIM of a and b [B, C, H, W], 11 x 11 Gaussian window, sigma 1.5; `valid` leaves out windows over the border.
+    // `train` keeps what the gradient for a needs.
+    m.def("ssim(Tensor a, Tensor b, bool valid, bool train) -> (Tensor, Tensor[])");
+    m.def("ssim_backward(Tensor a, Tensor b, bool valid, Tensor[] state, Tensor grad) -> Tensor");
+
+    // (1 - lambda) L1 + lambda (1 - SSIM) of image [3, H, W] and target (float, or uint8 meaning 0..255), both times the
+    // mask [H, W] if there is one. Returns loss, L1 alone, and the gradient of the loss for the image.
+    m.def("photometric_loss(Tensor image, Tensor target, Tensor? mask, float lambda_dssim) -> (Tensor, Tensor, Tensor)");
+
+    // One step of Adam for all tensors at once, with bias correction as torch.optim.Adam; `step` counts from 1.
+    // With `visible` bool [N], only those rows move, and there is no bias correction.
+    m.def("adam_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, "
+          "float beta1, float beta2, float eps, int step, Tensor? visible) -> ()");
+
+    // [N]: mean squared distance of every point [N, 3] to its three nearest others.
+    m.def("knn_mean_dist2(Tensor points) -> Tensor");
+
+    // The instruction sets the CPU backend was built with and can use here, best first, and which one is in use.
+    // Implemented for CompositeExplicitAutograd, since no tensor says a device. TILESPLAT_ISA=<name> in the environment
+    // or set_cpu_isa(<name>) choose another one ("" = the best).
+    m.def("cpu_isas() -> str[]");
+    m.def("cpu_isa() -> str");
+    m.def("set_cpu_isa(str name) -> ()");
+}
+
+namespace tilesplat {
+namespace {
+
+const char* dtype_name(at::ScalarType dtype) {
+    switch (dtype) {
+        case at::kFloat: return "float32";
+        case at::kDouble: return "float64";
+        case at::kHalf: return "float16";
+        case at::kBFloat16: return "bfloat16";
+        case at::kInt: return "int32";
+        case at::kLong: return "int64";
+        case at::kByte: return "uint8";
+        case at::kBool: return "bool";
+        default: return c10::toString(dtype);
+    }
+}
+
+std::string shape_name(at::IntArrayRef shape) {
+    std::ostringstream out;
+    out << '[';
+    for (size_t i = 0; i < shape.size(); ++i) {
+        if (i) out << ", ";
+        if (shape[i] == kAny) out << 'N';
+        else out << shape[i];
+    }
+    out << ']';
+    return out.str();
+}
+
+std::string describe(at::IntArrayRef shape, at::ScalarType dtype, at::Device device) {
+    return shape_name(shape) + " " + dtype_name(dtype) + " on " + device.str();
+}
+
+bool same_shape(at::IntArrayRef actual, at::IntArrayRef expected) {
+    return actual.size() == expected.size() &&
+           std::equal(actual.begin(), actual.end(), expected.begin(),
+                      [](int64_t a, int64_t e) { return e == kAny || a == e; });
+}
+
+// The tensor that gives everything else its dtype and device.
+void check_leading(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape, bool allow_double) {
+    const bool dtype_ok = tensor.scalar_type() == at::kFloat || (allow_double && tensor.scalar_type() == at::kDouble);
+    check_tensor(tensor, name, shape, dtype_ok ? tensor.scalar_type() : at::kFloat, tensor.device());
+}
+
+void check_opacities(const Tensor& opacities, const Tensor& means) {
+    if (opacities.dim() == 1) CHECK_TENSOR(opacities, means, means.size(0));
+    else CHECK_TENSOR(opacities, means, means.size(0), 1);
+}
+
+}  // namespace
+
+std::string describe(const Tensor& tensor) {
+    if (!tensor.defined()) return "None";
+    return describe(tensor.sizes(), tensor.scalar_type(), tensor.device()) +
+           (tensor.is_contiguous() ? "" : ", not contiguous");
+}
+
+void check_tensor(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape, at::ScalarType dtype,
+                  at::Device device) {
+    const at::IntArrayRef expected(shape.begin(), shape.size());
+    const bool ok = tensor.defined() && same_shape(tensor.sizes(), expected) && tensor.scalar_type() == dtype &&
+                    tensor.device() == device && tensor.is_contiguous();
+    TILESPLAT_CHECK(ok, name, " must be ", describe(expected, dtype, device),
+                    tensor.defined() && !tensor.is_contiguous() ? ", contiguous" : "", ", got ", describe(tensor));
+}
+
+void check_tensor(const OptionalTensor& tensor, const char* name, std::initializer_list<int64_t> shape,
+                  at::ScalarType dtype, at::Device device) {
+    if (tensor) check_tensor(*tensor, name, shape, dtype, device);
+}
+
+void check_inputs(const RasterizeInputs& in, bool allow_double) {
+    const auto& [means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
+                 background, width, height, sh_degree] = in;
+    check_leading(means, "means", {kAny, 3}, allow_double);
+    const int64_t N = means.size(0);
+    TILESPLAT_CHECK(N <= INT32_MAX, "means must have at most ", INT32_MAX, " rows, got ", N);
+    TILESPLAT_CHECK(quats.has_value() == scales.has_value() && quats.has_value() != cov3d.has_value(),
+                    "exactly one of (quats and scales) and cov3d must be given, got quats ", describe(quats.value_or(Tensor())),
+                    ", scales ", describe(scales.value_or(Tensor())), ", cov3d ", describe(cov3d.value_or(Tensor())));
+    TILESPLAT_CHECK(sh_dc.has_value() != colors.has_value(), "exactly one of sh_dc and colors must be given, got sh_dc ",
+                    describe(sh_dc.value_or(Tensor())), ", colors ", describe(colors.value_or(Tensor())));
+    TILESPLAT_CHECK(!sh_rest || sh_dc, "sh_rest must come with sh_dc, got sh_dc None");
+    CHECK_TENSOR(quats, means, N, 4);
+    CHECK_TENSOR(scales, means, N, 3);
+    CHECK_TENSOR(cov3d, means, N, 6);
+    check_opacities(opacities, means);
+    CHECK_TENSOR(sh_dc, means, N, 1, 3);
+    CHECK_TENSOR(colors, means, N, 3);
+    TILESPLAT_CHECK(sh_degree >= 0 && sh_degree <= 3, "sh_degree must be 0, 1, 2 or 3, got ", sh_degree);
+    if (sh_dc) {
+        const int64_t needed = (sh_degree + 1) * (sh_degree + 1) - 1;
+        if (sh_rest) CHECK_TENSOR(sh_rest, means, N, std::max(needed, sh_rest->dim() == 3 ? sh_rest->size(1) : 0), 3);
+        TILESPLAT_CHECK(sh_rest || needed == 0, "sh_rest must be [", N, ", ", needed, ", 3] for sh_degree ", sh_degree,
+                        ", got None");
+    }
+    CHECK_TENSOR(world_to_camera, means, 4, 4);
+    CHECK_TENSOR(K, means, 3, 3);
+    CHECK_TENSOR(camera_center, means, 3);
+    CHECK_TENSOR(background, means, 3);
+    constexpr int64_t kMaxSize = 1 << 16;
+    TILESPLAT_CHECK(width >= 1 && width <= kMaxSize, "width must be 1 to ", kMaxSize, ", got ", width);
+    TILESPLAT_CHECK(height >= 1 && height <= kMaxSize, "height must be 1 to ", kMaxSize, ", got ", height);
+}
+
+void check_backward(const RasterizeInputs& in, const Tensor& image, const Tensor& alpha, const Tensor& radii,
+                    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+                    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                    const OptionalTensor& abs_grad_norm_sum) {
+    const Tensor& means = in.means;
+    const int64_t N = in.count();
+    CHECK_TENSOR(image, means, 3, in.height, in.width);
+    CHECK_TENSOR(alpha, means, 1, in.height, in.width);
+    CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);
+    CHECK_TENSOR(grad_image, means, 3, in.height, in.width);
+    CHECK_TENSOR(grad_alpha, means, 1, in.height, in.width);
+    CHECK_TENSOR(grad_inv_depth, means, 1, in.height, in.width);
+    CHECK_TENSOR_DTYPE(grad_norm_sum, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(visits, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(abs_grad_norm_sum, means, at::kFloat, N);
+}
+
+void check_ssim(const Tensor& a, const Tensor& b, bool valid, bool allow_double) {
+    check_leading(a, "a", {kAny, kAny, kAny, kAny}, allow_double);
+    CHECK_TENSOR(b, a, a.size(0), a.size(1), a.size(2), a.size(3));
+    TILESPLAT_CHECK(a.numel() > 0, "a must not be empty, got ", describe(a));
+    TILESPLAT_CHECK(!valid || (a.size(2) >= 11 && a.size(3) >= 11),
+                    "a must be at least 11 x 11 for padding \"valid\", got ", describe(a));
+}
+
+void check_photometric(const Tensor& image, const Tensor& target, const OptionalTensor& mask, bool allow_double) {
+    check_leading(image, "image", {3, kAny, kAny}, allow_double);
+    TILESPLAT_CHECK(image.numel() > 0, "image must not be empty, got ", describe(image));
+    const bool bytes = target.defined() && target.scalar_type() == at::kByte;
+    CHECK_TENSOR_DTYPE(target, image, bytes ? at::kByte : image.scalar_type(), 3, image.size(1), image.size(2));
+    CHECK_TENSOR(mask, image, image.size(1), image.size(2));
+}
+
+void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                const std::vector<double>& lrs, const OptionalTensor& visible, bool allow_double) {
+    const size_t count = params.size();
+    TILESPLAT_CHECK(grads.size() == count && exp_avg.size() == count && exp_avg_sq.size() == count && lrs.size() == count,
+                    "grads, exp_avg, exp_avg_sq and lrs must have ", count, " entries like params, got ", grads.size(), ", ",
+                    exp_avg.size(), ", ", exp_avg_sq.size(), " and ", lrs.size());
+    const auto check_like = [](const Tensor& tensor, const std::string& name, const Tensor& param) {
+        const bool ok = tensor.defined() && tensor.sizes() == param.sizes() && tensor.is_contiguous() &&
+                        tensor.scalar_type() == param.scalar_type() && tensor.device() == param.device();
+        TILESPLAT_CHECK(ok, name, " must be ", describe(param), ", contiguous, got ", describe(tensor));
+    };
+    for (size_t i = 0; i < count; ++i) {
+        const std::string row = "[" + std::to_string(i) + "]";
+        const bool dtype_ok =
+            params[i].scalar_type() == at::kFloat || (allow_double && params[i].scalar_type() == at::kDouble);
+        TILESPLAT_CHECK(dtype_ok && params[i].is_contiguous() && params[i].device() == params[0].device(), "params", row,
+                        " must be float32 on ", params[0].device().str(), ", contiguous, got ", describe(params[i]));
+        check_like(grads[i], "grads" + row, params[i]);
+        check_like(exp_avg[i], "exp_avg" + row, params[i]);
+        check_like(exp_avg_sq[i], "exp_avg_sq" + row, params[i]);
+        if (visible) {
+            const int64_t rows = params[i].dim() ? params[i].size(0) : 1;
+            CHECK_TENSOR_DTYPE(visible, params[i], at::kBool, rows);
+        }
+    }
+}
+
+void check_points(const Tensor& points, const char* name, bool allow_double) {
+    check_leading(points, name, {kAny, 3}, allow_double);
+}
+
+}  // namespace tilesplat

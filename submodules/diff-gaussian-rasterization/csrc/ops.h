@@ -1,0 +1,84 @@
+// What the two glue files ops_cpu.cpp and ops_cuda.cpp share: argument checks with readable messages.
+//
+// An operator receives tensors from anywhere; the kernels behind it receive bare pointers. Between the two, everything that
+// could be wrong is checked once, here. A message names the argument, what it must be and what it is:
+//     means must be [6, 3] float32 on cpu, got [6, 2] float32 on cpu
+#pragma once
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace tilesplat {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// In an expected shape: this extent may be anything. Written N in messages.
+constexpr int64_t kAny = -1;
+
+// "[6, 2] float64 on cuda:0", with ", not contiguous" where that matters.
+std::string describe(const Tensor& tensor);
+
+// Throws unless `tensor` is contiguous and has this shape, dtype and device.
+void check_tensor(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape, at::ScalarType dtype,
+                  at::Device device);
+void check_tensor(const OptionalTensor& tensor, const char* name, std::initializer_list<int64_t> shape,
+                  at::ScalarType dtype, at::Device device);
+
+// Throws `ValueError` in Python: for numbers and combinations, where there is no tensor to describe.
+#define TILESPLAT_CHECK(condition, ...) TORCH_CHECK_VALUE(condition, __VA_ARGS__)
+
+// check_tensor under the argument's own name: CHECK_TENSOR(means, like, N, 3), where `like` gives dtype and device.
+#define CHECK_TENSOR(tensor, like, ...) \
+    ::tilesplat::check_tensor(tensor, #tensor, {__VA_ARGS__}, (like).scalar_type(), (like).device())
+#define CHECK_TENSOR_DTYPE(tensor, like, dtype, ...) \
+    ::tilesplat::check_tensor(tensor, #tensor, {__VA_ARGS__}, dtype, (like).device())
+
+// The inputs of `rasterize`, as both backends receive them. N splats, K spherical harmonics per channel.
+struct RasterizeInputs {
+    const Tensor& means;                   // [N, 3]
+    const OptionalTensor& quats;           // [N, 4]     w x y z
+    const OptionalTensor& scales;          // [N, 3]
+    const OptionalTensor& cov3d;           // [N, 6]     xx xy xz yy yz zz, instead of quats and scales
+    const Tensor& opacities;               // [N, 1] or [N]
+    const OptionalTensor& sh_dc;           // [N, 1, 3]
+    const OptionalTensor& sh_rest;         // [N, K-1, 3]
+    const OptionalTensor& colors;          // [N, 3]     instead of the two above
+    const Tensor& world_to_camera;         // [4, 4]
+    const Tensor& K;                       // [3, 3]
+    const OptionalTensor& camera_center;   // [3]
+    const Tensor& background;              // [3]
+    int64_t width, height;
+    int64_t sh_degree;                     // 0 to 3; sh_rest must hold at least (degree + 1)^2 - 1 rows
+
+    int64_t count() const { return means.size(0); }
+    int64_t rest() const { return sh_rest ? sh_rest->size(1) : 0; }
+};
+
+// Everything above, checked against `means`, which must be float32 (or float64 where `allow_double`).
+void check_inputs(const RasterizeInputs& in, bool allow_double);
+
+// The cotangents and statistics of `rasterize_backward`.
+void check_backward(const RasterizeInputs& in, const Tensor& image, const Tensor& alpha, const Tensor& radii,
+                    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+                    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                    const OptionalTensor& abs_grad_norm_sum);
+
+// a and b are [B, C, H, W]; at least 11 x 11 when `valid`.
+void check_ssim(const Tensor& a, const Tensor& b, bool valid, bool allow_double);
+
+// image [3, H, W] float; target the same or uint8; mask [H, W].
+void check_photometric(const Tensor& image, const Tensor& target, const OptionalTensor& mask, bool allow_double);
+
+// Lists of equal length; every param, grad and moment of one shape; rows match `visible`.
+void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                const std::vector<double>& lrs, const OptionalTensor& visible, bool allow_double);
+
+// points [N, 3].
+void check_points(const Tensor& points, const char* name, bool allow_double);
+
+}  // namespace tilesplat

@@ -1,0 +1,1 @@
+"""Drop-in name for fused-ssim."""
