@@ -1,18 +1,19 @@
 """Live viewing: the wire protocol that SIBR's remote viewer speaks with a trainer.
 
 Request: a 4-byte little-endian length, then that many bytes of UTF-8 JSON with the keys of `Request` below.
-Reply: if a picture was asked for, its W*H*3 bytes of RGB without header; then a 4-byte little-endian length and the
-path of the data set, by which the viewer finds the cameras to show.
+Reply: if a picture was asked for, its W*H*3 bytes of RGB without header; then a 4-byte little-endian length
+and the path of the data set, by which the viewer finds the cameras to show.
 
-The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket. A client that
-lets training run gets at most one picture per iteration; one that has paused it is served until it says go on, goes
-away, or stays silent for IDLE_LIMIT seconds. Whatever a client does wrong costs it the connection, and a line in the
-log: nothing that happens here reaches training.
+The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket. A
+client that lets training run gets at most one picture per iteration; one that has paused it is served until
+it says go on, goes away, or stays silent for IDLE_LIMIT seconds. Whatever a client does wrong costs it the
+connection, and a line in the log: nothing that happens here reaches training.
 """
 
 import contextlib
 import json
 import math
+import os
 import select
 import socket
 import time
@@ -83,7 +84,7 @@ class Viewer:
         self._device = device
         self._listener = _listen(host, port, log)
         self._client: socket.socket | None = None
-        self._paused = False
+        self._paused = self._keep_alive = False
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
     def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
@@ -102,7 +103,7 @@ class Viewer:
     def _serve(self, render_view: RenderView, training_ended: bool) -> None:
         self._accept()
         while self._client is not None:
-            wait = IDLE_LIMIT if self._paused or training_ended else 0.0
+            wait = IDLE_LIMIT if self._paused or (training_ended and self._keep_alive) else 0.0
             if not _readable(self._client, wait):
                 if wait:
                     self._drop(f"silent for {IDLE_LIMIT:.0f} s")
@@ -112,7 +113,7 @@ class Viewer:
                 self._drop("closed by the client")
                 return
             self._reply(request, render_view)
-            self._paused = not request.train
+            self._paused, self._keep_alive = not request.train, request.keep_alive
             if request.train and not (training_ended and request.keep_alive):
                 return
 
@@ -121,7 +122,7 @@ class Viewer:
             return
         self._client, peer = self._listener.accept()
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._paused = False
+        self._paused = self._keep_alive = False
         self._log(f"viewer connected from {peer[0]}:{peer[1]}")
 
     def _receive(self) -> Request | None:
@@ -149,7 +150,7 @@ class Viewer:
         if self._client is not None:
             with contextlib.suppress(OSError):
                 self._client.close()
-            self._client, self._paused = None, False
+            self._client = None
         self._log(f"viewer disconnected ({reason}); training goes on")
 
 
@@ -178,7 +179,8 @@ def parse_request(body: bytes, device: torch.device | str = "cpu") -> Request:
 def _camera(message: dict, width: int, height: int, device) -> ViewerCamera:
     """The viewer sends OpenGL matrices, column by column: y up and z backward become y down and z forward.
 
-    The view-projection matrix and the clipping planes that come along say nothing new: the field of view does.
+    The view-projection matrix and the clipping planes that come along say nothing new: the field of view
+    does.
     """
     view = _matrix(message, "view_matrix")
     view[1:3] *= -1.0
@@ -216,7 +218,8 @@ def _listen(host: str, port: int, log: Callable[[str], None]) -> socket.socket |
     for candidate in range(port, min(port + PORTS_TO_TRY, 65536)) if port else [0]:
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if os.name == "posix":  # elsewhere this option would let two trainers share one port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((host, candidate))
             listener.listen(1)
         except OSError as failure:

@@ -35,8 +35,8 @@ def psnr(image: Tensor, truth: Tensor) -> Tensor:
 def psnr_by_channel(image: Tensor, truth: Tensor) -> Tensor:
     """Mean of the three channels' PSNR.
 
-    This is what the original prints while it trains. It is never below psnr(), and as a rule a few hundredths of a
-    dB above it; the two must not be compared with each other.
+    This is what the original prints while it trains. It is never below psnr(), and as a rule a few hundredths
+    of a dB above it; the two must not be compared with each other.
     """
     return -10.0 * (image - truth).square().flatten(1).mean(dim=1).log10().mean()
 

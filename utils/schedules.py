@@ -12,8 +12,8 @@ def log_linear(
 ) -> float:
     """initial^(1-t) * final^t at t = step / max_steps, held at `final` afterwards.
 
-    With `delay_steps`, the first steps are scaled by a factor that rises along a quarter sine from `delay_mult`
-    to 1. A zero at both ends means "off"; a negative step (before the run) is off too.
+    With `delay_steps`, the first steps are scaled by a factor that rises along a quarter sine from
+    `delay_mult` to 1. A zero at both ends means "off"; a negative step (before the run) is off too.
     """
     if step < 0 or (initial == 0.0 and final == 0.0):
         return 0.0

@@ -1,7 +1,8 @@
 """Real spherical harmonics up to degree 3, in Python: color of a Gaussian as a function of view direction.
 
-The kernels do the same (csrc/common/sh.h). This copy serves --convert_SHs_python, the conversion of point colors,
-and readers who want the basis in one screen. Band l has 2l+1 functions; the order inside a band is m = -l..l.
+The kernels do the same (csrc/common/sh.h). This copy serves --convert_SHs_python, the conversion of point
+colors, and readers who want the basis in one screen. Band l has 2l+1 functions; the order inside a band is m
+= -l..l.
 """
 
 import torch
@@ -45,8 +46,8 @@ def basis(degree: int, directions: Tensor) -> Tensor:
 def sh_to_colors(degree: int, coefficients: Tensor, means: Tensor, camera_center: Tensor) -> Tensor:
     """Colors [N, 3] of Gaussians at `means` [N, 3] seen from `camera_center` [3].
 
-    coefficients [N, K, 3] with K >= (degree+1)^2. Shifted by one half, so that zero coefficients are mid gray, and
-    clamped below at 0; there is no upper clamp.
+    coefficients [N, K, 3] with K >= (degree+1)^2. Shifted by one half, so that zero coefficients are mid
+    gray, and clamped below at 0; there is no upper clamp.
     """
     directions = torch.nn.functional.normalize(means - camera_center, dim=-1)
     values = basis(degree, directions)

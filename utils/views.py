@@ -29,7 +29,9 @@ class ViewQueue:
 
     def load_state_dict(self, state: dict) -> None:
         if state["count"] != self._count:
-            raise ValueError(f"the view queue must be over {self._count} views, got one over {state['count']}")
+            raise ValueError(
+                f"the view queue must be over {self._count} views, got one over {state['count']}"
+            )
         version, words, gauss = state["random"]
         self._random.setstate((version, tuple(words), gauss))
         self._waiting = list(state["waiting"])

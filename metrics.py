@@ -1,0 +1,177 @@
+"""Score rendered test views: PSNR, SSIM and LPIPS against the ground truth beside them.
+
+    python metrics.py -m output/x [output/y ...]
+
+Reads the 8-bit PNG files that render.py wrote into <model>/test/<method>/{renders,gt} and writes results.json
+(means) and per_view.json into the model folder. PSNR is over the whole picture, then averaged over views;
+SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is version 0.1 on pictures in [0, 1],
+as the original has it.
+"""
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import torch
+from diff_gaussian_rasterization import ssim
+from torch import Tensor
+from tqdm import tqdm
+
+from utils import lpips
+from utils.image import psnr, read_image, to_float
+
+Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
+READ_AHEAD = 4  # pairs decoded while one is being scored
+
+
+class Failure(Exception):
+    """Something the user can mend; the message says what."""
+
+
+def score_model(model: Path, distance: Callable | None, device: torch.device, quiet: bool = False) -> None:
+    """Score every method under <model>/test, write both reports, print the table."""
+    test = model / "test"
+    if not test.is_dir():
+        raise Failure(
+            f"{test} must be a folder of rendered test views, got none; run render.py -m {model} first"
+        )
+    methods = sorted(folder for folder in test.iterdir() if folder.is_dir())
+    if not methods:
+        raise Failure(f"{test} must hold a folder per method (ours_<iteration>), got an empty folder")
+
+    results, per_view = {}, {}
+    for method in methods:
+        scores = _score_method(method, distance, device, quiet)
+        per_view[method.name] = scores
+        results[method.name] = {metric: _mean(values) for metric, values in scores.items()}
+    _write_json(model / "results.json", results)
+    _write_json(model / "per_view.json", per_view)
+    print(_table(model, per_view, results))
+
+
+def _score_method(method: Path, distance: Callable | None, device: torch.device, quiet: bool) -> Scores:
+    names = _picture_names(method)
+    scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}}
+    pairs = _read_pairs(method, names)
+    for name, (render, truth) in tqdm(
+        zip(names, pairs), desc=f"Scoring {method.name}", total=len(names), disable=quiet
+    ):
+        if render.shape != truth.shape:
+            sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (truth, render)]
+            raise Failure(f"{method}/renders/{name} must be {sizes[0]} like its ground truth, got {sizes[1]}")
+        render, truth = to_float(render.to(device)), to_float(truth.to(device))
+        scores["SSIM"][name] = ssim(render[None], truth[None]).item()
+        scores["PSNR"][name] = psnr(render, truth).item()
+        scores["LPIPS"][name] = distance(render, truth).item() if distance else None
+    return scores
+
+
+def _picture_names(method: Path) -> list[str]:
+    renders, truths = ({path.name for path in (method / part).glob("*.png")} for part in ("renders", "gt"))
+    if not renders:
+        raise Failure(f"{method}/renders must hold PNG files, got none; run render.py again")
+    if renders != truths:
+        odd = sorted(renders ^ truths)
+        raise Failure(
+            f"{method}: renders and gt must hold the same files, but {odd[0]} is only in one of them"
+        )
+    return sorted(renders)
+
+
+def _read_pairs(method: Path, names: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pairs (render, ground truth) in order, a few decoded ahead, never a whole scene in memory."""
+
+    def read(name: str) -> tuple[Tensor, Tensor]:
+        return read_image(method / "renders" / name), read_image(method / "gt" / name)
+
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read") as pool:
+        rest = iter(names)
+        waiting = [pool.submit(read, name) for name in islice(rest, READ_AHEAD)]
+        while waiting:
+            pair = waiting.pop(0).result()
+            waiting += [pool.submit(read, name) for name in islice(rest, 1)]
+            yield pair
+
+
+def _mean(values: dict[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
+    """One line per method, and the view that came out worst, by the name of its photograph."""
+    lines = [f"{model}", f"  {'method':<16}{'views':>6}{'PSNR':>9}{'SSIM':>9}{'LPIPS':>9}  worst view"]
+    for method, means in results.items():
+        psnrs = per_view[method]["PSNR"]
+        worst = min(psnrs, key=lambda name: psnrs[name] if not math.isnan(psnrs[name]) else -math.inf)
+        shown = [f"{means[m]:9.{digits}f}" if means[m] is not None else f"{'-':>9}"
+                 for m, digits in (("PSNR", 3), ("SSIM", 4), ("LPIPS", 4))]  # fmt: skip
+        name = _image_names(model / "test" / method).get(worst, worst)
+        lines.append(f"  {method:<16}{len(psnrs):>6}{''.join(shown)}  {name} ({psnrs[worst]:.2f} dB)")
+    return "\n".join(lines)
+
+
+def _image_names(method: Path) -> dict[str, str]:
+    """Picture file -> name of the photograph, where render.py left names.json."""
+    path = method / "names.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "-m", "--model_paths", nargs="+", required=True, metavar="FOLDER", help="model folders to score"
+    )
+    parser.add_argument(
+        "--lpips", choices=[*lpips.NETWORKS, "none"], default="vgg", help="network of LPIPS (default: vgg)"
+    )
+    parser.add_argument(
+        "--lpips_weights",
+        default="",
+        metavar="PATH",
+        help="folder or file of the network's weights, if not cached",
+    )
+    parser.add_argument("--device", default="", help="cuda, cuda:N or cpu (default: cuda where there is one)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = _arguments()
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        distance = _find_lpips(args, device)
+        for model in args.model_paths:
+            score_model(Path(model), distance, device, args.quiet)
+    except (Failure, OSError, ValueError) as failure:
+        print(f"metrics.py: {failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _find_lpips(args: argparse.Namespace, device: torch.device) -> lpips.LPIPS | None:
+    """None, and a message, where the weights cannot be had: the other metrics do not wait for them."""
+    if args.lpips == "none":
+        return None
+    try:
+        distance = lpips.load(args.lpips, args.lpips_weights, device)
+    except lpips.WeightsMissing as message:
+        print(message)
+        return None
+    print(f"LPIPS: {args.lpips}, version 0.1, pictures in [0, 1] (the original's convention)")
+    return distance
+
+
+if __name__ == "__main__":
+    sys.exit(main())

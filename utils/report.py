@@ -1,0 +1,292 @@
+"""What a run tells while it goes and leaves when it ends: progress bar, text log, TensorBoard, summary.
+
+Nothing here makes the host wait for the device in an ordinary iteration. Losses stay on the device; every
+READ_EVERY iterations they are sent for, and shown when they have arrived.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from utils.image import psnr, psnr_by_channel, to_float
+
+READ_EVERY = 10
+SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
+PICTURES = 5  # views of each set that go to TensorBoard
+PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+class Log:
+    """Lines to the terminal and to <folder>/train.log. Quiet: to the file only."""
+
+    def __init__(self, folder: Path, quiet: bool = False):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
+        self._quiet = quiet
+
+    def __call__(self, text: str) -> None:
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self._file.flush()
+        if not self._quiet:
+            tqdm.write(text)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Deferred:
+    """Values of device tensors, some iterations later and without waiting for the device."""
+
+    def __init__(self, device: torch.device):
+        self._on_gpu = device.type == "cuda"
+        self._collected: list[tuple[int, Tensor]] = []  # (iteration, values [K] on the device)
+        self._travelling: tuple[list[int], Tensor, object] | None = None
+
+    def put(self, iteration: int, values: Tensor) -> None:
+        self._collected.append((iteration, values))
+
+    def send(self) -> None:
+        """Start the copy to the host of all that was put."""
+        if not self._collected:
+            return
+        iterations, values = [i for i, _ in self._collected], torch.stack([v for _, v in self._collected])
+        self._collected = []
+        arrived = None
+        if self._on_gpu:
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._travelling = (iterations, values, arrived)
+
+    def receive(self) -> list[tuple[int, list[float]]]:
+        """What the last send() carried: (iteration, values) each. Empty if there was none."""
+        if self._travelling is None:
+            return []
+        iterations, values, arrived = self._travelling
+        self._travelling = None
+        if arrived is not None:
+            arrived.synchronize()  # it was recorded READ_EVERY iterations ago
+        return list(zip(iterations, values.tolist()))
+
+
+class Stopwatch:
+    """Seconds of device and host work, without the stretches that are left out and counted apart."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._start = time.perf_counter()
+        self.left_out = 0.0
+
+    @contextmanager
+    def leave_out(self) -> Iterator[None]:
+        """Evaluation and saving: not part of the optimization."""
+        self._finish_device()
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._finish_device()
+            self.left_out += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        self._finish_device()
+        return time.perf_counter() - self._start - self.left_out
+
+    def _finish_device(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@dataclass
+class Scores:
+    """Means over a set of views."""
+
+    views: int
+    l1: float
+    psnr: float  # over the whole picture, as metrics.py
+    psnr_by_channel: float  # as the original's train.py prints it
+
+
+def score(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores | None:
+    """Scores of (picture, ground truth) pairs [3, H, W], unquantized, clamped to [0, 1]. None without
+    pairs."""
+    rows = []
+    for image, truth in pairs:
+        image, truth = image.clamp(0.0, 1.0), to_float(truth)
+        rows.append(
+            torch.stack([(image - truth).abs().mean(), psnr(image, truth), psnr_by_channel(image, truth)])
+        )
+    return Scores(len(rows), *torch.stack(rows).double().mean(dim=0).tolist()) if rows else None
+
+
+class Report:
+    """All that is written during training, to `folder`."""
+
+    def __init__(self, folder: Path, first: int, last: int, device: torch.device, quiet: bool = False):
+        self.log = Log(folder, quiet)
+        self.scores: dict[str, dict[int, Scores]] = {}  # set of views -> iteration -> scores
+        self._board = _tensorboard(folder, self.log)
+        self._device = device
+        self._deferred = Deferred(device)
+        self._smooth: list[float] | None = None
+        self._bar = tqdm(
+            total=last, initial=first - 1, desc="Training", disable=quiet, smoothing=0.1, mininterval=0.2
+        )
+        self._last = last
+        self._since = time.perf_counter(), first - 1
+
+    def step(self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int) -> None:
+        """Once per iteration: the total loss, its L1 part and its depth part, scalars on the device."""
+        depth = loss.new_zeros(()) if depth is None else depth
+        self._deferred.put(iteration, torch.stack([loss.detach(), l1.detach(), depth.detach()]))
+        if iteration % READ_EVERY == 0 or iteration == self._last:
+            arrived = self._deferred.receive()
+            self._deferred.send()
+            if iteration == self._last or self._device.type == "cpu":
+                arrived += self._deferred.receive()
+            self._show(iteration, arrived, count)
+
+    def _show(self, iteration: int, arrived: list[tuple[int, list[float]]], count: int) -> None:
+        for _, values in arrived:
+            old = self._smooth or [0.0] * len(values)  # from zero, as the original
+            self._smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
+        if self._smooth:
+            loss, _, depth = self._smooth
+            shown = {"loss": f"{loss:.5f}"} | ({"depth": f"{depth:.5f}"} if depth else {})
+            shown |= {"gaussians": f"{count:,}", "memory": _megabytes(memory_in_use(self._device))}
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(iteration - self._bar.n)
+        if self._board and arrived:
+            self._board_losses(arrived)
+
+    def _board_losses(self, arrived: list[tuple[int, list[float]]]) -> None:
+        step, (loss, l1, _) = arrived[-1][0], torch.tensor([v for _, v in arrived]).mean(dim=0).tolist()
+        now, before = (time.perf_counter(), arrived[-1][0]), self._since
+        milliseconds = 1000.0 * (now[0] - before[0]) / max(now[1] - before[1], 1)
+        self._since = now
+        self._board.add_scalar("train_loss_patches/l1_loss", l1, step)
+        self._board.add_scalar("train_loss_patches/total_loss", loss, step)
+        self._board.add_scalar("iter_time", milliseconds, step)
+
+    def evaluate(
+        self, iteration: int, sets: dict[str, list], render_pair: Callable, opacities: Tensor, count: int
+    ) -> None:
+        """Score each named set of cameras. render_pair(camera) -> (picture, ground truth)."""
+        for name, cameras in sets.items():
+            first_time = not self.scores.get(name)
+            pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time)
+            scores = score(pairs)
+            if scores is None:
+                continue
+            self.scores.setdefault(name, {})[iteration] = scores
+            self.log(
+                f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB (mean of channels {scores.psnr_by_channel:.3f}), "
+                f"L1 {scores.l1:.5f}, {scores.views} views, {count:,} Gaussians"
+            )
+            if self._board:
+                self._board.add_scalar(f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
+                self._board.add_scalar(f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
+        if self._board:
+            self._board.add_scalar("total_points", count, iteration)
+            self._board.add_histogram("scene/opacity_histogram", opacities, iteration)
+        self._since = time.perf_counter(), iteration
+
+    def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
+        for index, camera in enumerate(cameras):
+            image, truth = render_pair(camera)
+            if self._board and index < PICTURES:
+                tag = f"{name}_view_{camera.name}"
+                self._board.add_image(f"{tag}/render", image.clamp(0.0, 1.0), iteration)
+                if first_time:
+                    self._board.add_image(f"{tag}/ground_truth", to_float(truth), iteration)
+            yield image, truth
+
+    def finish(self, summary: "Summary", folder: Path) -> None:
+        """The last words, also as <folder>/summary.json."""
+        self._bar.close()
+        (folder / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
+        self.log(summary.text())
+        self.close()
+
+    def close(self) -> None:
+        self._bar.close()
+        if self._board:
+            self._board.close()
+        self.log.close()
+
+
+@dataclass
+class Summary:
+    """How a run ended. `scores` as in Scores, by set of views and iteration."""
+
+    iterations: int
+    gaussians: int
+    scores: dict[str, dict[int, Scores]]
+    optimization_seconds: float  # densification, optimizer, transfers included
+    evaluation_and_saving_seconds: float
+    total_seconds: float  # with loading
+    peak_memory_bytes: int
+    device: str
+    model_path: str
+    point_cloud: str
+
+    def text(self) -> str:
+        lines = [f"Done: {self.iterations:,} iterations, {self.gaussians:,} Gaussians on {self.device}"]
+        for name, by_iteration in self.scores.items():
+            last = max(by_iteration)
+            scores = by_iteration[last]
+            lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
+        lines += [
+            f"  time        {self.optimization_seconds:.1f} s optimization, {self.evaluation_and_saving_seconds:.1f} s "
+            f"evaluation and saving, {self.total_seconds:.1f} s in all",
+            f"  peak memory {_megabytes(self.peak_memory_bytes)}",
+            f"  model       {self.point_cloud}",
+            f"  next        python render.py -m {self.model_path}",
+        ]
+        return "\n".join(lines)
+
+
+def memory_in_use(device: torch.device) -> int:
+    """Bytes: allocated by torch on a GPU; else resident in this process (its peak, where that is all one can
+    ask)."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return peak_memory(device)
+    return pages * PAGE
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch had allocated on the GPU; else the most this process had resident."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.0f} MB"
+
+
+def _tensorboard(folder: Path, log: Callable[[str], None]):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log("tensorboard is not installed: no TensorBoard events will be written")
+        return None
+    return SummaryWriter(str(folder))
