@@ -1,0 +1,417 @@
+"""Every flag of TileSplat: typed, with its default and its help in one place.
+
+A group of flags is a dataclass; a field is a flag, a key of config.json and an attribute of the code, all under one
+name. Values come from, each overruling the one before: the default, the model folder's config.json (render.py), the
+file given by --config, the command line. `cfg_args` is the original release's record of a run: written because its
+viewers look for it, and read (never evaluated) so that model folders of the original open.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import json
+import os
+import uuid
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+CONFIG_FILE = "config.json"
+LEGACY_FILE = "cfg_args"
+MAX_FILE_BYTES = 1 << 20  # a configuration is a few kilobytes; anything larger is some other file
+
+
+class ConfigError(ValueError):
+    """A flag or a configuration file is wrong. The message is meant for the user."""
+
+
+def arg(
+    default: Any,
+    help: str,
+    short: str = "",
+    choices: tuple = (),
+    minimum: float | None = None,
+    const: Any = None,
+):
+    """A dataclass field that is also a flag. `const` is the value of the flag when it is given without one."""
+    metadata = {"help": help, "short": short, "choices": choices, "minimum": minimum, "const": const}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class ModelParams:
+    """What is trained, from which data (stored with the model)"""
+
+    sh_degree: int = arg(3, "highest degree of the view-dependent color", choices=(0, 1, 2, 3))
+    source_path: str = arg("", "data set folder (COLMAP or Blender)", short="-s")
+    model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
+    images: str = arg("images", "image folder inside a COLMAP data set", short="-i")
+    depths: str = arg(
+        "", "folder of inverse depth maps inside the data set; turns the depth loss on", short="-d"
+    )
+    resolution: int = arg(
+        -1, "1, 2, 4, 8: divide the image size; -1: at most 1600 wide; else: the width", short="-r"
+    )
+    white_background: bool = arg(False, "train against white instead of black", short="-w")
+    train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")
+    data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
+    eval: bool = arg(False, "hold out test views")
+    llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
+    random_init: int = arg(
+        0, "start from this many random points, not from the data set's", minimum=0, const=100_000
+    )
+
+
+@dataclass
+class PipelineParams:
+    """How Gaussians become pixels (stored with the model)"""
+
+    convert_SHs_python: bool = arg(False, "evaluate spherical harmonics in PyTorch")
+    compute_cov3D_python: bool = arg(False, "compute 3D covariances in PyTorch")
+    debug: bool = arg(False, "keep the inputs of a failing rasterizer call in a file")
+    antialiasing: bool = arg(False, "compensate opacity for the pixel filter (as Mip-Splatting's 2D filter)")
+
+
+@dataclass
+class OptimizationParams:
+    """The optimization"""
+
+    iterations: int = arg(30_000, "number of training steps", minimum=1)
+    position_lr_init: float = arg(
+        1.6e-4, "learning rate of positions at the start, times the scene extent", minimum=0
+    )
+    position_lr_final: float = arg(
+        1.6e-6, "learning rate of positions at the end, times the scene extent", minimum=0
+    )
+    position_lr_delay_mult: float = arg(
+        0.01, "no effect: positions have no delayed start (kept for old scripts)"
+    )
+    position_lr_max_steps: int = arg(
+        30_000, "step at which positions reach their final learning rate", minimum=1
+    )
+    feature_lr: float = arg(
+        0.0025, "learning rate of colors; a 20th of it for the view-dependent part", minimum=0
+    )
+    opacity_lr: float = arg(0.025, "learning rate of opacity logits", minimum=0)
+    scaling_lr: float = arg(0.005, "learning rate of log scales", minimum=0)
+    rotation_lr: float = arg(0.001, "learning rate of quaternions", minimum=0)
+    exposure_lr_init: float = arg(0.01, "learning rate of exposures at the start", minimum=0)
+    exposure_lr_final: float = arg(0.001, "learning rate of exposures at the end", minimum=0)
+    exposure_lr_delay_steps: int = arg(0, "steps over which exposures ease in", minimum=0)
+    exposure_lr_delay_mult: float = arg(
+        0.0, "fraction of the exposure learning rate at step 0 of the ease-in", minimum=0
+    )
+    percent_dense: float = arg(
+        0.01, "fraction of the scene extent that separates splitting from cloning", minimum=0
+    )
+    lambda_dssim: float = arg(0.2, "weight of 1 - SSIM in the loss; the rest is L1", minimum=0)
+    densification_interval: int = arg(100, "steps between densifications", minimum=1)
+    opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
+    densify_from_iter: int = arg(500, "densify after this step", minimum=0)
+    densify_until_iter: int = arg(15_000, "densify before this step", minimum=0)
+    densify_grad_threshold: float = arg(
+        2e-4, "mean screen-space gradient (NDC) that asks for more Gaussians", minimum=0
+    )
+    depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
+    depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
+    random_background: bool = arg(False, "a random background color at each step")
+    optimizer_type: str = arg(
+        "default", "default: Adam; sparse_adam: moves only what is seen", choices=("default", "sparse_adam")
+    )
+
+
+@dataclass
+class RunParams:
+    """This run"""
+
+    device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
+    seed: int = arg(0, "seed of everything random", minimum=0)
+    test_iterations: list[int] = arg([7_000, 30_000], "steps at which to measure train and test views")
+    save_iterations: list[int] = arg(
+        [7_000, 30_000], "steps at which to save the model; the last one always is"
+    )
+    checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint to resume from")
+    start_checkpoint: str = arg("", "checkpoint to continue from")
+    ip: str = arg("127.0.0.1", "address the live viewer connects to")
+    port: int = arg(6009, "port of the live viewer; the next free one if it is taken", minimum=0)
+    disable_viewer: bool = arg(False, "no live viewer")
+    quiet: bool = arg(False, "print errors only")
+    debug_from: int = arg(-1, "turn --debug on at this step")
+    detect_anomaly: bool = arg(False, "let PyTorch look for the source of NaNs (slow)")
+
+
+@dataclass
+class RenderParams:
+    """This rendering"""
+
+    iteration: int = arg(-1, "which saved model; -1 for the latest")
+    skip_train: bool = arg(False, "leave out the train views")
+    skip_test: bool = arg(False, "leave out the test views")
+    device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
+    quiet: bool = arg(False, "print errors only")
+
+
+@dataclass
+class MetricsParams:
+    """This scoring"""
+
+    model_paths: list[str] = arg([], "model folders to score", short="-m")
+    lpips: str = arg("vgg", "network of the perceptual distance", choices=("vgg", "alex", "none"))
+    lpips_weights: str = arg("", "file or folder with the network's weights, if not in the torch cache")
+    device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
+
+
+# The three command lines
+
+
+def parse_train(
+    argv: list[str] | None = None,
+) -> tuple[ModelParams, OptimizationParams, PipelineParams, RunParams]:
+    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams)
+    parser = _parser("Optimize 3D Gaussians to photos.", groups)
+    parser.add_argument(
+        "--config",
+        metavar="FILE.json",
+        default=argparse.SUPPRESS,
+        help="options from a file, such as a model's config.json",
+    )
+    try:
+        given = _given(parser, argv)
+        values = read_config(given.pop("config"), groups) if "config" in given else {}
+        model, opt, pipe, run = build(groups, values | given)
+        if not model.source_path:
+            raise ConfigError("source_path is empty: name the data set folder with -s")
+        model.source_path = os.path.abspath(model.source_path)
+        model.model_path = model.model_path or os.path.join("output", _short_id())
+        run.save_iterations = sorted({*run.save_iterations, opt.iterations})
+    except ConfigError as error:
+        parser.error(str(error))
+    return model, opt, pipe, run
+
+
+def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelineParams, RenderParams]:
+    """The options the model was trained with, overlaid with what the command line gives."""
+    groups = (ModelParams, PipelineParams, RenderParams)
+    parser = _parser("Render the train and test views of a trained model.", groups)
+    try:
+        given = _given(parser, argv)
+        if not given.get("model_path"):
+            raise ConfigError("model_path is empty: name the model folder with -m")
+        model, pipe, render = build(
+            groups, saved_options(given["model_path"], (ModelParams, PipelineParams)) | given
+        )
+        model.source_path = os.path.abspath(model.source_path) if model.source_path else ""
+    except ConfigError as error:
+        parser.error(str(error))
+    return model, pipe, render
+
+
+def parse_metrics(argv: list[str] | None = None) -> MetricsParams:
+    parser = _parser("Score rendered test views against the photos.", (MetricsParams,))
+    try:
+        (metrics,) = build((MetricsParams,), _given(parser, argv))
+        if not metrics.model_paths:
+            raise ConfigError("model_paths is empty: name one or more model folders with -m")
+    except ConfigError as error:
+        parser.error(str(error))
+    return metrics
+
+
+def pick_device(name: str = ""):
+    """The torch device to compute on: the one named, else the GPU if there is one, else the CPU."""
+    import torch  # here, not above: --help must not wait for it
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(
+            f"device must be a PyTorch device such as cpu, cuda or cuda:1, got {name!r}"
+        ) from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name}, but PyTorch sees no GPU; use --device cpu")
+    return device
+
+
+# Files
+
+
+def save_config(model_path: str | os.PathLike, *groups) -> None:
+    """Write config.json (every option of the given groups) and cfg_args (the model's, for viewers)."""
+    folder = Path(model_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    options = {type(group).__name__: dataclasses.asdict(group) for group in groups}
+    (folder / CONFIG_FILE).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
+    model = next(group for group in groups if isinstance(group, ModelParams))
+    (folder / LEGACY_FILE).write_text(format_cfg_args(model), encoding="utf-8")
+
+
+def read_config(path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
+    """Options from a JSON file, by name: flat, or in sections as save_config writes them."""
+    values = _read_json(Path(path))
+    known = {f.name for group in groups for f in fields(group)}
+    for name in values:
+        if name not in known:
+            raise ConfigError(f"{path}: unknown option {name}" + _did_you_mean(name, known))
+    return values
+
+
+def saved_options(model_path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
+    """What the run that made this model folder was told, as far as `groups` know it. The folder may have moved."""
+    folder = Path(model_path)
+    if (folder / CONFIG_FILE).is_file():
+        values = _read_json(folder / CONFIG_FILE)
+    elif (folder / LEGACY_FILE).is_file():
+        values = parse_cfg_args(_read_text(folder / LEGACY_FILE), folder / LEGACY_FILE)
+    else:
+        there = "holds neither config.json nor cfg_args" if folder.is_dir() else "is not there"
+        raise ConfigError(f"model_path must be the output folder of a training run, but {folder} {there}")
+    known = {f.name for group in groups for f in fields(group)}
+    return {name: value for name, value in values.items() if name in known and value is not None}
+
+
+def format_cfg_args(model: ModelParams) -> str:
+    """The text that the original's viewers search for source_path='...', sh_degree= and white_background=."""
+    return (
+        "Namespace("
+        + ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(model).items())
+        + ")"
+    )
+
+
+def parse_cfg_args(text: str, origin: str | os.PathLike = LEGACY_FILE) -> dict[str, Any]:
+    """The keyword arguments in the text `Namespace(a=1, b='x')`. Only literals; nothing is evaluated."""
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not (
+            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Namespace"
+        ):
+            raise ValueError
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError
+        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise ConfigError(f"{origin} must be Namespace(name=value, ...) with plain values") from None
+
+
+# From names and values to dataclasses
+
+
+def build(groups: tuple, values: dict[str, Any]) -> tuple:
+    """One instance of each group, every value checked. Names that no group has are ignored."""
+    return tuple(
+        group(**{f.name: _checked(f, values[f.name]) for f in fields(group) if f.name in values})
+        for group in groups
+    )
+
+
+def _checked(f: dataclasses.Field, value: Any) -> Any:
+    if f.type is float and type(value) is int:
+        value = float(value)
+    choices, minimum = f.metadata["choices"], f.metadata["minimum"]
+    if get_origin(f.type) is list:
+        item = get_args(f.type)[0]
+        if not (isinstance(value, list) and all(type(v) is item for v in value)):
+            raise ConfigError(f"{f.name} must be a list of {_type_name(item)}s, got {value!r}")
+    elif type(value) is not f.type:
+        raise ConfigError(f"{f.name} must be {_type_name(f.type, article=True)}, got {value!r}")
+    elif choices and value not in choices:
+        raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}, got {value}")
+    elif minimum is not None and not value >= minimum:
+        raise ConfigError(f"{f.name} must be at least {minimum}, got {value}")
+    return value
+
+
+def _type_name(kind: type, article: bool = False) -> str:
+    name, needs_an = {
+        int: ("integer", True),
+        float: ("number", False),
+        str: ("string", False),
+        bool: ("true or false", None),
+    }[kind]
+    return name if not article or needs_an is None else ("an " if needs_an else "a ") + name
+
+
+def _parser(description: str, groups: tuple) -> argparse.ArgumentParser:
+    parser = _Parser(description=description, usage="%(prog)s [flags]")
+    for group in groups:
+        section = parser.add_argument_group(group.__doc__)
+        for f in fields(group):
+            names = [f"--{f.name}"] + ([f.metadata["short"]] if f.metadata["short"] else [])
+            section.add_argument(*names, dest=f.name, default=argparse.SUPPRESS, help=_help(f), **_kind(f))
+    return parser
+
+
+def _kind(f: dataclasses.Field) -> dict[str, Any]:
+    """How argparse reads one flag."""
+    if f.type is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(f.type) is list:
+        return {"type": get_args(f.type)[0], "nargs": "*", "metavar": _metavar(get_args(f.type)[0])}
+    kind = {"type": f.type, "metavar": "|".join(map(str, f.metadata["choices"])) or _metavar(f.type)}
+    if f.metadata["const"] is not None:
+        kind |= {"nargs": "?", "const": f.metadata["const"]}
+    return kind
+
+
+def _metavar(kind: type) -> str:
+    return {int: "N", float: "X", str: "TEXT"}[kind]
+
+
+def _help(f: dataclasses.Field) -> str:
+    default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+    if isinstance(default, list):
+        default = " ".join(map(str, default))
+    text = f.metadata["help"].replace("%", "%%")
+    if f.type is bool:
+        return text + (" (default: on)" if default else "")
+    return text + (f" (default: {default})" if default != "" else "")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message}\n(--help lists every flag)\n")
+
+
+def _given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:
+    """Only what the command line says; a flag that it does not name is not in the result."""
+    namespace, rest = parser.parse_known_args(argv)
+    if rest:
+        unknown = next((word for word in rest if word.startswith("-")), rest[0])
+        flags = [name for action in parser._actions for name in action.option_strings]
+        raise ConfigError(f"unknown argument {unknown}" + _did_you_mean(unknown.split("=")[0], flags))
+    return vars(namespace)
+
+
+def _did_you_mean(name: str, known) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a JSON object, got {type(data).__name__}")
+    flat = {name: value for name, value in data.items() if not isinstance(value, dict)}
+    for section in data.values():
+        flat |= section if isinstance(section, dict) else {}
+    return flat
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large to be a configuration")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+
+
+def _short_id() -> str:
+    return (os.environ.get("OAR_JOB_ID") or str(uuid.uuid4()))[:10]
