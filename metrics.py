@@ -8,7 +8,6 @@ SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is versi
 as the original has it.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -22,6 +21,7 @@ from diff_gaussian_rasterization import ssim
 from torch import Tensor
 from tqdm import tqdm
 
+from arguments import MetricsParams, parse_metrics, pick_device
 from utils import lpips
 from utils.image import psnr, read_image, to_float
 
@@ -33,7 +33,7 @@ class Failure(Exception):
     """Something the user can mend; the message says what."""
 
 
-def score_model(model: Path, distance: Callable | None, device: torch.device, quiet: bool = False) -> None:
+def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:
     """Score every method under <model>/test, write both reports, print the table."""
     test = model / "test"
     if not test.is_dir():
@@ -46,7 +46,7 @@ def score_model(model: Path, distance: Callable | None, device: torch.device, qu
 
     results, per_view = {}, {}
     for method in methods:
-        scores = _score_method(method, distance, device, quiet)
+        scores = _score_method(method, distance, device)
         per_view[method.name] = scores
         results[method.name] = {metric: _mean(values) for metric, values in scores.items()}
     _write_json(model / "results.json", results)
@@ -54,12 +54,12 @@ def score_model(model: Path, distance: Callable | None, device: torch.device, qu
     print(_table(model, per_view, results))
 
 
-def _score_method(method: Path, distance: Callable | None, device: torch.device, quiet: bool) -> Scores:
+def _score_method(method: Path, distance: Callable | None, device: torch.device) -> Scores:
     names = _picture_names(method)
     scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}}
     pairs = _read_pairs(method, names)
     for name, (render, truth) in tqdm(
-        zip(names, pairs), desc=f"Scoring {method.name}", total=len(names), disable=quiet
+        zip(names, pairs), desc=f"Scoring {method.name}", total=len(names), disable=None
     ):
         if render.shape != truth.shape:
             sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (truth, render)]
@@ -126,51 +126,30 @@ def _image_names(method: Path) -> dict[str, str]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "-m", "--model_paths", nargs="+", required=True, metavar="FOLDER", help="model folders to score"
-    )
-    parser.add_argument(
-        "--lpips", choices=[*lpips.NETWORKS, "none"], default="vgg", help="network of LPIPS (default: vgg)"
-    )
-    parser.add_argument(
-        "--lpips_weights",
-        default="",
-        metavar="PATH",
-        help="folder or file of the network's weights, if not cached",
-    )
-    parser.add_argument("--device", default="", help="cuda, cuda:N or cpu (default: cuda where there is one)")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    return parser.parse_args()
+def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | None:
+    """None, and a message, where the weights cannot be had: the other metrics do not wait for them."""
+    if params.lpips == "none":
+        return None
+    try:
+        distance = lpips.load(params.lpips, params.lpips_weights, device)
+    except lpips.WeightsMissing as message:
+        print(message)
+        return None
+    print(f"LPIPS: {params.lpips}, version 0.1, pictures in [0, 1] (the original's convention)")
+    return distance
 
 
 def main() -> int:
-    args = _arguments()
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    params = parse_metrics()
     try:
-        distance = _find_lpips(args, device)
-        for model in args.model_paths:
-            score_model(Path(model), distance, device, args.quiet)
+        device = pick_device(params.device)
+        distance = _find_lpips(params, device)
+        for model in params.model_paths:
+            score_model(Path(model), distance, device)
     except (Failure, OSError, ValueError) as failure:
         print(f"metrics.py: {failure}", file=sys.stderr)
         return 1
     return 0
-
-
-def _find_lpips(args: argparse.Namespace, device: torch.device) -> lpips.LPIPS | None:
-    """None, and a message, where the weights cannot be had: the other metrics do not wait for them."""
-    if args.lpips == "none":
-        return None
-    try:
-        distance = lpips.load(args.lpips, args.lpips_weights, device)
-    except lpips.WeightsMissing as message:
-        print(message)
-        return None
-    print(f"LPIPS: {args.lpips}, version 0.1, pictures in [0, 1] (the original's convention)")
-    return distance
 
 
 if __name__ == "__main__":

@@ -48,17 +48,18 @@ class Deferred:
 
     def __init__(self, device: torch.device):
         self._on_gpu = device.type == "cuda"
-        self._collected: list[tuple[int, Tensor]] = []  # (iteration, values [K] on the device)
+        self._collected: list[tuple[int, list[Tensor]]] = []  # (iteration, scalars on the device)
         self._travelling: tuple[list[int], Tensor, object] | None = None
 
-    def put(self, iteration: int, values: Tensor) -> None:
+    def put(self, iteration: int, values: list[Tensor]) -> None:
         self._collected.append((iteration, values))
 
     def send(self) -> None:
         """Start the copy to the host of all that was put."""
         if not self._collected:
             return
-        iterations, values = [i for i, _ in self._collected], torch.stack([v for _, v in self._collected])
+        iterations = [iteration for iteration, _ in self._collected]
+        values = torch.stack([v for _, row in self._collected for v in row]).view(len(iterations), -1)
         self._collected = []
         arrived = None
         if self._on_gpu:
@@ -138,6 +139,7 @@ class Report:
         self._device = device
         self._deferred = Deferred(device)
         self._smooth: list[float] | None = None
+        self._zero = torch.zeros((), device=device)
         self._bar = tqdm(
             total=last, initial=first - 1, desc="Training", disable=quiet, smoothing=0.1, mininterval=0.2
         )
@@ -146,8 +148,8 @@ class Report:
 
     def step(self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int) -> None:
         """Once per iteration: the total loss, its L1 part and its depth part, scalars on the device."""
-        depth = loss.new_zeros(()) if depth is None else depth
-        self._deferred.put(iteration, torch.stack([loss.detach(), l1.detach(), depth.detach()]))
+        parts = [loss.detach(), l1.detach(), self._zero if depth is None else depth.detach()]
+        self._deferred.put(iteration, parts)
         if iteration % READ_EVERY == 0 or iteration == self._last:
             arrived = self._deferred.receive()
             self._deferred.send()
@@ -189,8 +191,8 @@ class Report:
                 continue
             self.scores.setdefault(name, {})[iteration] = scores
             self.log(
-                f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB (mean of channels {scores.psnr_by_channel:.3f}), "
-                f"L1 {scores.l1:.5f}, {scores.views} views, {count:,} Gaussians"
+                f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB "
+                f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, {scores.views} views, {count:,} Gaussians"
             )
             if self._board:
                 self._board.add_scalar(f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
@@ -246,8 +248,8 @@ class Summary:
             scores = by_iteration[last]
             lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
         lines += [
-            f"  time        {self.optimization_seconds:.1f} s optimization, {self.evaluation_and_saving_seconds:.1f} s "
-            f"evaluation and saving, {self.total_seconds:.1f} s in all",
+            f"  time        {self.optimization_seconds:.1f} s optimization, "
+            f"{self.evaluation_and_saving_seconds:.1f} s evaluation and saving, {self.total_seconds:.1f} s in all",
             f"  peak memory {_megabytes(self.peak_memory_bytes)}",
             f"  model       {self.point_cloud}",
             f"  next        python render.py -m {self.model_path}",
