@@ -57,7 +57,7 @@ TORCH_LIBRARY(tilesplat, m) {
     m.def("set_cpu_isa(str name) -> ()");
 }
 
-namespace tilesplat {
+namespace gs {
 namespace {
 
 const char* dtype_name(at::ScalarType dtype) {
@@ -227,4 +227,4 @@ void check_points(const Tensor& points, const char* name, bool allow_double) {
     check_leading(points, name, {kAny, 3}, allow_double);
 }
 
-}  // namespace tilesplat
+}  // namespace gs

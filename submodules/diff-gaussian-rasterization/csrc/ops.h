@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-namespace tilesplat {
+namespace gs {
 
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
@@ -34,9 +34,9 @@ void check_tensor(const OptionalTensor& tensor, const char* name, std::initializ
 
 // check_tensor under the argument's own name: CHECK_TENSOR(means, like, N, 3), where `like` gives dtype and device.
 #define CHECK_TENSOR(tensor, like, ...) \
-    ::tilesplat::check_tensor(tensor, #tensor, {__VA_ARGS__}, (like).scalar_type(), (like).device())
+    ::gs::check_tensor(tensor, #tensor, {__VA_ARGS__}, (like).scalar_type(), (like).device())
 #define CHECK_TENSOR_DTYPE(tensor, like, dtype, ...) \
-    ::tilesplat::check_tensor(tensor, #tensor, {__VA_ARGS__}, dtype, (like).device())
+    ::gs::check_tensor(tensor, #tensor, {__VA_ARGS__}, dtype, (like).device())
 
 // The inputs of `rasterize`, as both backends receive them. N splats, K spherical harmonics per channel.
 struct RasterizeInputs {
@@ -81,4 +81,4 @@ void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_
 // points [N, 3].
 void check_points(const Tensor& points, const char* name, bool allow_double);
 
-}  // namespace tilesplat
+}  // namespace gs
