@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import MetricsParams, parse_metrics, pick_device
+from scene.files import DataError, write_json
 from utils import lpips
 from utils.image import psnr, read_image, to_float
 
@@ -29,28 +30,24 @@ Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
 READ_AHEAD = 4  # pairs decoded while one is being scored
 
 
-class Failure(Exception):
-    """Something the user can mend; the message says what."""
-
-
 def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:
     """Score every method under <model>/test, write both reports, print the table."""
     test = model / "test"
     if not test.is_dir():
-        raise Failure(
+        raise DataError(
             f"{test} must be a folder of rendered test views, got none; run render.py -m {model} first"
         )
     methods = sorted(folder for folder in test.iterdir() if folder.is_dir())
     if not methods:
-        raise Failure(f"{test} must hold a folder per method (ours_<iteration>), got an empty folder")
+        raise DataError(f"{test} must hold a folder per method (ours_<iteration>), got an empty folder")
 
     results, per_view = {}, {}
     for method in methods:
         scores = _score_method(method, distance, device)
         per_view[method.name] = scores
         results[method.name] = {metric: _mean(values) for metric, values in scores.items()}
-    _write_json(model / "results.json", results)
-    _write_json(model / "per_view.json", per_view)
+    write_json(model / "results.json", results, indent=1)
+    write_json(model / "per_view.json", per_view, indent=1)
     print(_table(model, per_view, results))
 
 
@@ -63,7 +60,9 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
     ):
         if render.shape != truth.shape:
             sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (truth, render)]
-            raise Failure(f"{method}/renders/{name} must be {sizes[0]} like its ground truth, got {sizes[1]}")
+            raise DataError(
+                f"{method}/renders/{name} must be {sizes[0]} like its ground truth, got {sizes[1]}"
+            )
         render, truth = to_float(render.to(device)), to_float(truth.to(device))
         scores["SSIM"][name] = ssim(render[None], truth[None]).item()
         scores["PSNR"][name] = psnr(render, truth).item()
@@ -74,10 +73,10 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
 def _picture_names(method: Path) -> list[str]:
     renders, truths = ({path.name for path in (method / part).glob("*.png")} for part in ("renders", "gt"))
     if not renders:
-        raise Failure(f"{method}/renders must hold PNG files, got none; run render.py again")
+        raise DataError(f"{method}/renders must hold PNG files, got none; run render.py again")
     if renders != truths:
         odd = sorted(renders ^ truths)
-        raise Failure(
+        raise DataError(
             f"{method}: renders and gt must hold the same files, but {odd[0]} is only in one of them"
         )
     return sorted(renders)
@@ -101,10 +100,6 @@ def _read_pairs(method: Path, names: list[str]) -> Iterator[tuple[Tensor, Tensor
 def _mean(values: dict[str, float | None]) -> float | None:
     known = [value for value in values.values() if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
@@ -146,7 +141,7 @@ def main() -> int:
         distance = _find_lpips(params, device)
         for model in params.model_paths:
             score_model(Path(model), distance, device)
-    except (Failure, OSError, ValueError) as failure:
+    except (OSError, ValueError) as failure:
         print(f"metrics.py: {failure}", file=sys.stderr)
         return 1
     return 0

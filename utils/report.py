@@ -4,7 +4,6 @@ Nothing here makes the host wait for the device in an ordinary iteration. Losses
 READ_EVERY iterations they are sent for, and shown when they have arrived.
 """
 
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from scene.files import write_json
 from utils.image import psnr, psnr_by_channel, to_float
 
 READ_EVERY = 10
@@ -192,7 +192,8 @@ class Report:
             self.scores.setdefault(name, {})[iteration] = scores
             self.log(
                 f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB "
-                f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, {scores.views} views, {count:,} Gaussians"
+                f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
+                f"{scores.views} views, {count:,} Gaussians"
             )
             if self._board:
                 self._board.add_scalar(f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
@@ -215,7 +216,7 @@ class Report:
     def finish(self, summary: "Summary", folder: Path) -> None:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
-        (folder / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
+        write_json(folder / "summary.json", asdict(summary), indent=1)
         self.log(summary.text())
         self.close()
 
@@ -249,7 +250,8 @@ class Summary:
             lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
         lines += [
             f"  time        {self.optimization_seconds:.1f} s optimization, "
-            f"{self.evaluation_and_saving_seconds:.1f} s evaluation and saving, {self.total_seconds:.1f} s in all",
+            f"{self.evaluation_and_saving_seconds:.1f} s evaluation and saving, "
+            f"{self.total_seconds:.1f} s in all",
             f"  peak memory {_megabytes(self.peak_memory_bytes)}",
             f"  model       {self.point_cloud}",
             f"  next        python render.py -m {self.model_path}",

@@ -1,0 +1,77 @@
+"""Render the train and test views of a trained model as PNG files.
+
+    python render.py -m output/x
+
+Writes <model>/{train,test}/ours_<iteration>/{renders,gt}/00000.png and so on, in the order of the image
+names, and beside them names.json: which photo each file shows. The options of the run are read from the model
+folder.
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from arguments import ConfigError, ModelParams, PipelineParams, RenderParams, parse_render, pick_device
+from gaussian_renderer import render_pair
+from scene import Scene
+from scene.cameras import Camera
+from scene.files import DataError, write_json
+from scene.gaussian_model import GaussianModel
+from utils.image import PngWriter
+
+
+def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
+    device = pick_device(options.device)
+    scene = Scene(model, device)
+    gaussians, iteration = scene.load(options.iteration)
+    for name, cameras, skip in [
+        ("train", scene.train_cameras, options.skip_train),
+        ("test", scene.test_cameras, options.skip_test),
+    ]:
+        if cameras and not skip:
+            folder = Path(model.model_path) / name / f"ours_{iteration}"
+            _render_set(
+                folder, name, cameras, gaussians, pipe, scene.background, model.train_test_exp, options.quiet
+            )
+
+
+def _render_set(
+    folder: Path,
+    name: str,
+    cameras: list[Camera],
+    gaussians: GaussianModel,
+    pipe: PipelineParams,
+    background,
+    train_test_exp: bool,
+    quiet: bool,
+) -> None:
+    """One view after the other; files are encoded on other threads meanwhile."""
+    for part in ("renders", "gt"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    names = {}
+    with PngWriter() as writer:
+        for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
+            image, truth = render_pair(camera, gaussians, pipe, background, train_test_exp)
+            file = f"{index:05d}.png"
+            writer.write(image, folder / "renders" / file)
+            writer.write(truth, folder / "gt" / file)
+            names[file] = camera.name
+    write_json(folder / "names.json", names, indent=1)
+    for part in ("renders", "gt"):  # what an earlier rendering of more views left would be scored along
+        for leftover in {path.name for path in (folder / part).glob("*.png")} - names.keys():
+            (folder / part / leftover).unlink()
+
+
+def main() -> int:
+    model, pipe, options = parse_render()
+    try:
+        render_sets(model, pipe, options)
+    except (ConfigError, DataError, OSError) as error:
+        print(f"render.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

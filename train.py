@@ -1,0 +1,200 @@
+"""Optimize 3D Gaussians to photos (Kerbl et al. 2023).
+
+    python train.py -s dataset [-m output/x] [--eval]
+
+The loop in train() is the method: show a view, compare, step, now and then clone, split and prune. What each
+named step does is found under that name; FAITHFULNESS.md says which equation of the paper lives where.
+"""
+
+import random
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from diff_gaussian_rasterization import Rendered, photometric_loss
+from torch import Tensor
+
+from arguments import (
+    ConfigError,
+    ModelParams,
+    OptimizationParams,
+    PipelineParams,
+    RunParams,
+    parse_train,
+    pick_device,
+    save_config,
+)
+from gaussian_renderer import render, render_pair
+from gaussian_renderer.network_gui import Request, Viewer
+from scene import Scene, checkpoint
+from scene.cameras import Camera
+from scene.density import AdaptiveDensityControl
+from scene.files import DataError
+from scene.gaussian_model import GaussianModel
+from utils.losses import apply_exposure, inverse_depth_loss
+from utils.report import Report, Stopwatch, Summary, peak_memory
+from utils.schedules import log_linear
+from utils.views import ViewQueue, spread
+
+
+def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams) -> Summary:
+    started = time.perf_counter()
+    device = pick_device(run.device)
+    seed_everything(run.seed)
+    folder = Path(model.model_path)
+    save_config(folder, model, opt, pipe, run)
+
+    scene = Scene(model, device, run.seed)
+    names = [camera.name for camera in scene.train_cameras]
+    gaussians = GaussianModel.from_points(scene.points, model.sh_degree, scene.extent, device, names)
+    gaussians.setup_optimizer(opt)
+    density = AdaptiveDensityControl.from_params(opt)
+    queue = ViewQueue(len(scene.train_cameras), run.seed)
+    done = 0
+    if run.start_checkpoint:
+        done = checkpoint.load(run.start_checkpoint, gaussians, density, queue)
+
+    report = Report(folder, done + 1, opt.iterations, device, run.quiet)
+    viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
+    watch = Stopwatch(device)
+
+    for iteration in range(done + 1, opt.iterations + 1):
+        if viewer:
+            viewer.serve(lambda request: viewed(request, gaussians, pipe, scene.background))
+        pipe.debug |= iteration - 1 == run.debug_from
+
+        gaussians.schedule(iteration)  # learning rates, SH degree
+        camera = scene.train_cameras[queue.next()]
+        background = torch.rand(3, device=device) if opt.random_background else scene.background
+
+        out = render(camera, gaussians, pipe, background, stats=density.stats_for(gaussians, iteration))
+        losses = compare(out, camera, gaussians, model, opt, iteration)
+        losses.total.backward()
+        gaussians.step(visible=out.radii > 0)
+        report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
+
+        last = iteration == opt.iterations
+        if iteration in run.test_iterations or last:
+            with watch.leave_out():
+                evaluate(report, iteration, scene, gaussians, pipe, model)
+        if iteration in run.save_iterations or last:
+            with watch.leave_out():
+                scene.save(gaussians, iteration)
+
+        density.step(gaussians, iteration, scene.extent, model.white_background)
+        if iteration in run.checkpoint_iterations:
+            with watch.leave_out():
+                checkpoint.save(folder / f"chkpnt{iteration}.pth", iteration, gaussians, density, queue)
+
+    summary = summarize(report, watch, started, len(gaussians), opt.iterations, device, folder)
+    report.finish(summary, folder)
+    if viewer:
+        viewer.serve(lambda request: viewed(request, gaussians, pipe, scene.background), training_ended=True)
+        viewer.close()
+    return summary
+
+
+class Losses(NamedTuple):
+    """Scalars on the device."""
+
+    total: Tensor  # what backward starts from
+    l1: Tensor
+    depth: Tensor | None  # weighted; None where this view has no depth map to trust
+
+
+def compare(
+    out: Rendered,
+    camera: Camera,
+    gaussians: GaussianModel,
+    model: ModelParams,
+    opt: OptimizationParams,
+    iteration: int,
+) -> Losses:
+    """Rendered view against photo: (1 - lambda) L1 + lambda (1 - SSIM), and the depth map where there is
+    one."""
+    image = apply_exposure(out.image, gaussians.exposure(camera.name)) if model.train_test_exp else out.image
+    total, l1 = photometric_loss(image, camera.image(), opt.lambda_dssim, camera.mask())
+
+    depth, known = None, camera.inv_depth()
+    weight = log_linear(iteration, opt.depth_l1_weight_init, opt.depth_l1_weight_final, opt.iterations)
+    if known is not None and weight > 0:
+        depth = weight * inverse_depth_loss(out.inv_depth, *known)
+        total = total + depth
+    return Losses(total, l1, depth)
+
+
+def evaluate(
+    report: Report,
+    iteration: int,
+    scene: Scene,
+    gaussians: GaussianModel,
+    pipe: PipelineParams,
+    model: ModelParams,
+) -> None:
+    """All test views, and five train views."""
+
+    def pair(camera: Camera) -> tuple[Tensor, Tensor]:
+        return render_pair(camera, gaussians, pipe, scene.background, model.train_test_exp)
+
+    sets = {"test": scene.test_cameras, "train": spread(scene.train_cameras)}
+    report.evaluate(iteration, sets, pair, gaussians.opacities.detach(), len(gaussians))
+
+
+@torch.no_grad()
+def viewed(request: Request, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor) -> Tensor:
+    """The picture a live viewer asks for. Its switches are for its pictures, not for training."""
+    pipe = PipelineParams(
+        convert_SHs_python=request.shs_python,
+        compute_cov3D_python=request.rot_scale_python,
+        antialiasing=pipe.antialiasing,
+    )
+    return render(request.camera, gaussians, pipe, background, request.scaling_modifier).image
+
+
+def summarize(
+    report: Report,
+    watch: Stopwatch,
+    started: float,
+    count: int,
+    iterations: int,
+    device: torch.device,
+    folder: Path,
+) -> Summary:
+    return Summary(
+        iterations=iterations,
+        gaussians=count,
+        scores=report.scores,
+        optimization_seconds=watch.seconds(),
+        evaluation_and_saving_seconds=watch.left_out,
+        total_seconds=time.perf_counter() - started,
+        peak_memory_bytes=peak_memory(device),
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{torch.get_num_threads()} CPU threads",
+        model_path=str(folder),
+        point_cloud=str(folder / "point_cloud" / f"iteration_{iterations}" / "point_cloud.ply"),
+    )
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def main() -> int:
+    model, opt, pipe, run = parse_train()
+    torch.autograd.set_detect_anomaly(run.detect_anomaly)
+    try:
+        train(model, opt, pipe, run)
+    except (ConfigError, DataError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
