@@ -1,9 +1,10 @@
 """Every flag of TileSplat: typed, with its default and its help in one place.
 
-A group of flags is a dataclass; a field is a flag, a key of config.json and an attribute of the code, all under one
-name. Values come from, each overruling the one before: the default, the model folder's config.json (render.py), the
-file given by --config, the command line. `cfg_args` is the original release's record of a run: written because its
-viewers look for it, and read (never evaluated) so that model folders of the original open.
+A group of flags is a dataclass; a field is a flag, a key of config.json and an attribute of the code, all
+under one name. Values come from, each overruling the one before: the default, the model folder's config.json
+(render.py), the file given by --config, the command line. `cfg_args` is the original release's record of a
+run: written because its viewers look for it, and read (never evaluated) so that model folders of the original
+open.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def arg(
     minimum: float | None = None,
     const: Any = None,
 ):
-    """A dataclass field that is also a flag. `const` is the value of the flag when it is given without one."""
+    """A dataclass field that is also a flag. `const`: the value when the flag is given without one."""
     metadata = {"help": help, "short": short, "choices": choices, "minimum": minimum, "const": const}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -260,7 +261,7 @@ def read_config(path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
 
 
 def saved_options(model_path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
-    """What the run that made this model folder was told, as far as `groups` know it. The folder may have moved."""
+    """What the run that made this model folder was told, as far as `groups` know it."""
     folder = Path(model_path)
     if (folder / CONFIG_FILE).is_file():
         values = _read_json(folder / CONFIG_FILE)

@@ -1,0 +1,263 @@
+"""A scene: the data set as cameras with pictures, its points and extent, and the model folder.
+
+data set folder -> Dataset (readers) -> split -> Cameras. Nothing is ever written to the data set.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from arguments import ModelParams
+from scene.cameras import Camera
+from scene.files import DataError, some, write_json
+from scene.gaussian_model import GaussianModel
+from scene.images import (
+    MAX_WIDTH,
+    Picture,
+    depth_bits,
+    image_size,
+    load_all,
+    load_image,
+    load_inverse_depth,
+    training_size,
+)
+from scene.ply import load_ply, save_ply, write_points
+from scene.points import PointCloud, bounds_of_points, bounds_of_views, uniform_points
+from scene.readers import View, read_dataset
+from scene.split import split_views
+
+__all__ = [
+    "Camera",
+    "DataError",
+    "GaussianModel",
+    "PointCloud",
+    "Scene",
+    "load_gaussians",
+    "saved_iterations",
+]
+
+ASPECT_TOLERANCE = (
+    0.02  # images_4 and the like are off by a pixel, a photo lying on its side is off by far more
+)
+
+
+class Scene:
+    """The data of one run.
+
+    For training, cameras come shuffled and with their pictures loaded, and the model folder gets cameras.json
+    and input.ply. Otherwise they come in the order of the data set, pictures are decoded when asked for, and
+    nothing is written.
+    """
+
+    train_cameras: list[Camera]
+    test_cameras: list[Camera]
+    extent: float  # radius of the scene: how far the train cameras are spread, and 10 % more
+    background: torch.Tensor  # [3]
+
+    def __init__(
+        self,
+        model: ModelParams,
+        device: torch.device,
+        seed: int = 0,
+        for_training: bool = True,
+        quiet: bool = False,
+    ):
+        self._model, self._device, self._seed = model, device, seed
+        self._say: Callable[[str], None] = (lambda text: None) if quiet else print
+        self._dataset = read_dataset(Path(model.source_path), model.images, model.depths)
+        train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
+        self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
+        self._say(f"Split: {len(train)} train, {len(test)} test ({reason})")
+        if model.train_test_exp:
+            train = train + test  # the left halves of test views train, too
+        self._views = test + train  # in the order of cameras.json
+
+        sizes = {view: image_size(view.image_path) for view in self._views}
+        self._report(sizes)
+        pictures = {view: self._pictures(view, sizes[view]) for view in sizes}
+        self.test_cameras = [self._camera(i, v, *pictures[v], True, True) for i, v in enumerate(test)]
+        self.train_cameras = [
+            self._camera(len(test) + i, v, *pictures[v], v in test, False) for i, v in enumerate(train)
+        ]
+        self.exposure_names = [view.name for view in train]
+        self.extent = _extent(train)
+        self.background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
+
+        if for_training:
+            self._write_inputs(Path(model.model_path))
+            to_load = [picture for pair in pictures.values() for picture in pair[1:] if picture]
+            self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
+            shuffle = random.Random(seed).shuffle
+            shuffle(self.train_cameras)
+            shuffle(self.test_cameras)
+
+    @cached_property
+    def points(self) -> PointCloud:
+        """What the Gaussians start from."""
+        return self._points_and_origin[0]
+
+    def save(self, gaussians: GaussianModel, iteration: int, antialiasing: bool = False) -> Path:
+        """Write the model as of this iteration into the model folder; returns the PLY's path."""
+        folder = Path(self._model.model_path)
+        path = folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
+        save_ply(gaussians, path, antialiasing)
+        gaussians.save_exposures(folder / "exposure.json")
+        return path
+
+    def load(self, iteration: int = -1) -> tuple[GaussianModel, int]:
+        """The model as saved at this iteration, -1 for the last; and which iteration that is."""
+        return load_gaussians(self._model.model_path, iteration, self._device)
+
+    # From views to cameras
+
+    def _pictures(
+        self, view: View, file_size: tuple[int, int]
+    ) -> tuple[tuple[int, int], Picture, Picture | None]:
+        """Training size, photo and, where it can be trusted, inverse depth."""
+        size = training_size(*file_size, self._model.resolution)
+        decode = partial(load_image, view.image_path, size, self._model.white_background)
+        photo = Picture(decode, 3 * size[0] * size[1], self._device)
+        if view.depth is None or not view.depth.reliable:
+            return size, photo, None
+        return (
+            size,
+            photo,
+            Picture(partial(load_inverse_depth, view.depth, size), 4 * size[0] * size[1], self._device),
+        )
+
+    def _camera(
+        self,
+        uid: int,
+        view: View,
+        size: tuple[int, int],
+        photo: Picture,
+        depth: Picture | None,
+        test: bool,
+        scored: bool,
+    ) -> Camera:
+        """One view in one role: with --train_test_exp, test views train on the left half, score on the right."""
+        width, height = size
+        middle = width // 2
+        halved = self._model.train_test_exp and test
+        to_training_size = np.diag([width / view.width, height / view.height, 1.0])
+        return Camera(
+            name=view.name,
+            width=width,
+            height=height,
+            world_to_camera=torch.tensor(view.world_to_camera, dtype=torch.float32, device=self._device),
+            K=torch.tensor(to_training_size @ view.intrinsics, dtype=torch.float32, device=self._device),
+            uid=uid,
+            original_width=view.width,
+            original_height=view.height,
+            is_test=test,
+            half=(slice(middle, None) if scored else slice(0, middle)) if halved else None,
+            photo=photo,
+            depth=depth,
+        )
+
+    def _report(self, sizes: dict[View, tuple[int, int]]) -> None:
+        """What is worth a line before hours of training. sizes: of the image files."""
+        for note in self._dataset.notes:
+            self._say(note)
+        odd = []
+        for view, (width, height) in sizes.items():
+            if abs(width / height * view.height / view.width - 1) > ASPECT_TOLERANCE:
+                odd.append(f"{view.name} ({width}x{height}, camera {view.width}x{view.height})")
+        if odd:
+            self._say(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
+        coarse = [v.depth.path.name for v in sizes if v.depth and depth_bits(v.depth.path) < 16]
+        if coarse:
+            self._say(f"Warning: {len(coarse)} depth maps have 8 bits, so coarse steps: {some(coarse, 3)}")
+        if self._model.resolution == -1 and any(width > MAX_WIDTH for width, _ in sizes.values()):
+            self._say(
+                f"Images wider than {MAX_WIDTH} pixels are scaled down to that; -r 1 keeps them as they are"
+            )
+
+    # Points
+
+    @cached_property
+    def _points_and_origin(self) -> tuple[PointCloud, Path | None]:
+        """The points, and the file they are from if they are from a file."""
+        found = self._dataset.read_points()
+        count = self._model.random_init
+        if count:
+            low, high = bounds_of_points(found[0]) if found else bounds_of_views(self._dataset.views)
+            where = "in the bounds of the data set's points" if found else "in what the cameras see"
+            self._say(f"Points: {count} random ones, {where}: {low.round(2)} to {high.round(2)}")
+            return uniform_points(count, low, high, self._seed), None
+        if found:
+            self._say(f"Points: {len(found[0])} from {found[1]}")
+            return found[0], Path(found[1])
+        if self._dataset.default_points is None:
+            raise DataError(f"{self._dataset.folder}: has no points to start from; --random_init makes some")
+        points = self._dataset.default_points(self._seed)
+        self._say(f"Points: {len(points)} random ones, as the data set has none")
+        return points, None
+
+    # The model folder
+
+    def _write_inputs(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
+        points, origin = self._points_and_origin
+        if origin is not None and origin.suffix == ".ply":
+            shutil.copyfile(origin, folder / "input.ply")
+        else:
+            write_points(folder / "input.ply", points)
+
+
+def _extent(views: list[View]) -> float:
+    """1.1 times the largest distance of a train camera from their mean."""
+    centers = np.array([view.center for view in views])
+    return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
+
+
+def _camera_json(number: int, view: View) -> dict:
+    """One entry of cameras.json, as viewers read it: at the camera's own size, camera to world."""
+    return {
+        "id": number,
+        "img_name": view.name,
+        "width": view.width,
+        "height": view.height,
+        "position": view.center.tolist(),
+        "rotation": view.world_to_camera[:3, :3].T.tolist(),
+        "fy": float(view.intrinsics[1, 1]),
+        "fx": float(view.intrinsics[0, 0]),
+    }
+
+
+# Saved models
+
+
+def saved_iterations(model_path: str | Path) -> list[int]:
+    """Iterations of which the model folder has a point cloud, in order."""
+    found = []
+    for ply in Path(model_path).glob("point_cloud/iteration_*/point_cloud.ply"):
+        number = ply.parent.name.removeprefix("iteration_")
+        if number.isdecimal():
+            found.append(int(number))
+    return sorted(found)
+
+
+def load_gaussians(model_path: str | Path, iteration: int, device: torch.device) -> tuple[GaussianModel, int]:
+    """The model saved at this iteration (-1: the last one), with its exposures, and which iteration it is."""
+    saved = saved_iterations(model_path)
+    if not saved:
+        raise DataError(f"{model_path}: has no point_cloud/iteration_N/point_cloud.ply; was it trained?")
+    if iteration != -1 and iteration not in saved:
+        raise DataError(
+            f"{model_path}: has no iteration {iteration}, only {some([str(i) for i in saved], 10)}"
+        )
+    iteration = saved[-1] if iteration == -1 else iteration
+    gaussians = load_ply(
+        Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply", device
+    )
+    exposures = Path(model_path) / "exposure.json"
+    if exposures.is_file():
+        gaussians.load_exposures(exposures)
+    return gaussians, iteration

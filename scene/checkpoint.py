@@ -1,0 +1,150 @@
+"""Checkpoints: all that training goes on from, in one file.
+
+A dictionary of plain values and tensors, so that it loads safely (weights_only) and any tool can look into
+it. A run that is continued from a checkpoint ends with the same result as one that was never interrupted.
+"""
+
+import os
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+from scene.density import AdaptiveDensityControl
+from scene.files import DataError, atomic_write
+from scene.gaussian_model import GaussianModel
+from utils.views import ViewQueue
+
+FORMAT = "TileSplat checkpoint"
+VERSION = 1
+
+
+def save(
+    path: str | os.PathLike,
+    iteration: int,
+    gaussians: GaussianModel,
+    density: AdaptiveDensityControl,
+    queue: ViewQueue,
+) -> None:
+    """Write the state after this iteration."""
+    state = {
+        "format": FORMAT,
+        "version": VERSION,
+        "iteration": iteration,
+        "gaussians": gaussians.state_dict(),
+        "density": density.state_dict(),
+        "queue": queue.state_dict(),
+        "random": _random_states(gaussians.device),
+    }
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def load(
+    path: str | os.PathLike, gaussians: GaussianModel, density: AdaptiveDensityControl, queue: ViewQueue
+) -> int:
+    """Put everything back as it was; returns the iteration it was after.
+
+    The original's chkpntN.pth has no exposures, view queue and random states: those stay as they are.
+    """
+    state = read(path)
+    try:
+        gaussians.load_state_dict(state["gaussians"])
+        density.load_state_dict(state["density"], gaussians.device)
+        if "queue" in state:
+            queue.load_state_dict(state["queue"])
+        if "random" in state:
+            _set_random_states(state["random"], gaussians.device)
+        return state["iteration"]
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise DataError(f"{path}: does not fit this run ({error!r})") from None
+
+
+def read(path: str | os.PathLike) -> dict[str, Any]:
+    """The dictionary in the file, on the CPU; of the original's chkpntN.pth, what that has of it."""
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise DataError(f"{path}: cannot be read as a checkpoint ({error})") from None
+    if isinstance(state, tuple):
+        return _from_original(state, path)
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise DataError(f"{path}: is not a checkpoint of TileSplat or of the original")
+    if state.get("version") != VERSION:
+        raise DataError(f"{path}: has version {state.get('version')}, must have {VERSION}")
+    return state
+
+
+# The original's file: ((12 things), iteration). Some of its numbers are numpy's, which the safe loader must
+# be told of.
+
+_NUMPY_SCALARS = [
+    (
+        np.core.multiarray.scalar
+        if np.lib.NumpyVersion(np.__version__) < "2.0.0"
+        else np._core.multiarray.scalar,
+        name,
+    )
+    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+] + [np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+
+ORIGINAL_PARAMS = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")  # in the tuple's order
+
+
+def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        (active_sh_degree, *tensors, _max_radii, grad_sum, visits, optimizer, extent), iteration = state
+        params = {name: tensor.detach() for name, tensor in zip(ORIGINAL_PARAMS, tensors, strict=True)}
+        moments = {
+            group["name"]: optimizer["state"].get(group["params"][0], {})
+            for group in optimizer["param_groups"]
+        }
+        gaussians = {
+            "params": params,
+            "moments": moments,
+            "sh_degree": round((params["f_rest"].shape[1] + 1) ** 0.5) - 1,
+            "active_sh_degree": int(active_sh_degree),
+            "extent": float(extent),
+            "exposure_names": [],
+            "exposures": None,
+            "exposure_moments": {},
+        }
+        density = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
+        return {"iteration": int(iteration), "gaussians": gaussians, "density": density}
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
+
+
+# Random numbers: Python's, numpy's and PyTorch's generators
+
+
+def _random_states(device: torch.device) -> dict[str, Any]:
+    name, words, *rest = np.random.get_state()
+    states = {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(words.astype(np.int64)), *map(float, rest)],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type != "cpu":
+        states["device"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def _set_random_states(states: dict[str, Any], device: torch.device) -> None:
+    random.setstate(states["python"])
+    name, words, position, has_gauss, gauss = states["numpy"]
+    np.random.set_state((name, words.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    torch.set_rng_state(states["torch"])
+    if device.type != "cpu" and "device" in states:
+        torch.cuda.set_rng_state(states["device"], device)

@@ -1,0 +1,106 @@
+"""Where Gaussians are added and removed while training.
+
+A strategy is an object with `stats_for(gaussians, iteration)`, what the rasterizer's backward is to add to,
+and `step(gaussians, iteration, extent, white_background)`, called after the optimizer's step.
+"""
+
+import torch
+from diff_gaussian_rasterization import ScreenStats
+from torch import Tensor
+
+from arguments import OptimizationParams
+from scene.gaussian_model import GaussianModel
+from utils.geometry import rotation_matrices
+
+CHILDREN = 2  # a split Gaussian becomes this many,
+SHRINK = 0.8 * CHILDREN  # each smaller by this factor
+MIN_OPACITY = 0.005  # fainter Gaussians are removed,
+MAX_SCALE = 0.1  # and, after the first opacity reset, larger ones (as a fraction of the scene extent)
+
+
+class AdaptiveDensityControl:
+    """Clone small and split large Gaussians where the image pulls hardest; drop the faint ones.
+
+    Kerbl et al. 2023, section 5, as published code has it. The statistics live here, one row per Gaussian,
+    and are thrown away at each refinement, so they never have to follow the rows around.
+    """
+
+    def __init__(self, opt: OptimizationParams, generator: torch.Generator | None = None):
+        self.start = opt.densify_from_iter  # the first refinement is at the next multiple of `every`
+        self.stop = opt.densify_until_iter
+        self.every = opt.densification_interval
+        self.reset_every = opt.opacity_reset_interval
+        self.grad_threshold = opt.densify_grad_threshold  # mean screen-space gradient per view, in NDC units
+        self.split_above = opt.percent_dense  # fraction of the scene extent that separates split from clone
+        self.generator = (
+            generator  # on the Gaussians' device, places the children of a split; None: PyTorch's own
+        )
+        self.stats: ScreenStats | None = None  # since the last refinement
+
+    @classmethod
+    def from_params(cls, opt: OptimizationParams, generator: torch.Generator | None = None):
+        return cls(opt, generator)
+
+    def stats_for(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
+        """What this iteration's backward is to add to; None once refinement is over."""
+        if iteration >= self.stop:
+            return None
+        if self.stats is None:
+            self.stats = ScreenStats.zeros(len(gaussians), gaussians.device)
+        return self.stats
+
+    def step(self, gaussians: GaussianModel, iteration: int, extent: float, white_background: bool) -> None:
+        """Call after optimizer.step(): the rows move, and gradients do not move with them."""
+        if iteration >= self.stop:
+            self.stats = None
+            return
+        if iteration > self.start and iteration % self.every == 0:
+            if self.stats is not None:
+                self._refine(gaussians, extent, prune_large=iteration > self.reset_every)
+            self.stats = None
+        if iteration % self.reset_every == 0 or (white_background and iteration == self.start):
+            gaussians.reset_opacity()
+
+    def state_dict(self) -> dict:
+        stats = None if self.stats is None else [self.stats.grad_norm_sum, self.stats.visits]
+        generator = None if self.generator is None else self.generator.get_state()
+        return {"stats": stats, "generator": generator}
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        stats = state["stats"]
+        self.stats = None if stats is None else ScreenStats(*(value.to(device) for value in stats))
+        if self.generator is not None and state["generator"] is not None:
+            self.generator.set_state(state["generator"])
+
+    @torch.no_grad()
+    def _refine(self, gaussians: GaussianModel, extent: float, prune_large: bool) -> None:
+        """Clone, split and prune in a single move of the rows: those that stay, then clones, then children.
+
+        Only Gaussians that were there before are split: a clone has no gradient of its own yet. The original
+        also means to prune what is too large on screen, but it has just cleared the radii that it looks at,
+        so it never does.
+        """
+        scale = gaussians.scales.amax(dim=1)  # [N]
+        opacity = gaussians.opacities[:, 0]  # [N]
+        wanted = self.stats.grad_norm_sum / self.stats.visits.clamp_min(1) >= self.grad_threshold
+        large = scale > self.split_above * extent
+
+        stay = (~(wanted & large)).nonzero()[:, 0]
+        clones = (wanted & ~large).nonzero()[:, 0]
+        children = (wanted & large).nonzero()[:, 0].repeat(CHILDREN)
+        index = torch.cat([stay, clones, children])
+        is_new = torch.arange(len(index), device=index.device) >= len(stay)
+        is_child = torch.arange(len(index), device=index.device) >= len(stay) + len(clones)
+
+        keep = opacity[index] >= MIN_OPACITY
+        if prune_large:
+            keep &= scale[index] / torch.where(is_child, SHRINK, 1.0) <= MAX_SCALE * extent
+        gaussians.reindex(index[keep], fresh=is_new[keep])
+        self._scatter(gaussians, is_child[keep].nonzero()[:, 0])
+
+    def _scatter(self, gaussians: GaussianModel, rows: Tensor) -> None:
+        """Move the children, still copies of their parent, to random places within it, and shrink them."""
+        scales, quats = gaussians.scales[rows], gaussians.params["rotation"][rows]
+        offsets = scales * torch.randn(scales.shape, generator=self.generator, device=scales.device)
+        gaussians.params["xyz"][rows] += (rotation_matrices(quats) @ offsets[:, :, None])[:, :, 0]
+        gaussians.params["scaling"][rows] = (scales / SHRINK).log()

@@ -1,0 +1,246 @@
+"""The Gaussians: raw parameters, what they mean, their optimizers, and the one way in which rows move.
+
+Optimized are unconstrained numbers; the activations make opacities of logits, scales of logarithms and unit
+quaternions of any (Kerbl et al. 2023, section 4). A new per-Gaussian attribute is a name in
+GaussianModel.params and a learning rate in learning_rates(); everything else goes by name.
+"""
+
+from pathlib import Path
+
+import torch
+from diff_gaussian_rasterization import FusedAdam, SparseGaussianAdam, knn_mean_dist2
+from torch import Tensor, nn
+
+from arguments import OptimizationParams
+from scene.files import DataError, read_json, write_json
+from scene.points import PointCloud
+from utils.schedules import log_linear, sh_degree_at
+from utils.sh import rgb_to_sh
+
+INITIAL_OPACITY = 0.1
+RESET_OPACITY = 0.01
+ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning_rates(opt: OptimizationParams, extent: float) -> dict[str, float]:
+    """Parameter name -> learning rate, in the order of the original's optimizer groups."""
+    return {
+        "xyz": opt.position_lr_init * extent,
+        "f_dc": opt.feature_lr,
+        "f_rest": opt.feature_lr / 20,
+        "opacity": opt.opacity_lr,
+        "scaling": opt.scaling_lr,
+        "rotation": opt.rotation_lr,
+    }
+
+
+class GaussianModel:
+    """Trainable Gaussians. Row i of every parameter and of every optimizer state is Gaussian i."""
+
+    xyz: nn.Parameter  # [N, 3]
+    f_dc: nn.Parameter  # [N, 1, 3]     constant SH coefficient
+    f_rest: nn.Parameter  # [N, K-1, 3]   the others, K = (sh_degree + 1)^2
+    opacity: nn.Parameter  # [N, 1]        logit
+    scaling: nn.Parameter  # [N, 3]        natural logarithm
+    rotation: nn.Parameter  # [N, 4]        quaternion (w, x, y, z), any length
+
+    def __init__(
+        self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
+    ):
+        self.params = {name: nn.Parameter(value.detach().contiguous()) for name, value in params.items()}
+        self.sh_degree = sh_degree  # the highest
+        self.active_sh_degree = active_sh_degree  # the highest in use so far
+        self.extent = extent  # radius of the scene, to which position learning rates are relative
+        self.exposure_names: dict[str, int] = {}  # image name -> row of exposures
+        self.exposures = nn.Parameter(torch.empty(0, 3, 4, device=self.device))  # [V, 3, 4] color transforms
+
+    @classmethod
+    def from_points(
+        cls,
+        points: PointCloud,
+        sh_degree: int,
+        extent: float,
+        device: torch.device,
+        exposure_names: list[str] | tuple[str, ...] = (),
+    ) -> "GaussianModel":
+        """One round, faint Gaussian per point, as large as the distance to its neighbors."""
+        xyz = torch.from_numpy(points.xyz).to(device)
+        count = len(xyz)
+        if count == 0:
+            raise DataError("there are no points to start from; --random_init makes some")
+        spacing = knn_mean_dist2(xyz).clamp_min(1e-7).sqrt()
+        params = {
+            "xyz": xyz,
+            "f_dc": rgb_to_sh(torch.from_numpy(points.rgb).to(device))[:, None, :],
+            "f_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
+            "opacity": torch.full((count, 1), INITIAL_OPACITY, device=device).logit(),
+            "scaling": spacing.log()[:, None].repeat(1, 3),
+            "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0], device=device).repeat(count, 1),
+        }
+        model = cls(params, sh_degree, extent=extent)
+        model.set_exposures(exposure_names)
+        return model
+
+    # What the parameters mean
+
+    def __getattr__(self, name: str) -> nn.Parameter:
+        """gaussians.xyz is gaussians.params["xyz"]."""
+        params = self.__dict__.get("params", {})
+        if name in params:
+            return params[name]
+        raise AttributeError(f"GaussianModel has no attribute {name}")
+
+    def __len__(self) -> int:
+        return len(self.params["xyz"])
+
+    @property
+    def device(self) -> torch.device:
+        return self.params["xyz"].device
+
+    @property
+    def means(self) -> Tensor:
+        return self.params["xyz"]  # [N, 3]
+
+    @property
+    def scales(self) -> Tensor:
+        return self.params["scaling"].exp()  # [N, 3]
+
+    @property
+    def quats(self) -> Tensor:
+        return nn.functional.normalize(self.params["rotation"], dim=-1)  # [N, 4]
+
+    @property
+    def opacities(self) -> Tensor:
+        return self.params["opacity"].sigmoid()  # [N, 1]
+
+    # Optimization
+
+    def setup_optimizer(self, opt: OptimizationParams) -> None:
+        """Fresh optimizers, with zero moments."""
+        self._opt = opt
+        rates = learning_rates(opt, self.extent)
+        groups = [{"name": name, "params": [self.params[name]], "lr": rate} for name, rate in rates.items()]
+        self.sparse = opt.optimizer_type == "sparse_adam"
+        adam = SparseGaussianAdam if self.sparse else FusedAdam
+        self.optimizer: torch.optim.Optimizer = adam(groups, lr=0.0, eps=ADAM_EPS)
+        self.exposure_optimizer = torch.optim.Adam([self.exposures], lr=opt.exposure_lr_init)
+
+    def schedule(self, iteration: int) -> None:
+        """Learning rates and SH degree of this step (counted from 1)."""
+        opt = self._opt
+        for group in self.optimizer.param_groups:
+            if group["name"] == "xyz":
+                start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
+                group["lr"] = log_linear(iteration, start, end, opt.position_lr_max_steps)
+        self.exposure_optimizer.param_groups[0]["lr"] = log_linear(
+            iteration,
+            opt.exposure_lr_init,
+            opt.exposure_lr_final,
+            opt.iterations,
+            opt.exposure_lr_delay_steps,
+            opt.exposure_lr_delay_mult,
+        )
+        self.active_sh_degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
+
+    def step(self, visible: Tensor) -> None:
+        """Move the parameters along their gradients, and drop the gradients. visible: bool [N]."""
+        if self.sparse:
+            self.optimizer.step(visible, len(self))
+        else:
+            self.optimizer.step()
+        self.exposure_optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.exposure_optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:
+        """Make row k of the model what row index[k] was, carrying Adam's moments along.
+
+        Pruning, cloning, splitting and sorting are all this one move. Rows in the mask `fresh` are new
+        Gaussians: they start with zero moments. Gradients do not move; call after the optimizer's step.
+        """
+        for group in self.optimizer.param_groups:
+            old = group["params"][0]
+            new = nn.Parameter(old[index])
+            state = self.optimizer.state.pop(old, {})
+            for key in MOMENTS:
+                if key in state:
+                    state[key] = state[key][index]
+                    if fresh is not None:
+                        state[key][fresh] = 0
+            if state:
+                self.optimizer.state[new] = state
+            group["params"][0] = self.params[group["name"]] = new
+
+    @torch.no_grad()
+    def reset_opacity(self) -> None:
+        """Make everything nearly transparent: what is needed comes back, the rest is pruned."""
+        opacity = self.params["opacity"]
+        opacity.copy_(self.opacities.clamp_max(RESET_OPACITY).logit())
+        for key in MOMENTS:
+            if key in self.optimizer.state.get(opacity, {}):
+                self.optimizer.state[opacity][key].zero_()
+
+    # Exposures
+
+    def set_exposures(self, names: list[str] | tuple[str, ...], values: Tensor | None = None) -> None:
+        """One color transform per image: the identity, or the given ones [V, 3, 4]."""
+        identity = torch.eye(3, 4, device=self.device).repeat(len(names), 1, 1)
+        self.exposure_names = {name: row for row, name in enumerate(names)}
+        self.exposures = nn.Parameter(identity if values is None else values.to(self.device))
+
+    def exposure(self, name: str) -> Tensor:
+        """The color transform [3, 4] of one image."""
+        if name not in self.exposure_names:
+            raise KeyError(f"there is no exposure for the image {name}")
+        return self.exposures[self.exposure_names[name]]
+
+    def save_exposures(self, path: Path) -> None:
+        """exposure.json: {image name: 3x4}."""
+        values = self.exposures.detach().cpu().tolist()
+        write_json(path, {name: values[row] for name, row in self.exposure_names.items()}, indent=2)
+
+    def load_exposures(self, path: Path) -> None:
+        data = read_json(path)
+        try:
+            values = torch.tensor(list(data.values()), dtype=torch.float32).reshape(len(data), 3, 4)
+        except (TypeError, ValueError, RuntimeError):
+            raise DataError(f"{path}: must hold a 3x4 list of numbers for each image name") from None
+        self.set_exposures(list(data), values)
+
+    # For checkpoints
+
+    def state_dict(self) -> dict:
+        """Everything that training goes on from, as plain tensors and values."""
+        return {
+            "params": {name: value.detach() for name, value in self.params.items()},
+            "moments": {
+                g["name"]: dict(self.optimizer.state[g["params"][0]]) for g in self.optimizer.param_groups
+            },
+            "sh_degree": self.sh_degree,
+            "active_sh_degree": self.active_sh_degree,
+            "extent": self.extent,
+            "exposure_names": list(self.exposure_names),
+            "exposures": self.exposures.detach(),
+            "exposure_moments": dict(self.exposure_optimizer.state[self.exposures]),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Become the model as it was, its optimizers too. Call setup_optimizer() before."""
+        device = self.device
+        self.params = {name: nn.Parameter(value.to(device)) for name, value in state["params"].items()}
+        self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
+        self.extent = state["extent"]
+        if state["exposure_names"]:
+            self.set_exposures(state["exposure_names"], state["exposures"])
+        self.setup_optimizer(self._opt)
+        for group in self.optimizer.param_groups:
+            _set_moments(self.optimizer, group["params"][0], state["moments"].get(group["name"], {}))
+        _set_moments(self.exposure_optimizer, self.exposures, state["exposure_moments"])
+
+
+def _set_moments(optimizer: torch.optim.Optimizer, param: nn.Parameter, state: dict) -> None:
+    """Moments go to where the parameter is; a step count stays where the optimizer keeps it."""
+    if state:
+        optimizer.state[param] = {k: v.to(param.device) if k in MOMENTS else v for k, v in state.items()}

@@ -1,0 +1,122 @@
+"""PLY: point clouds to start from, and trained Gaussians as the original and every viewer store them.
+
+Read by property name, so order, extra properties, types, ascii and both byte orders do not matter. Written in
+the original's exact layout, because SIBR's reader counts on it.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from plyfile import PlyData, PlyElement, PlyParseError
+
+from scene.files import DataError, atomic_write
+from scene.gaussian_model import GaussianModel
+from scene.points import PointCloud
+
+POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
+    (c, "u1") for c in ("red", "green", "blue")
+]
+REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
+
+
+def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -> None:
+    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot."""
+    p = {name: value.detach().float().cpu() for name, value in gaussians.params.items()}
+    count, rest = p["f_rest"].shape[:2]
+    columns = [
+        p["xyz"],
+        torch.zeros_like(p["xyz"]),
+        p["f_dc"].reshape(count, 3),
+        p["f_rest"].transpose(1, 2).reshape(count, 3 * rest),  # all of red, then green, then blue
+        p["opacity"],
+        p["scaling"],
+        p["rotation"],
+    ]
+    names = ["x", "y", "z", "nx", "ny", "nz"]
+    names += _numbered("f_dc_", 3) + _numbered("f_rest_", 3 * rest)
+    names += ["opacity"] + _numbered("scale_", 3) + _numbered("rot_", 4)
+    # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
+    # comments below its header line: SIBR wants `element vertex` on the third line of the file.
+    comments = ["SplatRenderMode: mip"] if antialiasing else []
+    table = torch.cat(columns, dim=1).numpy().view([(name, "<f4") for name in names]).reshape(count)
+    _write(path, table, comments)
+
+
+def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
+    """A trained model. All its SH degrees are active. Its scene extent is unknown, and 1."""
+    vertices = _Vertices(path)
+    rest = len([name for name in vertices.names if name.startswith("f_rest_")])
+    if rest not in REST_COUNTS:
+        raise DataError(f"{path}: must have 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), got {rest}")
+    f_rest = (
+        vertices.columns(_numbered("f_rest_", rest)).reshape(len(vertices), 3, rest // 3).transpose(0, 2, 1)
+    )
+    arrays = {
+        "xyz": vertices.columns(["x", "y", "z"]),
+        "f_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
+        "f_rest": f_rest,
+        "opacity": vertices.columns(["opacity"]),
+        "scaling": vertices.columns(_numbered("scale_", 3)),
+        "rotation": vertices.columns(_numbered("rot_", 4)),
+    }
+    params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
+    return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+
+
+def read_points(path: Path) -> PointCloud:
+    """Positions and colors; mid-gray where there are no colors."""
+    vertices = _Vertices(path)
+    xyz = vertices.columns(["x", "y", "z"])
+    colors = ["red", "green", "blue"]
+    if not set(colors) <= set(vertices.names):
+        return PointCloud(xyz, np.full_like(xyz, 0.5))
+    return PointCloud(xyz, vertices.columns(colors) / np.float32(255))
+
+
+def write_points(path: Path, points: PointCloud) -> None:
+    """As the original writes input.ply: x y z and zero normals as float32, colors as uint8."""
+    table = np.zeros(len(points), POINT)
+    for i, name in enumerate(("x", "y", "z")):
+        table[name] = points.xyz[:, i]
+    for i, name in enumerate(("red", "green", "blue")):
+        table[name] = np.rint(points.rgb[:, i] * 255)
+    _write(path, table)
+
+
+class _Vertices:
+    """The vertex element of a PLY file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._data = PlyData.read(str(path))["vertex"].data
+        except KeyError:
+            raise DataError(f"{path}: has no element named vertex") from None
+        except (OSError, PlyParseError, ValueError, UnicodeError, MemoryError, OverflowError) as error:
+            raise DataError(f"{path}: cannot be read as PLY ({error})") from None
+        self.names = self._data.dtype.names or ()
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def columns(self, names: list[str]) -> np.ndarray:
+        """These properties, side by side, as float32 [N, len(names)]."""
+        missing = [name for name in names if name not in self.names]
+        if missing:
+            raise DataError(f"{self.path}: lacks the vertex property {missing[0]}")
+        if any(self._data.dtype[name].hasobject for name in names):
+            raise DataError(f"{self.path}: one of {', '.join(names)} is a list property, must be a number")
+        table = np.empty((len(self), len(names)), np.float32)
+        for i, name in enumerate(names):
+            table[:, i] = self._data[name]
+        return table
+
+
+def _write(path: Path, table: np.ndarray, comments: list[str] | None = None) -> None:
+    with atomic_write(path) as file:
+        PlyData([PlyElement.describe(table, "vertex", comments=comments or [])], byte_order="<").write(file)
+
+
+def _numbered(prefix: str, count: int) -> list[str]:
+    return [f"{prefix}{i}" for i in range(count)]

@@ -1,0 +1,390 @@
+"""COLMAP models: cameras, images and points3D, as .bin or .txt, in sparse/0 or sparse.
+
+Both forms hold the same records; each is parsed into the same Intrinsics and Pose. The format is described at
+https://colmap.github.io/format.html.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from scene.files import DataError, read_json, some
+from scene.ply import read_points
+from scene.points import PointCloud
+from scene.readers.views import Dataset, DepthMap, View
+
+NAME = "COLMAP"
+LOOKS_FOR = "sparse/0 or sparse with cameras and images (.bin or .txt)"
+
+# Model id -> name and number of parameters, as COLMAP's sensor/models.h lists them.
+CAMERA_MODELS = {
+    0: ("SIMPLE_PINHOLE", 3),
+    1: ("PINHOLE", 4),
+    2: ("SIMPLE_RADIAL", 4),
+    3: ("RADIAL", 5),
+    4: ("OPENCV", 8),
+    5: ("OPENCV_FISHEYE", 8),
+    6: ("FULL_OPENCV", 12),
+    7: ("FOV", 5),
+    8: ("SIMPLE_RADIAL_FISHEYE", 4),
+    9: ("RADIAL_FISHEYE", 5),
+    10: ("THIN_PRISM_FISHEYE", 12),
+}
+PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
+
+# Models whose first parameters are those of a pinhole, the others distortion; and how many come first.
+ONE_FOCAL = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3}  # f, cx, cy
+TWO_FOCALS = {"PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}  # fx, fy, cx, cy
+
+MAX_SIZE = 1 << 20  # pixels along a side: more than any camera has
+DEPTH_DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
+
+
+@dataclass
+class Intrinsics:
+    model: str
+    width: int
+    height: int
+    params: tuple[float, ...]
+
+
+@dataclass
+class Pose:
+    quat: tuple[float, ...]  # w, x, y, z: world to camera
+    translation: tuple[float, ...]
+    camera_id: int
+    name: str  # path below the image folder
+
+
+def detect(folder: Path) -> bool:
+    return (folder / "sparse").is_dir()
+
+
+def read(folder: Path, images: str = "images", depths: str = "") -> Dataset:
+    model = _model_folder(folder)
+    cameras, poses = _read_model(model)
+    image_folder = folder / images
+    if not image_folder.is_dir():
+        others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "sparse")
+        hint = f"; there is {some(others)}, choose with -i" if others else ""
+        raise DataError(f"{image_folder}: the image folder is not there{hint}")
+    depth_maps = _DepthMaps(folder / depths, model) if depths else None
+    views = []
+    for pose in sorted(poses, key=lambda pose: pose.name):
+        if pose.camera_id not in cameras:
+            raise DataError(
+                f"{model}: image {pose.name} has camera {pose.camera_id}, which is not among the cameras"
+            )
+        camera = cameras[pose.camera_id]
+        views.append(
+            View(
+                name=pose.name,
+                image_path=image_folder / pose.name,
+                world_to_camera=_world_to_camera(pose, model),
+                intrinsics=_pinhole(camera, pose.camera_id, model),
+                width=camera.width,
+                height=camera.height,
+                depth=depth_maps.of(pose.name) if depth_maps else None,
+            )
+        )
+    return Dataset(
+        format=NAME,
+        folder=folder,
+        views=views,
+        split_folders=[folder, model],
+        read_points=lambda: _read_points(model),
+        notes=depth_maps.notes() if depth_maps else [],
+    )
+
+
+def _model_folder(folder: Path) -> Path:
+    for model in (folder / "sparse" / "0", folder / "sparse"):
+        if any((model / f"cameras{ending}").is_file() for ending in (".bin", ".txt")):
+            return model
+    raise DataError(
+        f"{folder / 'sparse'}: neither it nor its folder 0 has cameras.bin or cameras.txt; "
+        f"found {some(sorted(p.name for p in (folder / 'sparse').iterdir())) or 'nothing'}"
+    )
+
+
+def _read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
+    if (model / "cameras.bin").is_file() and (model / "images.bin").is_file():
+        cameras, poses = _read_cameras_bin(model / "cameras.bin"), _read_images_bin(model / "images.bin")
+    elif (model / "cameras.txt").is_file() and (model / "images.txt").is_file():
+        cameras, poses = _read_cameras_txt(model / "cameras.txt"), _read_images_txt(model / "images.txt")
+    else:
+        found = some(sorted(p.name for p in model.iterdir()))
+        raise DataError(f"{model}: needs cameras and images, both as .bin or both as .txt; found {found}")
+    if not poses:
+        raise DataError(f"{model}: the model has no images")
+    return cameras, poses
+
+
+# From COLMAP's numbers to ours
+
+
+def _pinhole(camera: Intrinsics, camera_id: int, model: Path) -> np.ndarray:
+    """K [3, 3]. COLMAP, too, puts the center of the first pixel at (0.5, 0.5)."""
+    where = f"{model}: camera {camera_id}"
+    if not (0 < camera.width <= MAX_SIZE and 0 < camera.height <= MAX_SIZE):
+        raise DataError(f"{where} has the impossible size {camera.width} x {camera.height}")
+    if camera.model in ONE_FOCAL:
+        (fx, cx, cy), distortion = camera.params[:3], camera.params[3:]
+        fy = fx
+    elif camera.model in TWO_FOCALS:
+        (fx, fy, cx, cy), distortion = camera.params[:4], camera.params[4:]
+    else:
+        distortion = (1.0,)  # fisheyes and the like are no pinholes with any parameters
+    if any(distortion):
+        raise DataError(
+            f"{where} is {camera.model}, which distorts; TileSplat reads undistorted (PINHOLE) models. "
+            "Run COLMAP's image_undistorter and train on its output"
+        )
+    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
+        raise DataError(f"{where} has impossible parameters {camera.params}")
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+
+
+def _world_to_camera(pose: Pose, model: Path) -> np.ndarray:
+    quat = np.array(pose.quat)
+    length = np.linalg.norm(quat)
+    if not (np.isfinite(quat).all() and length > 1e-6 and np.isfinite(pose.translation).all()):
+        raise DataError(f"{model}: image {pose.name} has no valid pose")
+    w, x, y, z = quat / length
+    matrix = np.eye(4)
+    matrix[:3, :3] = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    matrix[:3, 3] = pose.translation
+    return matrix
+
+
+# Inverse depth maps
+
+
+class _DepthMaps:
+    """<depths>/<name without ending>.png, aligned by depth_params.json beside the model."""
+
+    def __init__(self, folder: Path, model: Path):
+        self.folder = folder
+        self.path = model / "depth_params.json"
+        if not folder.is_dir():
+            raise DataError(f"{folder}: the depth folder is not there")
+        if not self.path.is_file():
+            raise DataError(
+                f"{self.path}: is not there, but depth maps (-d) need it; "
+                f"python -m utils.depth_scale makes it"
+            )
+        self.params = read_json(self.path)
+        positive = [scale for scale, _ in map(self._scale_offset, self.params) if scale > 0]
+        self.median = float(np.median(positive)) if positive else 0.0
+        self.counts = {"aligned": 0, "unreliable": 0, "without parameters": 0}
+
+    def _scale_offset(self, stem: str) -> tuple[float, float]:
+        try:
+            scale, offset = float(self.params[stem]["scale"]), float(self.params[stem]["offset"])
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"{self.path}: {stem} must have a number as scale and as offset") from None
+        return scale, offset
+
+    def of(self, name: str) -> DepthMap:
+        stem = name.rsplit(".", 1)[0]
+        depth = DepthMap(self.folder / f"{stem}.png", DEPTH_DIVISOR)
+        if stem in self.params:
+            depth.scale, depth.offset = self._scale_offset(stem)
+            depth.reliable = 0.2 * self.median <= depth.scale <= 5 * self.median
+        else:
+            depth.reliable = False
+        kind = (
+            "without parameters" if stem not in self.params else "aligned" if depth.reliable else "unreliable"
+        )
+        self.counts[kind] += 1
+        return depth
+
+    def notes(self) -> list[str]:
+        return ["Depth maps: " + ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)]
+
+
+# Binary files: little endian, each begins with the number of records
+
+
+class _Bytes:
+    """A file read front to back; what is missing is named."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.position = 0
+        self.record = "the record count"
+        try:
+            self.data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def take(self, layout: str) -> tuple:
+        size = struct.calcsize("<" + layout)
+        self._need(size)
+        values = struct.unpack_from("<" + layout, self.data, self.position)
+        self.position += size
+        return values
+
+    def skip(self, size: int) -> None:
+        self._need(size)
+        self.position += size
+
+    def text(self) -> str:
+        """A string that ends with a zero byte."""
+        end = self.data.find(b"\0", self.position)
+        if end < 0:
+            self._need(len(self.data) + 1)
+        raw, self.position = self.data[self.position : end], end + 1
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(f"{self.path}: the name in {self.record} is not text") from None
+
+    def records(self, kind: str, smallest: int) -> Iterator[int]:
+        """Count through the records, whose number comes next; each has at least `smallest` bytes."""
+        (count,) = self.take("Q")
+        if count * smallest > len(self.data) - self.position:
+            raise DataError(f"{self.path}: says {count} {kind}s, but has only {len(self.data)} bytes")
+        for i in range(count):
+            self.record = f"{kind} {i + 1} of {count}"
+            yield i
+
+    def _need(self, size: int) -> None:
+        if self.position + size > len(self.data):
+            raise DataError(f"{self.path}: ends at byte {len(self.data)}, in {self.record}")
+
+
+def _read_cameras_bin(path: Path) -> dict[int, Intrinsics]:
+    file = _Bytes(path)
+    cameras = {}
+    for _ in file.records("camera", 24):
+        camera_id, model_id, width, height = file.take("IiQQ")
+        if model_id not in CAMERA_MODELS:
+            raise DataError(f"{path}: camera {camera_id} has the unknown model {model_id}")
+        model, count = CAMERA_MODELS[model_id]
+        cameras[camera_id] = Intrinsics(model, width, height, file.take("d" * count))
+    return cameras
+
+
+def _read_images_bin(path: Path) -> list[Pose]:
+    file = _Bytes(path)
+    poses = []
+    for _ in file.records("image", 73):
+        _, *pose, camera_id = file.take("I7dI")
+        name = file.text()
+        (points,) = file.take("Q")
+        file.skip(24 * points)  # x, y and point id of each feature: not ours to use
+        poses.append(Pose(tuple(pose[:4]), tuple(pose[4:]), camera_id, name))
+    return poses
+
+
+POINT_RECORD = np.dtype(
+    [("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("track", "<u8")]
+)
+
+
+def _read_points_bin(path: Path) -> PointCloud:
+    file = _Bytes(path)
+    starts = []
+    track_length = struct.Struct("<Q")
+    for _ in file.records("point", POINT_RECORD.itemsize):
+        start = file.position
+        file._need(POINT_RECORD.itemsize)
+        (track,) = track_length.unpack_from(file.data, start + POINT_RECORD.itemsize - 8)
+        starts.append(start)
+        file.skip(POINT_RECORD.itemsize + 8 * track)
+    rows = np.array(starts, np.int64)[:, None] + np.arange(POINT_RECORD.itemsize)
+    points = np.frombuffer(file.data, np.uint8)[rows].view(POINT_RECORD)[:, 0]
+    return PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
+
+
+# Text files: one record a line, # begins a comment line
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Line numbers and lines, without comments; blank lines are kept, they can be records."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.startswith("#"):
+                    yield number, line.rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _read_cameras_txt(path: Path) -> dict[int, Intrinsics]:
+    cameras = {}
+    for number, line in _lines(path):
+        words = line.split()
+        if not words:
+            continue
+        try:
+            camera_id, model, width, height = int(words[0]), words[1], int(words[2]), int(words[3])
+            params = tuple(map(float, words[4:]))
+        except (ValueError, IndexError):
+            raise DataError(f"{path}: line {number} must be: id model width height parameters") from None
+        if model not in PARAMETER_COUNTS:
+            raise DataError(f"{path}: line {number} has the unknown camera model {model}")
+        if len(params) != PARAMETER_COUNTS[model]:
+            raise DataError(
+                f"{path}: line {number}: {model} has {PARAMETER_COUNTS[model]} parameters, got {len(params)}"
+            )
+        cameras[camera_id] = Intrinsics(model, width, height, params)
+    return cameras
+
+
+def _read_images_txt(path: Path) -> list[Pose]:
+    poses = []
+    lines = _lines(path)
+    for number, line in lines:
+        words = line.split(maxsplit=9)  # the name may have spaces
+        if not words:
+            continue
+        try:
+            pose = tuple(map(float, words[1:8]))
+            poses.append(Pose(pose[:4], pose[4:], int(words[8]), words[9].strip()))
+        except (ValueError, IndexError):
+            raise DataError(f"{path}: line {number} must be: id qw qx qy qz tx ty tz camera name") from None
+        next(lines, None)  # its features, on the next line, which may be empty: not ours to use
+    return poses
+
+
+def _read_points_txt(path: Path) -> PointCloud:
+    rows = []
+    for number, line in _lines(path):
+        words = line.split(maxsplit=7)
+        if not words:
+            continue
+        try:
+            rows.append([float(word) for word in words[1:7]])
+            if len(rows[-1]) != 6:
+                raise ValueError
+        except ValueError:
+            raise DataError(f"{path}: line {number} must be: id x y z red green blue error track") from None
+    table = np.array(rows, np.float64).reshape(-1, 6)
+    return PointCloud(table[:, :3].astype(np.float32), table[:, 3:].astype(np.float32) / 255)
+
+
+# Points
+
+
+def _read_points(model: Path) -> tuple[PointCloud, str] | None:
+    """points3D as .ply, .bin or .txt. A .ply that is older than the model it was made from is passed over."""
+    ply = model / "points3D.ply"
+    originals = [path for path in (model / "points3D.bin", model / "points3D.txt") if path.is_file()]
+    if ply.is_file() and not any(path.stat().st_mtime > ply.stat().st_mtime for path in originals):
+        points, origin = read_points(ply), ply
+    elif originals:
+        origin = originals[0]
+        points = _read_points_bin(origin) if origin.suffix == ".bin" else _read_points_txt(origin)
+    else:
+        return None
+    keep = np.isfinite(points.xyz).all(axis=1)
+    return PointCloud(points.xyz[keep], points.rgb[keep]), str(origin)

@@ -1,0 +1,60 @@
+"""What every data set reader hands out: views, points, and what the data set says about its split.
+
+Readers touch no pixels and write nothing. One convention leaves them: world_to_camera acts on column vectors,
+x right, y down, z forward; the center of pixel (column i, row j) is (i + 0.5, j + 0.5).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from scene.points import PointCloud
+
+
+@dataclass
+class DepthMap:
+    """An inverse depth map, up to the scale and offset that align it with the scene."""
+
+    path: Path
+    divisor: float  # of the file's integers
+    scale: float = 0.0  # inverse depth = map * scale + offset, if scale > 0; else the map as it is
+    offset: float = 0.0
+    reliable: bool = True  # the fit of scale and offset looks like those of the other views
+
+
+@dataclass(eq=False)
+class View:
+    """One photo and where it was taken."""
+
+    name: str  # as outputs call it: exposure.json, cameras.json, reports
+    image_path: Path
+    world_to_camera: np.ndarray  # [4, 4]
+    intrinsics: np.ndarray  # [3, 3] in pixels of width x height
+    width: int  # the size the intrinsics are for; the file may be smaller (images_2, images_4, ...)
+    height: int
+    held_out: bool | None = None  # whether the data set itself lists it as a test view; None: it does not say
+    depth: DepthMap | None = None
+
+    @property
+    def center(self) -> np.ndarray:
+        """Where the camera is, [3]."""
+        return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
+
+
+@dataclass
+class Dataset:
+    """A folder, read."""
+
+    format: str  # "COLMAP", "Blender", ...: for messages
+    folder: Path
+    views: list[View]  # in the order of the outputs
+    split_folders: list[Path]  # where train.txt and test.txt are looked for
+    read_points: Callable[
+        [], tuple[PointCloud, str] | None
+    ]  # the points and where they are from; None: there are none
+    default_points: Callable[[int], PointCloud] | None = (
+        None  # seed -> what the format starts from without points
+    )
+    notes: list[str] = field(default_factory=list)  # worth a line on the screen
