@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,9 +42,9 @@ __all__ = [
     "saved_iterations",
 ]
 
-ASPECT_TOLERANCE = (
-    0.02  # images_4 and the like are off by a pixel, a photo lying on its side is off by far more
-)
+# How far the shape of a photo may be off its camera's: images_4 and the like are off by a pixel, a photo
+# lying on its side is off by far more.
+ASPECT_TOLERANCE = 0.02
 
 
 class Scene:
@@ -73,16 +74,20 @@ class Scene:
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
         self._say(f"Split: {len(train)} train, {len(test)} test ({reason})")
-        if model.train_test_exp:
-            train = train + test  # the left halves of test views train, too
+        if model.train_test_exp:  # the left halves of test views train, too
+            shown = {*train, *test}
+            train = [view for view in self._dataset.views if view in shown]
         self._views = test + train  # in the order of cameras.json
 
         sizes = {view: image_size(view.image_path) for view in self._views}
         self._report(sizes)
-        pictures = {view: self._pictures(view, sizes[view]) for view in sizes}
-        self.test_cameras = [self._camera(i, v, *pictures[v], True, True) for i, v in enumerate(test)]
+        pictures = {view: self._pictures(view, size) for view, size in sizes.items()}
+        left, right = ("left", "right") if model.train_test_exp else ("", "")
+        held_out = set(test)
+        self.test_cameras = [self._camera(i, v, pictures[v], True, right) for i, v in enumerate(test)]
         self.train_cameras = [
-            self._camera(len(test) + i, v, *pictures[v], v in test, False) for i, v in enumerate(train)
+            self._camera(i, v, pictures[v], v in held_out, left if v in held_out else "")
+            for i, v in enumerate(train, start=len(test))
         ]
         self.exposure_names = [view.name for view in train]
         self.extent = _extent(train)
@@ -90,7 +95,7 @@ class Scene:
 
         if for_training:
             self._write_inputs(Path(model.model_path))
-            to_load = [picture for pair in pictures.values() for picture in pair[1:] if picture]
+            to_load = [p for pair in pictures.values() for p in (pair.photo, pair.depth) if p is not None]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
@@ -115,35 +120,17 @@ class Scene:
 
     # From views to cameras
 
-    def _pictures(
-        self, view: View, file_size: tuple[int, int]
-    ) -> tuple[tuple[int, int], Picture, Picture | None]:
-        """Training size, photo and, where it can be trusted, inverse depth."""
-        size = training_size(*file_size, self._model.resolution)
+    def _pictures(self, view: View, file_size: tuple[int, int]) -> "_Pictures":
+        size = width, height = training_size(*file_size, self._model.resolution)
         decode = partial(load_image, view.image_path, size, self._model.white_background)
-        photo = Picture(decode, 3 * size[0] * size[1], self._device)
+        pictures = _Pictures(width, height, Picture(decode, 3 * width * height, self._device), None)
         if view.depth is None or not view.depth.reliable:
-            return size, photo, None
-        return (
-            size,
-            photo,
-            Picture(partial(load_inverse_depth, view.depth, size), 4 * size[0] * size[1], self._device),
-        )
+            return pictures
+        decode = partial(load_inverse_depth, view.depth, size)
+        return pictures._replace(depth=Picture(decode, 4 * width * height, self._device))
 
-    def _camera(
-        self,
-        uid: int,
-        view: View,
-        size: tuple[int, int],
-        photo: Picture,
-        depth: Picture | None,
-        test: bool,
-        scored: bool,
-    ) -> Camera:
-        """One view in one role: with --train_test_exp, test views train on the left half, score on the right."""
-        width, height = size
-        middle = width // 2
-        halved = self._model.train_test_exp and test
+    def _camera(self, uid: int, view: View, pictures: "_Pictures", is_test: bool, half: str) -> Camera:
+        width, height, photo, depth = pictures
         to_training_size = np.diag([width / view.width, height / view.height, 1.0])
         return Camera(
             name=view.name,
@@ -154,8 +141,8 @@ class Scene:
             uid=uid,
             original_width=view.width,
             original_height=view.height,
-            is_test=test,
-            half=(slice(middle, None) if scored else slice(0, middle)) if halved else None,
+            is_test=is_test,
+            half={"": None, "left": slice(0, width // 2), "right": slice(width // 2, None)}[half],
             photo=photo,
             depth=depth,
         )
@@ -209,6 +196,15 @@ class Scene:
             shutil.copyfile(origin, folder / "input.ply")
         else:
             write_points(folder / "input.ply", points)
+
+
+class _Pictures(NamedTuple):
+    """What one view shows, shared by the cameras of its two roles with --train_test_exp."""
+
+    width: int  # in training
+    height: int
+    photo: Picture
+    depth: Picture | None  # where it can be trusted
 
 
 def _extent(views: list[View]) -> float:

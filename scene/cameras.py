@@ -1,6 +1,5 @@
 """A camera: where a view was taken, at training size, and what was seen there."""
 
-import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 from scene.images import Picture
+from utils.geometry import camera_center, fov_from_focal
 
 
 @dataclass(eq=False)
@@ -34,16 +34,16 @@ class Camera:
     @cached_property
     def center(self) -> Tensor:
         """Where the camera is, [3]."""
-        return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
+        return camera_center(self.world_to_camera)
 
     @cached_property
     def fovx(self) -> float:
         """Horizontal field of view in radians."""
-        return 2 * math.atan(self.width / (2 * float(self.K[0, 0])))
+        return fov_from_focal(float(self.K[0, 0]), self.width)
 
     @cached_property
     def fovy(self) -> float:
-        return 2 * math.atan(self.height / (2 * float(self.K[1, 1])))
+        return fov_from_focal(float(self.K[1, 1]), self.height)
 
     def image(self) -> Tensor:
         """The photo, uint8 [3, H, W] on the compute device, composited over the background."""
@@ -59,6 +59,10 @@ class Camera:
 
     def mask(self) -> Tensor | None:
         """1 where the photo counts and 0 elsewhere, float [H, W]; None: it counts everywhere."""
+        return self._mask
+
+    @cached_property
+    def _mask(self) -> Tensor | None:
         if self.half is None:
             return None
         mask = torch.zeros(self.height, self.width, device=self.device)

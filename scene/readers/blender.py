@@ -14,6 +14,7 @@ from scene.readers.views import Dataset, DepthMap, View
 NAME = "Blender"
 LOOKS_FOR = "transforms_train.json"
 OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
+ENDINGS = (".png", ".jpg", ".jpeg")  # of a file_path that has one; the original data set's have none
 CUBE = 1.3  # half the side of the cube that holds every scene of the original data set
 DEFAULT_POINTS = 100_000
 DEPTH_DIVISOR = 512.0
@@ -71,7 +72,7 @@ def _read_view(folder: Path, origin: Path, number: int, frame: dict, fov_x: floa
         ) from None
     if not np.isfinite(world_to_camera).all():
         raise DataError(f"{origin}: frame {number} has no valid transform_matrix")
-    path = folder / (file_path if Path(file_path).suffix else file_path + ".png")
+    path = folder / (file_path if Path(file_path).suffix.lower() in ENDINGS else file_path + ".png")
     width, height = _image_size(path, origin)
     focal = 0.5 * width / math.tan(0.5 * fov_x)
     return View(

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from scene.files import DataError, read_json, some
 from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.views import Dataset, DepthMap, View
+from utils.geometry import rotation_matrices
 
 NAME = "COLMAP"
 LOOKS_FOR = "sparse/0 or sparse with cameras and images (.bin or .txt)"
@@ -150,16 +152,10 @@ def _pinhole(camera: Intrinsics, camera_id: int, model: Path) -> np.ndarray:
 
 def _world_to_camera(pose: Pose, model: Path) -> np.ndarray:
     quat = np.array(pose.quat)
-    length = np.linalg.norm(quat)
-    if not (np.isfinite(quat).all() and length > 1e-6 and np.isfinite(pose.translation).all()):
+    if not (np.isfinite(quat).all() and np.linalg.norm(quat) > 1e-6 and np.isfinite(pose.translation).all()):
         raise DataError(f"{model}: image {pose.name} has no valid pose")
-    w, x, y, z = quat / length
     matrix = np.eye(4)
-    matrix[:3, :3] = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
+    matrix[:3, :3] = rotation_matrices(torch.from_numpy(quat))
     matrix[:3, 3] = pose.translation
     return matrix
 
