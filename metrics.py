@@ -134,8 +134,8 @@ def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | No
     return distance
 
 
-def main() -> int:
-    params = parse_metrics()
+def main(argv: list[str] | None = None) -> int:
+    params = parse_metrics(argv)
     try:
         device = pick_device(params.device)
         distance = _find_lpips(params, device)

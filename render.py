@@ -14,8 +14,7 @@ from tqdm import tqdm
 
 from arguments import ConfigError, ModelParams, PipelineParams, RenderParams, parse_render, pick_device
 from gaussian_renderer import render_pair
-from scene import Scene
-from scene.cameras import Camera
+from scene import Camera, Scene, load_gaussians
 from scene.files import DataError, write_json
 from scene.gaussian_model import GaussianModel
 from utils.image import PngWriter
@@ -23,8 +22,8 @@ from utils.image import PngWriter
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
     device = pick_device(options.device)
-    scene = Scene(model, device)
-    gaussians, iteration = scene.load(options.iteration)
+    gaussians, iteration = load_gaussians(model.model_path, options.iteration, device)
+    scene = Scene(model, device, for_training=False, quiet=options.quiet)
     for name, cameras, skip in [
         ("train", scene.train_cameras, options.skip_train),
         ("test", scene.test_cameras, options.skip_test),
@@ -63,8 +62,8 @@ def _render_set(
             (folder / part / leftover).unlink()
 
 
-def main() -> int:
-    model, pipe, options = parse_render()
+def main(argv: list[str] | None = None) -> int:
+    model, pipe, options = parse_render(argv)
     try:
         render_sets(model, pipe, options)
     except (ConfigError, DataError, OSError) as error:

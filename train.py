@@ -47,9 +47,10 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
     folder = Path(model.model_path)
     save_config(folder, model, opt, pipe, run)
 
-    scene = Scene(model, device, run.seed)
-    names = [camera.name for camera in scene.train_cameras]
-    gaussians = GaussianModel.from_points(scene.points, model.sh_degree, scene.extent, device, names)
+    scene = Scene(model, device, run.seed, quiet=run.quiet)
+    gaussians = GaussianModel.from_points(
+        scene.points, model.sh_degree, scene.extent, device, scene.exposure_names
+    )
     gaussians.setup_optimizer(opt)
     density = AdaptiveDensityControl.from_params(opt)
     queue = ViewQueue(len(scene.train_cameras), run.seed)
@@ -68,6 +69,7 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
 
         gaussians.schedule(iteration)  # learning rates, SH degree
         camera = scene.train_cameras[queue.next()]
+        scene.train_cameras[queue.peek()].prefetch()
         background = torch.rand(3, device=device) if opt.random_background else scene.background
 
         out = render(camera, gaussians, pipe, background, stats=density.stats_for(gaussians, iteration))
@@ -80,16 +82,17 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
         if iteration in run.test_iterations or last:
             with watch.leave_out():
                 evaluate(report, iteration, scene, gaussians, pipe, model)
+        count = len(gaussians)  # of the model that is saved, before it is densified
         if iteration in run.save_iterations or last:
             with watch.leave_out():
-                scene.save(gaussians, iteration)
+                scene.save(gaussians, iteration, pipe.antialiasing)
 
         density.step(gaussians, iteration, scene.extent, model.white_background)
         if iteration in run.checkpoint_iterations:
             with watch.leave_out():
                 checkpoint.save(folder / f"chkpnt{iteration}.pth", iteration, gaussians, density, queue)
 
-    summary = summarize(report, watch, started, len(gaussians), opt.iterations, device, folder)
+    summary = summarize(report, watch, started, count, opt.iterations, device, folder)
     report.finish(summary, folder)
     if viewer:
         viewer.serve(lambda request: viewed(request, gaussians, pipe, scene.background), training_ended=True)
@@ -185,8 +188,8 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def main() -> int:
-    model, opt, pipe, run = parse_train()
+def main(argv: list[str] | None = None) -> int:
+    model, opt, pipe, run = parse_train(argv)
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
     try:
         train(model, opt, pipe, run)

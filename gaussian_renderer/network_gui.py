@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.geometry import camera_center, intrinsics_from_fov
+from scene.cameras import Camera
+from utils.geometry import intrinsics_from_fov
 from utils.image import to_uint8
 
 MAX_REQUEST = 64 * 1024  # bytes of JSON; SIBR sends about one thousand
@@ -39,25 +40,10 @@ class ViewerError(Exception):
 
 
 @dataclass
-class ViewerCamera:
-    """What render() needs of a camera."""
-
-    world_to_camera: Tensor  # [4, 4]
-    K: Tensor  # [3, 3]
-    width: int
-    height: int
-    name: str = "viewer"  # no training view: it has no exposure of its own
-
-    @property
-    def center(self) -> Tensor:
-        return camera_center(self.world_to_camera)
-
-
-@dataclass
 class Request:
     """One message of the viewer, checked."""
 
-    camera: ViewerCamera | None  # None: resolution 0x0, no picture wanted
+    camera: Camera | None  # None: resolution 0x0, no picture wanted
     train: bool  # go on training
     keep_alive: bool  # stay when training has ended
     shs_python: bool
@@ -176,7 +162,7 @@ def parse_request(body: bytes, device: torch.device | str = "cpu") -> Request:
     )
 
 
-def _camera(message: dict, width: int, height: int, device) -> ViewerCamera:
+def _camera(message: dict, width: int, height: int, device) -> Camera:
     """The viewer sends OpenGL matrices, column by column: y up and z backward become y down and z forward.
 
     The view-projection matrix and the clipping planes that come along say nothing new: the field of view
@@ -186,7 +172,8 @@ def _camera(message: dict, width: int, height: int, device) -> ViewerCamera:
     view[1:3] *= -1.0
     fov_x = _number(message, "fov_x", 1e-4, math.pi - 1e-4)
     fov_y = _number(message, "fov_y", 1e-4, math.pi - 1e-4)
-    return ViewerCamera(
+    return Camera(
+        name="viewer",  # no training view: it has no exposure of its own
         world_to_camera=torch.from_numpy(view).to(device),
         K=intrinsics_from_fov(fov_x, fov_y, width, height).to(device),
         width=width,

@@ -127,7 +127,8 @@ def test_request_in_pieces(trainer):
 
 
 def test_camera_is_the_one_the_viewer_means():
-    # A COLMAP-style camera, and the matrix an OpenGL viewer would send for it: y and z rows negated, by columns.
+    # A COLMAP-style camera, and the matrix an OpenGL viewer would send for it: y and z rows negated, by
+    # columns.
     world_to_camera = np.eye(4, dtype=np.float32)
     world_to_camera[:3, :3] = np.linalg.qr(np.random.default_rng(0).normal(size=(3, 3)))[0]
     world_to_camera[:3, 3] = [0.3, -0.2, 4.0]
@@ -137,7 +138,9 @@ def test_camera_is_the_one_the_viewer_means():
     np.testing.assert_allclose(request.camera.world_to_camera, world_to_camera, atol=1e-6)
     # fx = 100 / tan(0.6), fy = 50 / tan(0.4)
     np.testing.assert_allclose(request.camera.K, [[146.17, 0, 100], [0, 118.26, 50], [0, 0, 1]], atol=0.01)
-    np.testing.assert_allclose(request.camera.center, -world_to_camera[:3, :3].T @ [0.3, -0.2, 4.0], atol=1e-5)
+    np.testing.assert_allclose(
+        request.camera.center, -world_to_camera[:3, :3].T @ [0.3, -0.2, 4.0], atol=1e-5
+    )
     assert request.scaling_modifier == 0.5 and request.train and not request.keep_alive
 
 

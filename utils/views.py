@@ -15,9 +15,20 @@ class ViewQueue:
             raise ValueError(f"count must be at least 1 view, got {count}")
         self._count = count
         self._random = random.Random(seed)
-        self._waiting: list[int] = []
+        self._waiting: list[int] = []  # of this round, but for the upcoming one
+        self._upcoming: int | None = None
 
     def next(self) -> int:
+        view, self._upcoming = self.peek(), None
+        return view
+
+    def peek(self) -> int:
+        """The view that next() will return: its picture can be fetched while another one is worked on."""
+        if self._upcoming is None:
+            self._upcoming = self._draw()
+        return self._upcoming
+
+    def _draw(self) -> int:
         if not self._waiting:
             self._waiting = list(range(self._count))
         return self._waiting.pop(self._random.randrange(len(self._waiting)))
@@ -25,7 +36,12 @@ class ViewQueue:
     def state_dict(self) -> dict:
         """Plain values, so that a checkpoint of them loads safely."""
         version, words, gauss = self._random.getstate()
-        return {"count": self._count, "waiting": list(self._waiting), "random": [version, list(words), gauss]}
+        return {
+            "count": self._count,
+            "waiting": list(self._waiting),
+            "upcoming": self._upcoming,
+            "random": [version, list(words), gauss],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         if state["count"] != self._count:
@@ -34,7 +50,7 @@ class ViewQueue:
             )
         version, words, gauss = state["random"]
         self._random.setstate((version, tuple(words), gauss))
-        self._waiting = list(state["waiting"])
+        self._waiting, self._upcoming = list(state["waiting"]), state["upcoming"]
 
 
 def spread(views: Sequence, wanted: Sequence[int] = range(5, 30, 5)) -> list:

@@ -1,0 +1,187 @@
+"""metrics.py: its numbers, its files, and what it says when something is missing."""
+
+import json
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import metrics
+from utils import lpips
+
+
+def pair(seed: int, height=40, width=56) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    truth = np.stack([120 + 80 * np.sin(x / 5 + c) * np.cos(y / 7) for c in range(3)], -1)
+    return np.uint8(np.clip(truth + rng.normal(0, 8, truth.shape), 0, 255)), np.uint8(truth)
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    for method, seeds in {"ours_7000": (0, 1), "ours_30000": (2, 3, 4)}.items():
+        for part in ("renders", "gt"):
+            (tmp_path / "test" / method / part).mkdir(parents=True)
+        for index, seed in enumerate(seeds):
+            render, truth = pair(seed)
+            Image.fromarray(render).save(tmp_path / "test" / method / "renders" / f"{index:05d}.png")
+            Image.fromarray(truth).save(tmp_path / "test" / method / "gt" / f"{index:05d}.png")
+        names = {f"{index:05d}.png": f"cam {seed}.jpg" for index, seed in enumerate(seeds)}
+        (tmp_path / "test" / method / "names.json").write_text(json.dumps(names))
+    return tmp_path
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def score(capsys, monkeypatch, tmp_path):
+    """metrics.py, in this process, with an empty torch cache."""
+
+    def run(*arguments) -> Result:
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        code = metrics.main(["--device", "cpu", *map(str, arguments)])
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+def test_numbers_files_and_missing_weights(model, score):
+    result = score("-m", model)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((model / "results.json").read_text())
+    per_view = json.loads((model / "per_view.json").read_text())
+    assert list(results) == list(per_view) == ["ours_30000", "ours_7000"]
+    assert set(results["ours_7000"]) == {"SSIM", "PSNR", "LPIPS"}
+    assert list(per_view["ours_30000"]["PSNR"]) == ["00000.png", "00001.png", "00002.png"]
+
+    errors = [np.square(np.subtract(*(image / 255.0 for image in pair(seed)))).mean() for seed in (2, 3, 4)]
+    psnrs = [-10 * math.log10(error) for error in errors]
+    assert 28 < min(psnrs) < 33
+    assert list(per_view["ours_30000"]["PSNR"].values()) == pytest.approx(psnrs, abs=1e-3)
+    assert results["ours_30000"]["PSNR"] == pytest.approx(sum(psnrs) / 3, abs=1e-3)
+    assert 0.5 < results["ours_30000"]["SSIM"] < 0.99
+
+    # No weights on this machine: said, with the way to get them, and null in both files.
+    assert results["ours_7000"]["LPIPS"] is None and set(per_view["ours_7000"]["LPIPS"].values()) == {None}
+    assert "vgg16-397923af.pth" in result.stdout and "--lpips_weights" in result.stdout
+    worst = f"cam {2 + int(np.argmin(psnrs))}.jpg"
+    assert worst in result.stdout and "ours_30000" in result.stdout
+
+
+def test_ssim_is_the_definition(model, score):
+    from tests.test_losses import ssim_by_definition
+
+    score("-m", model, "--lpips", "none")
+    per_view = json.loads((model / "per_view.json").read_text())
+    images = [torch.from_numpy(image / 255.0).permute(2, 0, 1) for image in pair(0)]
+    truth = ssim_by_definition(*images).item()
+    assert per_view["ours_7000"]["SSIM"]["00000.png"] == pytest.approx(truth, abs=2e-5)
+
+
+TRUNKS = {  # layer -> shape of its weights
+    "alex": {
+        0: (64, 3, 11, 11), 3: (192, 64, 5, 5), 6: (384, 192, 3, 3), 8: (256, 384, 3, 3), 10: (256, 256, 3, 3),
+    },
+    "vgg": {
+        0: (64, 3, 3, 3), 2: (64, 64, 3, 3), 5: (128, 64, 3, 3), 7: (128, 128, 3, 3), 10: (256, 128, 3, 3),
+        12: (256, 256, 3, 3), 14: (256, 256, 3, 3), 17: (512, 256, 3, 3), 19: (512, 512, 3, 3),
+        21: (512, 512, 3, 3), 24: (512, 512, 3, 3), 26: (512, 512, 3, 3), 28: (512, 512, 3, 3),
+    },
+}  # fmt: skip
+
+
+def _random_trunk(network: str) -> dict:
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for layer, shape in TRUNKS[network].items():
+        fan_in = shape[1] * shape[2] * shape[3]
+        state[f"features.{layer}.weight"] = torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5
+        state[f"features.{layer}.bias"] = 0.1 * torch.randn(shape[0], generator=generator)
+    return state
+
+
+def _random_linear(widths) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        f"lin{i}.model.1.weight": torch.rand(1, c, 1, 1, generator=generator) for i, c in enumerate(widths)
+    }
+
+
+WIDTHS = {"vgg": (64, 128, 256, 512, 512), "alex": (64, 192, 384, 256, 256)}
+
+
+@pytest.mark.parametrize("network", ["vgg", "alex"])
+def test_lpips_equals_the_authors_package(network):
+    authors = pytest.importorskip("lpips")
+    trunk, linear = _random_trunk(network), _random_linear(WIDTHS[network])
+    ours = lpips.LPIPS(network, trunk, linear)
+
+    theirs = authors.LPIPS(net=network, pretrained=False, pnet_rand=True, verbose=False).eval()
+    sliced = {key.split(".", 2)[2]: key for key in theirs.state_dict() if key.startswith("net.")}
+    state = {sliced[key.removeprefix("features.")]: value for key, value in trunk.items()}
+    theirs.load_state_dict(state | linear, strict=False)
+
+    image, truth = (torch.from_numpy(image / 255.0).float().permute(2, 0, 1) for image in pair(0, 64, 70))
+    with torch.no_grad():
+        expected = theirs(
+            image[None], truth[None]
+        ).item()  # [0, 1] without rescale: the original's convention
+    assert expected > 1e-3
+    assert ours(image, truth).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_lpips_weights_from_a_folder(model, score):
+    pytest.importorskip("lpips")  # for the linear layers
+    folder = model / "weights"
+    folder.mkdir()
+    torch.save(_random_trunk("alex"), folder / lpips.NETWORKS["alex"].trunk_file)
+    torch.save(_random_linear(WIDTHS["alex"]), folder / lpips.NETWORKS["alex"].linear_file)
+    shutil.rmtree(model / "test" / "ours_30000")
+    for part, image in zip(("renders", "gt"), big := pair(0, 80, 80)):
+        for file in sorted((model / "test" / "ours_7000" / part).iterdir()):
+            Image.fromarray(image).save(file)
+
+    result = score("-m", model, "--lpips", "alex", "--lpips_weights", folder)
+    assert result.returncode == 0, result.stderr
+    expected = lpips.load("alex", str(folder))(
+        *(torch.from_numpy(i / 255.0).float().permute(2, 0, 1) for i in big)
+    )
+    value = json.loads((model / "results.json").read_text())["ours_7000"]["LPIPS"]
+    assert value > 0 and value == pytest.approx(expected.item(), rel=1e-4)
+    assert "[0, 1]" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "break_it, message",
+    [
+        (lambda test: (test / "ours_7000" / "gt" / "00001.png").unlink(), "00001.png is only in one of them"),
+        (lambda test: (test / "ours_7000" / "renders" / "00000.png").write_bytes(b"no picture"), "00000.png"),
+        (lambda test: test.rename(test.with_name("elsewhere")), "run render.py -m"),
+        (
+            lambda test: Image.new("RGB", (10, 10)).save(test / "ours_7000" / "renders" / "00000.png"),
+            "must be 56x40 like its ground truth, got 10x10",
+        ),
+    ],
+)
+def test_errors_are_errors(model, score, break_it, message):
+    break_it(model / "test")
+    result = score("-m", model, "--lpips", "none")
+    assert result.returncode == 1 and message in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (model / "results.json").exists()
+
+
+def test_broken_weights_are_an_error(model, score):
+    (model / "vgg.pth").write_bytes(b"not weights")
+    result = score("-m", model, "--lpips_weights", model / "vgg.pth")
+    assert result.returncode == 1 and "vgg.pth must be a file of torch weights" in result.stderr

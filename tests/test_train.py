@@ -1,0 +1,412 @@
+"""The real scripts on tiny data sets: train, render, score, continue; what they leave behind, and what
+options do."""
+
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from plyfile import PlyData
+
+import metrics
+import render
+import train
+from tests import tiny_scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+QUIET = ["--device", "cpu", "--quiet", "--disable_viewer"]
+SHORT = [  # the schedule of a long run in a short one
+    "--iterations", "300", "--position_lr_max_steps", "300",
+    "--densify_from_iter", "50", "--densify_until_iter", "200", "--densification_interval", "50",
+]  # fmt: skip
+
+
+def script(name: str, *arguments) -> str:
+    """Run a script as a user does; returns what it printed."""
+    command = [sys.executable, ROOT / name, *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def in_process(*arguments) -> dict:
+    """train.py in this process; returns its summary."""
+    arguments = [str(word) for word in arguments]
+    assert train.main([*arguments, *QUIET]) == 0
+    return summary(Path(arguments[arguments.index("-m") + 1]))
+
+
+def summary(folder: Path) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def vertices(folder: Path, iteration: int) -> np.ndarray:
+    return PlyData.read(folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply")["vertex"].data
+
+
+def files_below(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def colmap(tmp_path_factory) -> Path:
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("colmap") / "scène")  # not ASCII
+
+
+@pytest.fixture(scope="session")
+def blender(tmp_path_factory) -> Path:
+    return tiny_scenes.blender_scene(tmp_path_factory.mktemp("blender") / "scene")
+
+
+@pytest.fixture(scope="session")
+def trained(colmap, tmp_path_factory) -> tuple[Path, str]:
+    """Model folder of a run on the COLMAP scene, and what the run printed."""
+    folder = tmp_path_factory.mktemp("models") / "colmap"
+    printed = script(
+        "train.py", "-s", colmap, "-m", folder, "--eval", "--llffhold", 4, "--device", "cpu", "--port", 0, *SHORT,
+        "--test_iterations", 1, 300, "--save_iterations", 150, "--checkpoint_iterations", 150,
+    )  # fmt: skip
+    return folder, printed
+
+
+# Train
+
+
+def test_training_raises_psnr(trained):
+    scores = summary(trained[0])["scores"]
+    for views in ("train", "test"):
+        first, last = scores[views]["1"], scores[views]["300"]
+        assert last["psnr"] > first["psnr"] + 5 and last["psnr"] > 22, (views, first, last)
+        assert last["l1"] < first["l1"] and last["psnr_by_channel"] >= last["psnr"]
+    assert scores["test"]["300"]["views"] == 2 and scores["train"]["300"]["views"] == 5
+
+
+def test_model_folder(trained):
+    files = {
+        name
+        for name in files_below(trained[0])
+        if not name.startswith(("train/", "test/", "results", "per_"))
+    }
+    events = {name for name in files if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1
+    assert files - events == {
+        "cfg_args", "config.json", "cameras.json", "input.ply", "exposure.json", "summary.json", "train.log",
+        "chkpnt150.pth", "point_cloud/iteration_150/point_cloud.ply", "point_cloud/iteration_300/point_cloud.ply",
+    }  # fmt: skip
+    assert len(json.loads((trained[0] / "cameras.json").read_text())) == 8
+
+
+def test_what_the_run_says(trained):
+    folder, printed = trained
+    told = summary(folder)
+    assert told["gaussians"] == len(vertices(folder, 300)) > tiny_scenes.BLOBS
+    assert 0 < told["optimization_seconds"] < told["total_seconds"] and told["peak_memory_bytes"] > 1e8
+    log = (folder / "train.log").read_text()
+    for text in (printed, log):
+        assert re.search(r"\[ +300\] +test: PSNR \d\d\.\d\d\d dB", text), text
+        assert "6 train, 2 test" in text or text is log
+        assert f"render.py -m {folder}" in text
+
+
+def test_tensorboard_has_the_originals_tags(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained[0]), size_guidance={"images": 0, "scalars": 0})
+    events.Reload()
+    tags = events.Tags()
+    assert set(tags["scalars"]) == {
+        "train_loss_patches/l1_loss", "train_loss_patches/total_loss", "iter_time", "total_points",
+        "test/loss_viewpoint - l1_loss", "test/loss_viewpoint - psnr",
+        "train/loss_viewpoint - l1_loss", "train/loss_viewpoint - psnr",
+    }  # fmt: skip
+    assert tags["histograms"] == ["scene/opacity_histogram"]
+    assert {"test_view_shot 00.png/render", "test_view_shot 00.png/ground_truth"} <= set(tags["images"])
+    losses = events.Scalars("train_loss_patches/total_loss")
+    assert [event.step for event in losses] == list(range(10, 301, 10))
+    assert losses[-1].value < 0.6 * losses[0].value
+    assert [event.step for event in events.Scalars("total_points")] == [1, 300]
+    assert len(events.Images("test_view_shot 00.png/render")) == 2
+    assert len(events.Images("test_view_shot 00.png/ground_truth")) == 1
+
+
+def test_continued_run_equals_the_uninterrupted_one(trained, colmap, tmp_path):
+    folder = trained[0]
+    told = in_process("-s", colmap, "-m", tmp_path, "--eval", "--llffhold", 4, *SHORT,
+                      "--start_checkpoint", folder / "chkpnt150.pth")  # fmt: skip
+    assert told["gaussians"] == summary(folder)["gaussians"]
+    ours, theirs = vertices(tmp_path, 300), vertices(folder, 300)
+    assert all((ours[name] == theirs[name]).all() for name in ours.dtype.names)
+    assert told["scores"]["test"]["300"] == summary(folder)["scores"]["test"]["300"]
+
+
+def test_saved_model_is_the_trained_one(colmap, tmp_path):
+    """Adam's first step has the size of the learning rate: the model of iteration 1 has taken it."""
+    from scene.ply import load_ply
+
+    in_process("-s", colmap, "-m", tmp_path, "--iterations", 1)
+    gaussians = load_ply(tmp_path / "point_cloud" / "iteration_1" / "point_cloud.ply", torch.device("cpu"))
+    start = (tiny_scenes.blobs()["colors"] * 255).int() / 255
+    moved = (gaussians.f_dc[:, 0].detach() - (start - 0.5) / 0.28209479177387814).abs()
+    torch.testing.assert_close(moved.amax(), torch.tensor(0.0025), rtol=1e-3, atol=0)
+    opacity = gaussians.opacity.detach().flatten() - torch.logit(torch.tensor(0.1))
+    torch.testing.assert_close(opacity.abs().amax(), torch.tensor(0.025), rtol=1e-3, atol=0)
+
+
+def test_same_seed_same_model(colmap, tmp_path):
+    common = ["-s", colmap, "--iterations", 60, "--densify_from_iter", 10, "--densification_interval", 20,
+              "--random_background"]  # fmt: skip
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        in_process(*common, "-m", tmp_path / name, "--seed", seed)
+    a, b, c = (vertices(tmp_path / name, 60) for name in "abc")
+    assert a.tobytes() == b.tobytes() and a.tobytes() != c.tobytes()
+
+
+def test_errors_are_told_and_not_traced(tmp_path, capsys):
+    assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(tmp_path / "m"), *QUIET]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("train.py: ") and "nowhere" in told and "Traceback" not in told
+
+
+# Render and score
+
+
+@pytest.fixture(scope="session")
+def rendered(trained) -> Path:
+    script("render.py", "-m", trained[0], "--device", "cpu", "--quiet")
+    script("render.py", "-m", trained[0], "--device", "cpu", "--quiet", "--iteration", 150, "--skip_train")
+    return trained[0]
+
+
+def test_render_files_and_names(rendered):
+    pictures = {f"{part}/{index:05d}.png" for part in ("renders", "gt") for index in range(6)}
+    assert files_below(rendered / "train" / "ours_300") == pictures | {"names.json"}
+    names = json.loads((rendered / "test" / "ours_300" / "names.json").read_text())
+    assert names == {"00000.png": "shot 00.png", "00001.png": "shot 04.png"}
+    assert not (rendered / "train" / "ours_150").exists()
+    assert len(files_below(rendered / "test" / "ours_150")) == 5
+
+
+def test_render_pictures(rendered, colmap):
+    for index, name in enumerate(["shot 00.png", "shot 04.png"]):
+        photo = np.array(Image.open(colmap / "images" / name))
+        truth = np.array(Image.open(rendered / "test" / "ours_300" / "gt" / f"{index:05d}.png"))
+        picture = np.array(Image.open(rendered / "test" / "ours_300" / "renders" / f"{index:05d}.png"))
+        assert (truth == photo).all()
+        assert picture.std() > 10 and np.square((picture - 1.0 * photo) / 255).mean() < 10**-2.2
+
+
+def test_rendering_fewer_views_leaves_no_old_pictures(rendered):
+    extra = rendered / "test" / "ours_300" / "gt" / "00099.png"
+    Image.new("RGB", (4, 4)).save(extra)
+    assert render.main(["-m", str(rendered), "--device", "cpu", "--quiet", "--skip_train"]) == 0
+    assert not extra.exists()
+
+
+def test_metrics_of_the_renders(rendered):
+    printed = script("metrics.py", "-m", rendered, "--device", "cpu", "--lpips", "none")
+    results = json.loads((rendered / "results.json").read_text())
+    assert list(results) == ["ours_150", "ours_300"]
+    unquantized = summary(rendered)["scores"]["test"]["300"]["psnr"]
+    assert results["ours_300"]["PSNR"] == pytest.approx(unquantized, abs=0.05)
+    assert results["ours_300"]["PSNR"] > results["ours_150"]["PSNR"]
+    assert re.search(r"ours_300 +2 +\d\d\.\d+ +0\.\d+ +- +shot 0[04]\.png", printed), printed
+
+
+def test_render_without_a_model(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        render.main(["-m", str(tmp_path / "nothing")])
+    assert stop.value.code == 2 and "nothing" in capsys.readouterr().err
+
+
+# Blender
+
+
+def test_blender_scene_from_rgba_and_random_points(blender, tmp_path):
+    told = in_process("-s", blender, "-m", tmp_path, "--eval", "-w", "--random_init", 1500, *SHORT,
+                      "--test_iterations", 1)  # fmt: skip
+    test = told["scores"]["test"]
+    assert test["300"]["psnr"] > test["1"]["psnr"] + 4 and test["300"]["psnr"] > 19, test
+    assert render.main(["-m", str(tmp_path), "--device", "cpu", "--quiet", "--skip_train"]) == 0
+    corner = np.array(Image.open(tmp_path / "test" / "ours_300" / "gt" / "00000.png"))[0, 0]
+    assert (corner == 255).all(), "the ground truth is composited over white"
+    assert metrics.main(["-m", str(tmp_path), "--device", "cpu", "--lpips", "none"]) == 0
+    score = json.loads((tmp_path / "results.json").read_text())["ours_300"]["PSNR"]
+    assert score == pytest.approx(test["300"]["psnr"], abs=0.05)
+
+
+# Options
+
+
+def test_python_colors_and_covariances_change_nothing(trained, colmap):
+    from arguments import ModelParams, PipelineParams
+    from scene import Scene, load_gaussians
+
+    device = torch.device("cpu")
+    gaussians, _ = load_gaussians(trained[0], 300, device)
+    with torch.no_grad():  # colors that depend on the direction in all bands, and shapes that are not round
+        generator = torch.Generator().manual_seed(0)
+        gaussians.f_rest += 0.1 * torch.randn(gaussians.f_rest.shape, generator=generator)
+        gaussians.scaling += 0.5 * torch.randn(gaussians.scaling.shape, generator=generator)
+        gaussians.rotation += 0.5 * torch.randn(gaussians.rotation.shape, generator=generator)
+    camera = Scene(
+        ModelParams(source_path=str(colmap)), device, for_training=False, quiet=True
+    ).train_cameras[1]
+
+    def picture_and_gradients(**options):
+        for parameter in gaussians.params.values():
+            parameter.grad = None
+        out = train.render(camera, gaussians, PipelineParams(**options), torch.ones(3), scaling_modifier=0.9)
+        (out.image * torch.linspace(0, 1, out.image.numel()).view_as(out.image)).sum().backward()
+        return out.image.detach(), {name: p.grad.clone() for name, p in gaussians.params.items()}
+
+    image, gradients = picture_and_gradients()
+    assert image.std() > 0.05
+    for options in ({"convert_SHs_python": True}, {"compute_cov3D_python": True}):
+        other, others = picture_and_gradients(**options)
+        torch.testing.assert_close(other, image, atol=2e-4, rtol=0)
+        for name, expected in gradients.items():
+            scale = expected.abs().max().item()
+            assert scale > 0
+            torch.testing.assert_close(
+                others[name], expected, atol=2e-3 * scale, rtol=0, msg=lambda m: f"{name}: {m}"
+            )
+
+
+def test_exposures_are_learned_and_test_views_scored_on_the_right_half(colmap, tmp_path):
+    dataset = tmp_path / "data"
+    tiny_scenes.colmap_scene(dataset)
+    for name in ("shot 00.png", "shot 03.png"):  # one test view, one train view, taken at half the exposure
+        path = dataset / "images" / name
+        Image.fromarray(np.uint8(0.5 * np.array(Image.open(path)))).save(path)
+    options = ["-s", dataset, "--eval", *SHORT, "--test_iterations", 1]
+    plain = in_process(*options, "-m", tmp_path / "plain")["scores"]["test"]["300"]
+    ours = in_process(*options, "-m", tmp_path / "exposed", "--train_test_exp")["scores"]["test"]["300"]
+    assert ours["psnr"] > plain["psnr"] + 1, (ours, plain)
+
+    exposures = json.loads((tmp_path / "exposed" / "exposure.json").read_text())
+    assert len(exposures) == 8  # test views are trained on, too
+    dark, light = (np.trace(np.array(exposures[f"shot {i:02d}.png"])[:, :3]) for i in (3, 2))
+    assert dark < 0.85 * light
+    assert render.main(["-m", str(tmp_path / "exposed"), "--device", "cpu", "--quiet", "--skip_train"]) == 0
+    picture = Image.open(tmp_path / "exposed" / "test" / "ours_300" / "renders" / "00000.png")
+    assert picture.size == (tiny_scenes.WIDTH // 2, tiny_scenes.HEIGHT)
+    assert metrics.main(["-m", str(tmp_path / "exposed"), "--device", "cpu", "--lpips", "none"]) == 0
+    score = json.loads((tmp_path / "exposed" / "results.json").read_text())["ours_300"]["PSNR"]
+    assert score == pytest.approx(ours["psnr"], abs=0.1)
+
+
+def test_depth_maps_are_aligned_and_used(tmp_path):
+    dataset = tiny_scenes.colmap_scene(tmp_path / "data")
+    tiny_scenes.add_depth_maps(dataset, scale=0.5, offset=0.1)
+    params = dataset / "sparse" / "0" / "depth_params.json"
+    subprocess.run([sys.executable, "-m", "utils.depth_scale", "-s", dataset, "-d", "depths", "-o", params],
+                   cwd=ROOT, check=True, capture_output=True)  # fmt: skip
+    fitted = json.loads(params.read_text())
+    assert set(fitted) == {f"shot {i:02d}" for i in range(8)}
+    # What the map shows at a key-point may be a blob before the one that the point is in: right to about a
+    # tenth.
+    assert np.median([fit["scale"] for fit in fitted.values()]) == pytest.approx(0.5, rel=0.25)
+
+    def depth_error(folder: Path) -> float:
+        from arguments import ModelParams, PipelineParams
+        from scene import Scene, load_gaussians
+
+        gaussians, _ = load_gaussians(folder, -1, torch.device("cpu"))
+        scene = Scene(ModelParams(source_path=str(dataset), depths="depths"), torch.device("cpu"), for_training=False,
+                      quiet=True)  # fmt: skip
+        errors = []
+        for camera in scene.train_cameras:
+            known = camera.inv_depth()
+            if known is not None:
+                out = train.render(camera, gaussians, PipelineParams(), torch.zeros(3))
+                errors.append((out.inv_depth[0] - known[0]).abs().mean().item())
+        assert errors
+        return sum(errors) / len(errors)
+
+    common = ["-s", dataset, "--iterations", 150]
+    in_process(*common, "-m", tmp_path / "without")
+    in_process(*common, "-m", tmp_path / "with", "-d", "depths")
+    assert depth_error(tmp_path / "with") < 0.9 * depth_error(tmp_path / "without")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--optimizer_type", "sparse_adam"], ["--antialiasing"], ["--random_background"], ["--convert_SHs_python"],
+     ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"], ["-r", "2"], ["--data_device", "cpu"],
+     ["--detect_anomaly", "--debug_from", "5"]],
+    ids=lambda options: options[0],
+)  # fmt: skip
+def test_option_trains(options, colmap, tmp_path):
+    told = in_process("-s", colmap, "-m", tmp_path, "--iterations", 60, "--test_iterations", 1, *options)
+    train_scores = told["scores"]["train"]
+    assert train_scores["60"]["psnr"] > train_scores["1"]["psnr"] + 1, train_scores
+    torch.autograd.set_detect_anomaly(False)
+
+
+# Live viewing
+
+
+def test_viewer_is_served_while_training(colmap, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = ["-s", str(colmap), "-m", str(tmp_path), "--iterations", "5000", "--device", "cpu", "--quiet",
+                 "--port", str(port), "--disable_viewer"]  # fmt: skip
+    arguments.remove("--disable_viewer")
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        client = _connect(port, process)
+        view = np.diag([1.0, -1.0, -1.0, 1.0]) @ tiny_scenes.shots(1)[0].world_to_camera
+        request = {
+            "resolution_x": 56, "resolution_y": 40, "train": True, "keep_alive": False, "scaling_modifier": 1.0,
+            "fov_x": 2 * np.arctan(56 / 120), "fov_y": 2 * np.arctan(40 / 120), "shs_python": False,
+            "rot_scale_python": False, "z_near": 0.01, "z_far": 100.0, "view_matrix": view.T.ravel().tolist(),
+            "view_projection_matrix": view.T.ravel().tolist(),
+        }  # fmt: skip
+        body = json.dumps(request).encode()
+        expected = np.uint8(tiny_scenes.shots(1)[0].image * 255 + 0.5)
+        for _ in range(200):  # until it has learned what this view looks like
+            client.sendall(struct.pack("<I", len(body)) + body)
+            picture = np.frombuffer(_receive(client, 56 * 40 * 3), np.uint8).reshape(40, 56, 3)
+            length = struct.unpack("<I", _receive(client, 4))[0]
+            assert _receive(client, length).decode("utf-8") == os.path.abspath(colmap)
+            if np.square((picture - 1.0 * expected) / 255).mean() < 10**-1.8:
+                break
+        else:
+            pytest.fail("the viewer never saw the scene")
+        client.close()
+        time.sleep(0.2)
+        assert process.poll() is None, "training ended with its viewer"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _connect(port: int, process: subprocess.Popen) -> socket.socket:
+    for _ in range(600):
+        assert process.poll() is None, "train.py ended early"
+        try:
+            return socket.create_connection(("127.0.0.1", port), timeout=20)
+        except ConnectionRefusedError:
+            time.sleep(0.1)
+    raise TimeoutError("train.py opened no port")
+
+
+def _receive(client: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        piece = client.recv(count - len(data))
+        assert piece, "closed"
+        data += piece
+    return data
