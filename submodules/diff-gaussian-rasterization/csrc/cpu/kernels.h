@@ -1,0 +1,14 @@
+// kernels.h: everything that is compiled per instruction set, and the table through which it is called.
+#pragma once
+#include "blend_backward.h"
+#include "project_backward.h"
+
+#define GS_TEXT_(x) #x
+#define GS_TEXT(x) GS_TEXT_(x)
+
+namespace gs::cpu::GS_ISA {
+
+extern const Kernels<Number> table;
+const Kernels<Number> table = {GS_TEXT(GS_ISA), project, find_tiles, blend, blend_backward, project_backward};
+
+}  // namespace gs::cpu::GS_ISA

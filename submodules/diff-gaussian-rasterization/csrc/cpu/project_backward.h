@@ -1,0 +1,229 @@
+// project_backward.h: from the records of a splat's tiles back to its parameters, sixteen splats at a time.
+//
+// Everything between the parameters and the screen is computed again: cheaper than to have kept it.
+#pragma once
+#include "memory.h"
+#include "project.h"
+
+namespace gs::cpu::GS_ISA {
+
+constexpr double kLn2 = 0.6931471805599453;
+
+// The pose gradient of one chunk: of the rotation (3x3), the translation and the camera center.
+struct PoseSum { double rotation[9], translation[3], center[3]; };
+
+GS_INLINE void add_outer(F* m, Vec3<F> a, Vec3<F> b) {
+    const F u[3] = {a.x, a.y, a.z}, v[3] = {b.x, b.y, b.z};
+    for (int i = 0; i < 3; ++i)
+        for (int j = 0; j < 3; ++j) m[3 * i + j] = fma(u[i], v[j], m[3 * i + j]);
+}
+
+// The gradient of the coefficients goes to `rest` rows; that of the direction is returned.
+template <int Degree>
+GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, int lanes, Vec3<F> direction, Vec3<F> color,
+                               Number* rest, int64_t first) {
+    constexpr int kCount = sh_count(Degree), kRest = 3 * (kCount - 1);
+    F basis[kCount], c[kRest + kLanes], weight[kCount];
+    sh_basis<Degree>(direction, basis);
+    const Number* row[kLanes];
+    for (int i = 0; i < kLanes; ++i) row[i] = g.sh_rest + 3 * int64_t(ids[i]) * g.rest_count;
+    load_rows<kRest>(row, c);
+    weight[0] = F(0);
+    for (int k = 1; k < kCount; ++k)
+        weight[k] = fma(c[3 * k - 3], color.x, fma(c[3 * k - 2], color.y, c[3 * k - 1] * color.z));
+    if (rest) {
+        for (int k = 1; k < kCount; ++k) {
+            c[3 * k - 3] = basis[k] * color.x, c[3 * k - 2] = basis[k] * color.y, c[3 * k - 1] = basis[k] * color.z;
+        }
+        Number* to[kLanes];
+        for (int i = 0; i < lanes; ++i) to[i] = rest + 3 * (ids[i] - first) * g.rest_count;
+        store_rows<kRest>(to, c, lanes);
+    }
+    return sh_basis_vjp<Degree>(direction, weight);
+}
+
+// Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
+// view become zero. `screen` [kChunk, 2] receives the norms for the statistics.
+static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
+                                   const Frame<Number>& f, const Number* records, bool inv_depth, int64_t chunk,
+                                   const GaussianGrads<Number>& out, const Statistics& statistics, PoseSum* pose) {
+    const int64_t first = chunk * kChunk, end = first + kChunk < g.count ? first + kChunk : g.count, rows = end - first;
+    const auto clear = [&](Number* p, int64_t columns) {
+        if (p) std::memset(p, 0, rows * columns * sizeof(Number));
+    };
+    clear(out.means, 3), clear(out.quats, 4), clear(out.scales, 3), clear(out.cov3d, 6), clear(out.opacities, 1);
+    clear(out.sh_dc, 3), clear(out.sh_rest, 3 * g.rest_count), clear(out.colors, 3), clear(out.means2d, 3);
+
+    F rotation[9], translation[3], center[3];
+    for (F& x : rotation) x = F(0);
+    for (F& x : translation) x = F(0);
+    for (F& x : center) x = F(0);
+
+    const int visible = f.visible_count[chunk];
+    for (int i = 0; i < visible; i += kLanes) {
+        int32_t ids[kLanes];
+        const int lanes = take_ids(f.visible + first, i, visible, ids);
+        const M real = first_lanes(lanes);
+        F sum[kLanes];
+        for (int k = 0; k < kLanes; ++k) {
+            sum[k] = F(0);
+            if (k >= lanes) continue;
+            const SlotRange slots = f.slots[ids[k]];
+            for (uint32_t s = slots.begin; s < slots.end; ++s) sum[k] = sum[k] + load(records + int64_t(s) * kRecord);
+        }
+        transpose(sum);
+        const Geometry s = geometry(g, camera, ids);
+        const F zero = F(0), half = F(0.5);
+
+        // The screen: mean, conic, opacity.
+        const Sym2<F> q = s.conic;
+        const Vec2<F> g_mean2d = {q.xx * sum[1] + q.xy * sum[2], q.xy * sum[1] + q.yy * sum[2]};
+        Sym2<F> g_cov2d = inverse_vjp(q, Sym2<F>{-half * sum[3], -sum[4], -half * sum[5]});
+        const F g_log_opacity = sum[0];
+        F g_opacity = g_log_opacity / s.opacity;
+        if (g.antialiasing) {
+            const Sym2<F> more = antialias_factor_vjp(s.thin, g_log_opacity / s.antialias);
+            g_cov2d = {g_cov2d.xx + more.xx, g_cov2d.xy + more.xy, g_cov2d.yy + more.yy};
+        }
+        g_opacity = select(s.opacity > zero, g_opacity, zero);
+        if (g.raw) g_opacity = g_log_opacity * (F(1) - s.opacity);
+
+        // The camera.
+        const ProjectCovarianceGrad<F> back = project_covariance_vjp(camera, s.p, s.cov, g_cov2d);
+        Vec3<F> g_p = add(project_mean_vjp(camera, s.p, g_mean2d), back.p);
+        if (inv_depth) g_p.z = g_p.z - sum[9] / (s.p.z * s.p.z);
+        Vec3<F> g_mean = matvec_transposed(camera.rotation, g_p);
+
+        // The color.
+        Vec3<F> g_color = {sum[6], sum[7], sum[8]};
+        Vec3<F> g_center = {zero, zero, zero};
+        if (!g.colors) {
+            alignas(64) Number color[3][kLanes];
+            for (int k = 0; k < kLanes; ++k) {
+                const Splat<Number>& splat = f.splats[ids[k]];
+                color[0][k] = splat.red, color[1][k] = splat.green, color[2][k] = splat.blue;
+            }
+            g_color = {zero_unless(load(color[0]) > zero, g_color.x), zero_unless(load(color[1]) > zero, g_color.y),
+                       zero_unless(load(color[2]) > zero, g_color.z)};
+            if (g.sh_degree > 0) {
+                F inv_length;
+                const Vec3<F> d = view_direction(camera, s.mean, inv_length);
+                Vec3<F> g_d;
+                if (g.sh_degree == 1) g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else if (g.sh_degree == 2) g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                const Vec3<F> g_offset = normalize_vjp(d, inv_length, g_d);
+                g_mean = add(g_mean, g_offset);
+                g_center = sub(g_center, g_offset);
+            }
+        }
+        if (pose) {
+            const auto keep = [&](Vec3<F> a) {
+                return Vec3<F>{zero_unless(real, a.x), zero_unless(real, a.y), zero_unless(real, a.z)};
+            };
+            const Vec3<F> p = keep(g_p), c = keep(g_center);
+            add_outer(rotation, p, s.mean);
+            const Mat3<F>& r = back.rotation;
+            const F more[9] = {r.r0.x, r.r0.y, r.r0.z, r.r1.x, r.r1.y, r.r1.z, r.r2.x, r.r2.y, r.r2.z};
+            for (int k = 0; k < 9; ++k) rotation[k] = rotation[k] + zero_unless(real, more[k]);
+            translation[0] = translation[0] + p.x, translation[1] = translation[1] + p.y;
+            translation[2] = translation[2] + p.z;
+            center[0] = center[0] + c.x, center[1] = center[1] + c.y, center[2] = center[2] + c.z;
+        }
+
+        // Shape in space. Then everything is turned into rows.
+        F row[kLanes];
+        for (F& x : row) x = zero;
+        row[0] = g_mean.x, row[1] = g_mean.y, row[2] = g_mean.z;
+        if (g.cov3d) {
+            row[3] = back.cov.xx, row[4] = back.cov.xy, row[5] = back.cov.xz;
+            row[6] = back.cov.yy, row[7] = back.cov.yz, row[8] = back.cov.zz;
+        } else {
+            CovarianceGrad<F> c = covariance_vjp(s.quat, s.scale, back.cov);
+            c.s = g.raw ? Vec3<F>{c.s.x * s.scale.x, c.s.y * s.scale.y, c.s.z * s.scale.z}
+                        : mul(F(g.scale_modifier), c.s);
+            if (g.raw) c.q = normalize_quat_vjp(s.quat, s.quat_norm, c.q);
+            row[3] = c.q.x, row[4] = c.q.y, row[5] = c.q.z, row[6] = c.q.w;
+            row[7] = c.s.x, row[8] = c.s.y, row[9] = c.s.z;
+        }
+        const F ndc_x = g_mean2d.x * F(0.5 * v.width), ndc_y = g_mean2d.y * F(0.5 * v.height);
+        const F norm = sqrt(ndc_x * ndc_x + ndc_y * ndc_y);
+        row[10] = g_opacity;
+        row[11] = ndc_x, row[12] = ndc_y;
+        const F factor = g.colors ? F(1) : F(kSh0);
+        row[13] = g_color.x * factor, row[14] = g_color.y * factor, row[15] = g_color.z * factor;
+        transpose(row);
+        alignas(64) Number one[kLanes], norms[kLanes], absolute[kLanes];
+        store(norms, norm);
+        const F ax = sum[10] * F(kLn2 * 0.5 * v.width), ay = sum[11] * F(kLn2 * 0.5 * v.height);
+        store(absolute, sqrt(ax * ax + ay * ay));
+        for (int k = 0; k < lanes; ++k) {
+            const int64_t n = ids[k] - first;
+            store(one, row[k]);
+            const auto put = [&](Number* to, int at, int columns) {
+                if (to) std::memcpy(to + n * columns, one + at, columns * sizeof(Number));
+            };
+            put(out.means, 0, 3);
+            if (g.cov3d) put(out.cov3d, 3, 6);
+            else put(out.quats, 3, 4), put(out.scales, 7, 3);
+            put(out.opacities, 10, 1);
+            if (out.means2d) std::memcpy(out.means2d + 3 * n, one + 11, 2 * sizeof(Number));
+            put(g.colors ? out.colors : out.sh_dc, 13, 3);
+            if (statistics.grad_norm_sum) statistics.grad_norm_sum[ids[k]] += float(norms[k]);
+            if (statistics.visits) statistics.visits[ids[k]] += 1;
+            if (statistics.abs_grad_norm_sum) statistics.abs_grad_norm_sum[ids[k]] += float(absolute[k]);
+        }
+    }
+    if (!pose) return;
+    for (int k = 0; k < 9; ++k) pose->rotation[k] = gs::cpu::GS_ISA::sum(rotation[k]);
+    for (int k = 0; k < 3; ++k) {
+        pose->translation[k] = gs::cpu::GS_ISA::sum(translation[k]);
+        pose->center[k] = gs::cpu::GS_ISA::sum(center[k]);
+    }
+}
+
+// The camera center, if derived, is -R^T t.
+static void add_poses(const View<Number>& v, const PoseSum* poses, int64_t count, Number* grad) {
+    PoseSum total = {};
+    for (int64_t i = 0; i < count; ++i) {
+        for (int k = 0; k < 9; ++k) total.rotation[k] += poses[i].rotation[k];
+        for (int k = 0; k < 3; ++k) total.translation[k] += poses[i].translation[k];
+        for (int k = 0; k < 3; ++k) total.center[k] += poses[i].center[k];
+    }
+    for (int i = 0; i < 3 && !v.camera_center; ++i) {
+        for (int j = 0; j < 3; ++j) {
+            total.rotation[3 * i + j] -= v.world_to_camera[4 * i + 3] * total.center[j];
+            total.translation[i] -= v.world_to_camera[4 * i + j] * total.center[j];
+        }
+    }
+    for (int i = 0; i < 16; ++i) {
+        const int row = i / 4, column = i % 4;
+        grad[i] = row == 3 ? Number(0)
+                           : Number(column == 3 ? total.translation[row] : total.rotation[3 * row + column]);
+    }
+}
+
+// The same pointers, advanced to row `n`.
+GS_INLINE GaussianGrads<Number> from_row(GaussianGrads<Number> out, int64_t n, int rest_count) {
+    const auto move = [&](Number*& p, int64_t columns) {
+        if (p) p += n * columns;
+    };
+    move(out.means, 3), move(out.quats, 4), move(out.scales, 3), move(out.cov3d, 6), move(out.opacities, 1);
+    move(out.sh_dc, 3), move(out.sh_rest, 3 * int64_t(rest_count)), move(out.colors, 3), move(out.means2d, 3);
+    return out;
+}
+
+static void project_backward(const Gaussians<Number>& g, const View<Number>& v, const Frame<Number>& f,
+                             const Number* records, bool inv_depth, const GaussianGrads<Number>& out,
+                             const Statistics& statistics) {
+    const Camera<F> camera = broadcast_camera(v);
+    Buffer poses(f.chunks() * sizeof(PoseSum));
+    PoseSum* pose = out.world_to_camera ? poses.as<PoseSum>() : nullptr;
+    parallel(f.chunks(), [&](int64_t c) {
+        project_backward_chunk(g, v, camera, f, records, inv_depth, c, from_row(out, c * kChunk, g.rest_count),
+                               statistics, pose ? pose + c : nullptr);
+    });
+    if (pose) add_poses(v, pose, f.chunks(), out.world_to_camera);
+}
+
+}  // namespace gs::cpu::GS_ISA

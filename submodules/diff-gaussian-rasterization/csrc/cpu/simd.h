@@ -1,0 +1,498 @@
+// simd.h: sixteen numbers at a time, whatever the machine.
+//
+// The kernels of this folder are written once, for F (sixteen numbers), M (sixteen truth values) and I (sixteen
+// integers). Sixteen lanes are a 4x4 block of pixels, or sixteen splats. A file isa_*.cpp chooses what they are
+// made of by defining, before it includes the kernels:
+//     GS_ISA     the namespace all of it goes into, so that no two instruction sets share a symbol
+//     GS_WIDTH   numbers per native register: 16 (AVX-512), 8 (AVX2), 4 (SSE, NEON), 1 (plain scalar code)
+//     GS_NUMBER  float, or double, which exists so that gradcheck means something
+// Width 16 is written with intrinsics; the others with the compilers' vector extension, which is as fast at the
+// machine's own width. The formulas of ../common take F for their T: the functions they call are found here.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#if defined(__x86_64__) && GS_WIDTH > 1
+#if defined(__GNUC__) && __GNUC__ < 13
+#pragma GCC diagnostic ignored "-Wuninitialized"  // the header's own "undefined" values
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+#elif defined(__aarch64__) && GS_WIDTH > 1
+#include <arm_neon.h>
+#endif
+
+#define GS_INLINE static inline __attribute__((always_inline))
+#define GS_MEMBER inline __attribute__((always_inline))
+
+namespace gs::cpu::GS_ISA {
+
+using Number = GS_NUMBER;
+constexpr bool kDouble = sizeof(Number) == 8;
+constexpr int kLanes = 16;
+
+#if GS_WIDTH == 16
+
+struct M {
+    __mmask16 v;
+};
+struct I {
+    __m512i v;
+    I() = default;
+    GS_MEMBER I(__m512i x) : v(x) {}
+    GS_MEMBER explicit I(int x) : v(_mm512_set1_epi32(x)) {}
+};
+struct F {
+    __m512 v;
+    F() = default;
+    GS_MEMBER F(__m512 x) : v(x) {}
+    template <typename S, typename = std::enable_if_t<std::is_arithmetic_v<S>>>
+    GS_MEMBER explicit F(S x) : v(_mm512_set1_ps(float(x))) {}
+};
+
+GS_INLINE F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
+GS_INLINE F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
+GS_INLINE F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
+GS_INLINE F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
+GS_INLINE F operator-(F a) {
+    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(INT32_MIN)));
+}
+GS_INLINE M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+GS_INLINE M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+GS_INLINE M operator>(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+GS_INLINE M operator>=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+GS_INLINE M operator==(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+GS_INLINE M operator!=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
+GS_INLINE M operator<=(I a, I b) { return {_mm512_cmple_epi32_mask(a.v, b.v)}; }
+GS_INLINE M operator&(M a, M b) { return {__mmask16(a.v & b.v)}; }
+GS_INLINE M operator|(M a, M b) { return {__mmask16(a.v | b.v)}; }
+GS_INLINE M operator!(M a) { return {__mmask16(~a.v)}; }
+GS_INLINE uint32_t bits(M m) { return m.v; }
+GS_INLINE bool any(M m) { return m.v != 0; }
+GS_INLINE M from_bits(uint32_t b) { return {__mmask16(b)}; }
+
+GS_INLINE F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
+GS_INLINE I select(M m, I a, I b) { return _mm512_mask_blend_epi32(m.v, b.v, a.v); }
+GS_INLINE F zero_unless(M m, F a) { return _mm512_maskz_mov_ps(m.v, a.v); }
+GS_INLINE F min(F a, F b) { return _mm512_min_ps(a.v, b.v); }  // b where either is not a number
+GS_INLINE F max(F a, F b) { return _mm512_max_ps(a.v, b.v); }
+GS_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a.v); }
+GS_INLINE F abs(F a) { return _mm512_abs_ps(a.v); }
+GS_INLINE F ceil(F a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+GS_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+GS_INLINE F recip(F a) {  // to about one unit in the last place
+    const __m512 r = _mm512_rcp14_ps(a.v);
+    return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(1.f)), r);
+}
+GS_INLINE I to_int(F a) { return _mm512_cvttps_epi32(a.v); }
+GS_INLINE F to_number(I a) { return _mm512_cvtepi32_ps(a.v); }
+GS_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
+GS_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+GS_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
+GS_INLINE void store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
+GS_INLINE F load_some(const float* p, int count) {  // zeros behind the first `count`
+    return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
+}
+GS_INLINE void store_some(float* p, F a, int count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
+GS_INLINE void store_some(int32_t* p, I a, int count) {
+    _mm512_mask_storeu_epi32(p, __mmask16((1u << count) - 1), a.v);
+}
+GS_INLINE F load_bytes(const uint8_t* p) {  // sixteen unsigned bytes as numbers
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+GS_INLINE float sum(F a) { return _mm512_reduce_add_ps(a.v); }
+GS_INLINE int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may write all sixteen places
+    _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, a.v));
+    return __builtin_popcount(m.v);
+}
+
+// 2^a to about one unit in the last place; 0 far below, infinity far above.
+GS_INLINE F ex2(F a) {
+    const __m512 n = _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    const __m512 f = _mm512_sub_ps(a.v, n);
+    __m512 p = _mm512_set1_ps(1.33952379e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61846430e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55032958e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226510e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147182e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    return _mm512_scalef_ps(p, n);
+}
+
+// The binary exponent as a number, and the rest, within [1/sqrt 2, sqrt 2): for log().
+GS_INLINE F split_exponent(F a, F& mantissa) {
+    const __m512 e = _mm512_getexp_ps(_mm512_mul_ps(a.v, _mm512_set1_ps(1.41421356f)));
+    mantissa = _mm512_scalef_ps(a.v, _mm512_sub_ps(_mm512_setzero_ps(), e));
+    return e;
+}
+
+// Sixteen vectors become their transpose: lane j of result i is lane i of argument j.
+GS_INLINE void transpose(F* r) {
+    __m512 t[16];
+    for (int i = 0; i < 16; i += 4) {
+        const __m512 a = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
+        const __m512 c = _mm512_unpacklo_ps(r[i + 2].v, r[i + 3].v), d = _mm512_unpackhi_ps(r[i + 2].v, r[i + 3].v);
+        t[i] = _mm512_shuffle_ps(a, c, 0x44), t[i + 1] = _mm512_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm512_shuffle_ps(b, d, 0x44), t[i + 3] = _mm512_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = _mm512_shuffle_f32x4(t[i], t[4 + i], 0x88), b = _mm512_shuffle_f32x4(t[i], t[4 + i], 0xdd);
+        const __m512 c = _mm512_shuffle_f32x4(t[8 + i], t[12 + i], 0x88);
+        const __m512 d = _mm512_shuffle_f32x4(t[8 + i], t[12 + i], 0xdd);
+        r[i].v = _mm512_shuffle_f32x4(a, c, 0x88), r[8 + i].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[4 + i].v = _mm512_shuffle_f32x4(b, d, 0x88), r[12 + i].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+
+// Lane i of the result is the sum over the lanes of r[i]: sixteen sums for the price of a transpose.
+// Only r[0 .. Count) exist; the other lanes come out as anything.
+template <int Count>
+GS_INLINE F sums(const F* r) {
+    constexpr int kQuads = (Count + 3) / 4;
+    __m512 t[4];
+    for (int i = 0; i < kQuads; ++i) {
+        const F* q = r + 4 * i;
+        const int n = Count - 4 * i;
+        const __m512 q1 = n > 1 ? q[1].v : q[0].v, q2 = n > 2 ? q[2].v : q[0].v, q3 = n > 3 ? q[3].v : q[0].v;
+        const __m512 a = _mm512_add_ps(_mm512_unpacklo_ps(q[0].v, q1), _mm512_unpackhi_ps(q[0].v, q1));
+        const __m512 b = n > 2 ? _mm512_add_ps(_mm512_unpacklo_ps(q2, q3), _mm512_unpackhi_ps(q2, q3)) : a;
+        t[i] = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+    }
+    for (int i = kQuads; i < 4; ++i) t[i] = t[i - 1];
+    const __m512 u = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+    const __m512 v = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
+    return _mm512_add_ps(_mm512_shuffle_f32x4(u, v, 0x88), _mm512_shuffle_f32x4(u, v, 0xdd));
+}
+
+#else  // narrower machines: sixteen lanes are kParts native vectors
+
+constexpr int kWidth = GS_WIDTH, kParts = kLanes / kWidth;
+using Integer = std::conditional_t<kDouble, int64_t, int32_t>;
+#if GS_WIDTH == 1
+using V = Number;
+using W = Integer;
+#else
+typedef Number V __attribute__((vector_size(sizeof(Number) * GS_WIDTH)));
+typedef Integer W __attribute__((vector_size(sizeof(Number) * GS_WIDTH)));
+#endif
+
+struct M {
+    W v[kParts];  // 0 or -1
+};
+struct I {
+    W v[kParts];
+    I() = default;
+    GS_MEMBER explicit I(int x) {
+        for (W& w : v) w = W{} + Integer(x);
+    }
+};
+struct F {
+    V v[kParts];
+    F() = default;
+    template <typename S, typename = std::enable_if_t<std::is_arithmetic_v<S>>>
+    GS_MEMBER explicit F(S x) {
+        for (V& p : v) p = V{} + Number(x);
+    }
+};
+
+#define GS_EACH _Pragma("GCC unroll 16") for (int k = 0; k < kParts; ++k)
+#if GS_WIDTH == 1
+#define GS_TRUTH(x) (-W(x))
+#else
+#define GS_TRUTH(x) (x)
+#endif
+
+#define GS_ARITHMETIC(op)               \
+    GS_INLINE F operator op(F a, F b) { \
+        F r;                            \
+        GS_EACH r.v[k] = a.v[k] op b.v[k]; \
+        return r;                       \
+    }
+GS_ARITHMETIC(+) GS_ARITHMETIC(-) GS_ARITHMETIC(*) GS_ARITHMETIC(/)
+#define GS_COMPARISON(op)                           \
+    GS_INLINE M operator op(F a, F b) {             \
+        M r;                                        \
+        GS_EACH r.v[k] = GS_TRUTH(a.v[k] op b.v[k]); \
+        return r;                                   \
+    }
+GS_COMPARISON(<) GS_COMPARISON(<=) GS_COMPARISON(>) GS_COMPARISON(>=) GS_COMPARISON(==) GS_COMPARISON(!=)
+#undef GS_ARITHMETIC
+#undef GS_COMPARISON
+
+GS_INLINE F operator-(F a) {
+    GS_EACH a.v[k] = -a.v[k];
+    return a;
+}
+GS_INLINE M operator<=(I a, I b) {
+    M r;
+    GS_EACH r.v[k] = GS_TRUTH(a.v[k] <= b.v[k]);
+    return r;
+}
+GS_INLINE M operator&(M a, M b) {
+    GS_EACH a.v[k] &= b.v[k];
+    return a;
+}
+GS_INLINE M operator|(M a, M b) {
+    GS_EACH a.v[k] |= b.v[k];
+    return a;
+}
+GS_INLINE M operator!(M a) {
+    GS_EACH a.v[k] = ~a.v[k];
+    return a;
+}
+GS_INLINE uint32_t bits_of(W w) {
+#if GS_WIDTH == 1
+    return uint32_t(w) & 1;
+#elif GS_WIDTH == 8
+    return uint32_t(_mm256_movemask_ps((__m256)w));
+#elif defined(__x86_64__)
+    return uint32_t(_mm_movemask_ps((__m128)w));
+#else
+    const W weights = {1, 2, 4, 8};
+    return uint32_t(vaddvq_s32((int32x4_t)(w & weights)));
+#endif
+}
+GS_INLINE uint32_t bits(M m) {
+    uint32_t b = 0;
+    GS_EACH b |= bits_of(m.v[k]) << (k * kWidth);
+    return b;
+}
+GS_INLINE bool any(M m) {
+    W w = m.v[0];
+    _Pragma("GCC unroll 16") for (int k = 1; k < kParts; ++k) w |= m.v[k];
+    return bits_of(w) != 0;
+}
+GS_INLINE M from_bits(uint32_t b) {
+    Integer lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = -Integer(b >> i & 1);
+    M m;
+    std::memcpy(&m, lane, sizeof m);
+    return m;
+}
+GS_INLINE F select(M m, F a, F b) {
+    GS_EACH a.v[k] = m.v[k] ? a.v[k] : b.v[k];
+    return a;
+}
+GS_INLINE I select(M m, I a, I b) {
+    GS_EACH a.v[k] = m.v[k] ? a.v[k] : b.v[k];
+    return a;
+}
+GS_INLINE F zero_unless(M m, F a) { return select(m, a, F(0)); }
+GS_INLINE F min(F a, F b) {
+    GS_EACH a.v[k] = a.v[k] < b.v[k] ? a.v[k] : b.v[k];
+    return a;
+}
+GS_INLINE F max(F a, F b) {
+    GS_EACH a.v[k] = a.v[k] > b.v[k] ? a.v[k] : b.v[k];
+    return a;
+}
+GS_INLINE V native_sqrt(V a) {
+#if GS_WIDTH == 1
+    return std::sqrt(a);
+#elif GS_WIDTH == 8
+    return (V)_mm256_sqrt_ps((__m256)a);
+#elif defined(__x86_64__)
+    return (V)_mm_sqrt_ps((__m128)a);
+#else
+    return (V)vsqrtq_f32((float32x4_t)a);
+#endif
+}
+GS_INLINE F sqrt(F a) {
+    GS_EACH a.v[k] = native_sqrt(a.v[k]);
+    return a;
+}
+GS_INLINE F abs(F a) {
+    GS_EACH a.v[k] = a.v[k] < 0 ? -a.v[k] : a.v[k];
+    return a;
+}
+GS_INLINE F fma(F a, F b, F c) { return a * b + c; }  // contracted where the machine can
+GS_INLINE F recip(F a) { return F(1) / a; }
+GS_INLINE I to_int(F a) {
+    I r;
+#if GS_WIDTH == 1
+    GS_EACH r.v[k] = W(a.v[k]);
+#else
+    GS_EACH r.v[k] = __builtin_convertvector(a.v[k], W);
+#endif
+    return r;
+}
+GS_INLINE F to_number(I a) {
+    F r;
+#if GS_WIDTH == 1
+    GS_EACH r.v[k] = V(a.v[k]);
+#else
+    GS_EACH r.v[k] = __builtin_convertvector(a.v[k], V);
+#endif
+    return r;
+}
+GS_INLINE F ceil(F a) {  // of numbers an integer can hold; larger ones have no fraction
+    const F whole = to_number(to_int(min(max(a, F(-1e9)), F(1e9))));
+    return select(abs(a) < F(8388608), select(whole < a, whole + F(1), whole), a);
+}
+GS_INLINE F load(const Number* p) {
+    F r;
+    std::memcpy(&r, p, sizeof r);
+    return r;
+}
+GS_INLINE void store(Number* p, F a) { std::memcpy(p, &a, sizeof a); }
+GS_INLINE I load(const int32_t* p) {
+    Integer lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = p[i];
+    I r;
+    std::memcpy(&r, lane, sizeof r);
+    return r;
+}
+GS_INLINE void store(int32_t* p, I a) {
+    Integer lane[kLanes];
+    std::memcpy(lane, &a, sizeof a);
+    for (int i = 0; i < kLanes; ++i) p[i] = int32_t(lane[i]);
+}
+GS_INLINE F load_some(const Number* p, int count) {
+    Number lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = i < count ? p[i] : Number(0);
+    return load(lane);
+}
+GS_INLINE void store_some(Number* p, F a, int count) {
+    Number lane[kLanes];
+    store(lane, a);
+    for (int i = 0; i < count; ++i) p[i] = lane[i];
+}
+GS_INLINE void store_some(int32_t* p, I a, int count) {
+    int32_t lane[kLanes];
+    store(lane, a);
+    for (int i = 0; i < count; ++i) p[i] = lane[i];
+}
+GS_INLINE F load_bytes(const uint8_t* p) {
+    Number lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) lane[i] = Number(p[i]);
+    return load(lane);
+}
+GS_INLINE Number sum(F a) {
+    Number lane[kLanes];
+    store(lane, a);
+    for (int step = 8; step; step /= 2)
+        for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
+    return lane[0];
+}
+GS_INLINE int compress(Number* p, F a, M m) {
+    Number lane[kLanes];
+    store(lane, a);
+    int n = 0;
+    for (uint32_t b = bits(m); b; b &= b - 1) p[n++] = lane[__builtin_ctz(b)];
+    return n;
+}
+
+#if GS_WIDTH == 1
+GS_INLINE F ex2(F a) {
+    GS_EACH a.v[k] = std::exp2(a.v[k]);
+    return a;
+}
+GS_INLINE F log(F a) {
+    GS_EACH a.v[k] = std::log(a.v[k]);
+    return a;
+}
+GS_INLINE F exp(F a) {
+    GS_EACH a.v[k] = std::exp(a.v[k]);
+    return a;
+}
+#else
+// 2^a to about one unit in the last place. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+GS_INLINE F ex2(F a) {
+    F r;
+    GS_EACH {
+        const V magic = V{} + 12582912.f;
+        V x = a.v[k] > -126.f ? a.v[k] : V{} - 126.f;
+        x = x < 127.f ? x : V{} + 127.f;
+        const V shifted = x + magic, f = x - (shifted - magic);
+        V p = V{} + 1.33952379e-3f;
+        p = p * f + 9.61846430e-3f;
+        p = p * f + 5.55032958e-2f;
+        p = p * f + 2.40226510e-1f;
+        p = p * f + 6.93147182e-1f;
+        p = p * f + 1.f;
+        const W scale = ((W)shifted + 127) << 23;  // the sum's high bits fall out of the shift
+        const V y = p * (V)scale;
+        r.v[k] = a.v[k] >= -126.f ? (a.v[k] <= 127.5f ? y : y * V(V{} + 3.4e38f)) : V{};
+    }
+    return r;
+}
+GS_INLINE F split_exponent(F a, F& mantissa) {
+    F e;
+    GS_EACH {
+        const W b = (W)a.v[k], shifted = b - 0x3f3504f3;  // the bits of 1/sqrt 2
+        const W n = shifted >> 23;
+        mantissa.v[k] = (V)(b - (n << 23));
+        e.v[k] = __builtin_convertvector(n, V);
+    }
+    return e;
+}
+#endif
+
+GS_INLINE void transpose(F* r) {
+    Number a[kLanes][kLanes], b[kLanes][kLanes];
+    std::memcpy(a, r, sizeof a);
+    for (int i = 0; i < kLanes; ++i)
+        for (int j = 0; j < kLanes; ++j) b[i][j] = a[j][i];
+    std::memcpy(r, b, sizeof b);
+}
+
+template <int Count>
+GS_INLINE F sums(const F* r) {
+    Number lane[kLanes] = {};
+    for (int i = 0; i < Count; ++i) lane[i] = sum(r[i]);
+    return load(lane);
+}
+
+#endif
+
+#if GS_WIDTH > 1
+// The natural exponential: 2^(a log2 e), the product carried in two pieces so that large arguments stay accurate.
+GS_INLINE F exp(F a) {
+    const F x = min(max(a, F(-200)), F(200));
+    const F hi = x * F(1.44269502f), lo = fma(x, F(1.44269502f), -hi) + x * F(1.92596299e-8f);
+    const F y = ex2(hi);
+    return select(a == a, fma(y, lo * F(0.693147181f), y), a);
+}
+// For positive numbers; minus infinity at 0 and among the denormals, not a number below.
+GS_INLINE F log(F a) {
+    F m;
+    const F e = split_exponent(a, m), f = m - F(1), s = f / (F(2) + f), z = s * s;
+    // log(1 + f) = 2 atanh(s), s = f / (2 + f), |s| < 0.1716
+    const F p = fma(fma(fma(fma(z, F(0.2222222f), F(0.2857143f)), z, F(0.4f)), z, F(0.6666667f)), z, F(0.f)) * s;
+    const F y = fma(e, F(0.693359375f), fma(e, F(-2.12194440e-4f), p) + F(2) * s);
+    const F edge = select(a >= F(0), F(-INFINITY), F(NAN));
+    return select(a > F(1.17549435e-38f), select(a < F(INFINITY), y, a), edge);
+}
+#endif
+
+// ---- built from the above -------------------------------------------------------------------------------------
+
+// Sixteen rows of `Columns` numbers each, turned into `Columns` vectors: out[k] holds number k of every row.
+template <int Columns>
+GS_INLINE void load_rows(const Number* const* row, F* out) {
+    _Pragma("GCC unroll 4") for (int c = 0; c < Columns; c += kLanes) {
+        const int n = Columns - c < kLanes ? Columns - c : kLanes;
+        F block[kLanes];
+        for (int i = 0; i < kLanes; ++i) block[i] = n == kLanes ? load(row[i] + c) : load_some(row[i] + c, n);
+        transpose(block);
+        for (int k = 0; k < n; ++k) out[c + k] = block[k];
+    }
+}
+
+template <int Columns>
+GS_INLINE void store_rows(Number* const* row, const F* in, int rows) {
+    _Pragma("GCC unroll 4") for (int c = 0; c < Columns; c += kLanes) {
+        const int n = Columns - c < kLanes ? Columns - c : kLanes;
+        F block[kLanes];
+        for (int k = 0; k < kLanes; ++k) block[k] = k < n ? in[c + k] : F(0);
+        transpose(block);
+        for (int i = 0; i < rows; ++i) {
+            if (n == kLanes) store(row[i] + c, block[i]);
+            else store_some(row[i] + c, block[i], n);
+        }
+    }
+}
+
+}  // namespace gs::cpu::GS_ISA

@@ -1,0 +1,250 @@
+// ops_cpu.cpp: the operators of ops.cpp for tensors on the CPU.
+//
+// Here tensors become pointers and memory is laid out; the work is in cpu/, whose stages.h is its table of contents. Results
+// and what the backward wants again live in blocks that return to a pool (cpu/memory.h) with their tensor.
+#include "ops.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "common/constants.h"
+#include "cpu/memory.h"
+#include "cpu/stages.h"
+#include "cpu/threads.h"
+
+namespace gs::cpu {
+
+int thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
+
+// Every thread takes the next task until none is left: tasks differ tenfold in cost.
+void run_tasks(int64_t count, void (*body)(void*, int64_t), void* context) {
+    const int64_t threads = std::min<int64_t>(thread_count(), count);
+    if (threads <= 1) {
+        for (int64_t task = 0; task < count; ++task) body(context, task);
+        return;
+    }
+    std::atomic<int64_t> next{0};
+    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, task);
+    });
+}
+
+}  // namespace gs::cpu
+
+namespace gs {
+namespace {
+
+using gs::cpu::Frame;
+
+// A tensor whose memory comes from the pool and goes back to it.
+Tensor pooled(at::IntArrayRef shape, at::ScalarType dtype) {
+    int64_t bytes = int64_t(c10::elementSize(dtype));
+    for (const int64_t n : shape) bytes *= n;
+    if (bytes == 0) return at::empty(shape, at::TensorOptions().dtype(dtype));
+    void* block = gs::cpu::acquire(size_t(bytes));
+    return at::from_blob(block, shape, [](void* p) { gs::cpu::release(p); }, at::TensorOptions().dtype(dtype));
+}
+
+template <typename T>
+T* data(const OptionalTensor& tensor) {
+    return tensor && tensor->defined() ? const_cast<T*>(tensor->template const_data_ptr<T>()) : nullptr;
+}
+
+template <typename T>
+gs::Gaussians<T> gaussians(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
+    gs::Gaussians<T> g;
+    g.count = in.count();
+    g.means = data<T>(in.means);
+    g.quats = data<T>(in.quats);
+    g.scales = data<T>(in.scales);
+    g.cov3d = data<T>(in.cov3d);
+    g.opacities = data<T>(in.opacities);
+    g.sh_dc = data<T>(in.sh_dc);
+    g.sh_rest = data<T>(in.sh_rest);
+    g.colors = data<T>(in.colors);
+    g.rest_count = int(in.rest());
+    g.sh_degree = int(in.sh_degree);
+    g.scale_modifier = T(scale_modifier);
+    g.antialiasing = antialiasing;
+    g.raw = raw;
+    return g;
+}
+
+template <typename T>
+gs::View<T> view(const RasterizeInputs& in) {
+    return {data<T>(in.world_to_camera), data<T>(in.K),  data<T>(in.camera_center), data<T>(in.background),
+            int(in.width),               int(in.height)};
+}
+
+// The order of the tensors in `state`.
+enum State { kSplats, kVisible, kVisibleCount, kSlots, kTileBegin, kTileOrder, kTransmittance, kLast, kEntries, kTouched,
+             kStateCount };
+
+template <typename T>
+Frame<T> frame_of(const RasterizeInputs& in, const std::vector<Tensor>& state) {
+    const auto at = [&](State i) -> void* { return const_cast<void*>(state[i].const_data_ptr()); };
+    Frame<T> f;
+    f.count = in.count();
+    f.width = int(in.width), f.height = int(in.height);
+    f.tiles_x = (f.width + gs::kTileSize - 1) / gs::kTileSize, f.tiles_y = (f.height + gs::kTileSize - 1) / gs::kTileSize;
+    f.splats = static_cast<gs::cpu::Splat<T>*>(at(kSplats));
+    f.visible = static_cast<int32_t*>(at(kVisible));
+    f.visible_count = static_cast<int32_t*>(at(kVisibleCount));
+    f.slots = static_cast<gs::cpu::SlotRange*>(at(kSlots));
+    f.tile_begin = static_cast<int64_t*>(at(kTileBegin));
+    f.tile_order = static_cast<int32_t*>(at(kTileOrder));
+    f.transmittance = static_cast<T*>(at(kTransmittance));
+    f.last = static_cast<int32_t*>(at(kLast));
+    f.entries = static_cast<gs::cpu::Entry*>(at(kEntries));
+    f.touched = static_cast<uint16_t*>(at(kTouched));
+    return f;
+}
+
+template <typename T>
+std::vector<Tensor> new_state(const RasterizeInputs& in) {
+    constexpr at::ScalarType number = sizeof(T) == 8 ? at::kDouble : at::kFloat;
+    const int64_t N = in.count(), chunks = (N + gs::cpu::kChunk - 1) / gs::cpu::kChunk;
+    const int64_t tiles = ((in.width + 15) / 16) * ((in.height + 15) / 16);
+    std::vector<Tensor> state(kStateCount);
+    state[kSplats] = pooled({N, 16}, number);
+    state[kVisible] = pooled({N}, at::kInt);
+    state[kVisibleCount] = pooled({chunks}, at::kInt);
+    state[kSlots] = pooled({N, 2}, at::kInt);
+    state[kTileBegin] = pooled({tiles + 1}, at::kLong);
+    state[kTileOrder] = pooled({tiles}, at::kInt);
+    state[kTransmittance] = pooled({tiles, 256}, number);
+    state[kLast] = pooled({tiles, 256}, at::kInt);
+    state[kEntries] = pooled({0, 2}, at::kInt);
+    state[kTouched] = pooled({0}, at::kShort);
+    return state;
+}
+
+using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <typename T>
+Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
+    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
+    const gs::View<T> v = view<T>(in);
+    const auto& kernels = gs::cpu::kernels<T>();
+    const at::ScalarType number = in.means.scalar_type();
+    const int64_t N = in.count(), H = in.height, W = in.width;
+
+    Tensor color = pooled({3, H, W}, number), alpha = pooled({1, H, W}, number), inv_depth = pooled({1, H, W}, number);
+    Tensor radii = pooled({N}, at::kInt);
+    std::vector<Tensor> state = new_state<T>(in);
+    Frame<T> f = frame_of<T>(in, state);
+
+    gs::cpu::Buffer keys(N * sizeof(gs::cpu::DepthKey<T>));
+    kernels.project(g, v, f, data<int32_t>(radii), keys.as<gs::cpu::DepthKey<T>>());
+    gs::cpu::bin<T>(kernels, f, keys.as<gs::cpu::DepthKey<T>>(), [](void* context, Frame<T>& frame, int64_t entries) {
+        std::vector<Tensor>& state = *static_cast<std::vector<Tensor>*>(context);
+        state[kEntries] = pooled({entries, 2}, at::kInt);
+        state[kTouched] = pooled({entries}, at::kShort);
+        frame.entries = static_cast<gs::cpu::Entry*>(state[kEntries].mutable_data_ptr());
+        frame.touched = static_cast<uint16_t*>(state[kTouched].mutable_data_ptr());
+    }, &state);
+    kernels.blend(f, v.background, {data<T>(color), data<T>(alpha), data<T>(inv_depth), data<int32_t>(radii)});
+    return {color, alpha, inv_depth, radii, state};
+}
+
+Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
+                     const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
+                     const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
+                     const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
+                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw) {
+    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
+                             camera_center, background, width, height, sh_degree};
+    check_inputs(in, true);
+    return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw)
+                                              : rasterize_as<float>(in, scale_modifier, antialiasing, raw);
+}
+
+// The order of the tensors that rasterize_backward returns.
+enum Grads { kMeans, kQuats, kScales, kCov3d, kOpacities, kShDc, kShRest, kColors, kWorldToCamera, kBackground, kMeans2d,
+             kGradsCount };
+
+template <typename T>
+std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
+                                const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads, bool camera_grad,
+                                const gs::cpu::Statistics& statistics) {
+    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
+    const gs::View<T> v = view<T>(in);
+    const auto& kernels = gs::cpu::kernels<T>();
+    const Frame<T> f = frame_of<T>(in, state);
+    const at::ScalarType number = in.means.scalar_type();
+
+    std::vector<Tensor> grads(kGradsCount);
+    const auto like = [&](const OptionalTensor& input) { return pooled(input ? input->sizes() : at::IntArrayRef{0}, number); };
+    grads[kMeans] = like(in.means);
+    grads[kQuats] = like(in.quats);
+    grads[kScales] = like(in.scales);
+    grads[kCov3d] = like(in.cov3d);
+    grads[kOpacities] = like(in.opacities);
+    grads[kShDc] = like(in.sh_dc);
+    grads[kShRest] = like(in.sh_rest);
+    grads[kColors] = like(in.colors);
+    grads[kWorldToCamera] = camera_grad ? pooled({4, 4}, number) : pooled({0}, number);
+    grads[kBackground] = pooled({3}, number);
+    grads[kMeans2d] = pooled({in.count(), 3}, number);
+    const auto at = [&](Grads i) -> T* { return grads[i].numel() ? data<T>(grads[i]) : nullptr; };
+    gs::GaussianGrads<T> out = {};
+    out.means = at(kMeans), out.quats = at(kQuats), out.scales = at(kScales), out.cov3d = at(kCov3d);
+    out.opacities = at(kOpacities), out.sh_dc = at(kShDc), out.sh_rest = at(kShRest), out.colors = at(kColors);
+    out.world_to_camera = at(kWorldToCamera), out.background = at(kBackground), out.means2d = at(kMeans2d);
+
+    gs::cpu::Buffer records(state[kEntries].size(0) * gs::cpu::kRecord * sizeof(T));
+    kernels.blend_backward(f, v.background, image_grads, statistics.abs_grad_norm_sum != nullptr, records.as<T>(),
+                           out.background);
+    kernels.project_backward(g, v, f, records.as<T>(), image_grads.inv_depth != nullptr, out, statistics);
+    return grads;
+}
+
+std::vector<Tensor> rasterize_backward(
+    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
+    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
+    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
+    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+    const Tensor& image, const Tensor& alpha, const Tensor& radii, const std::vector<Tensor>& state,
+    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, bool camera_grad,
+    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
+                             camera_center, background, width, height, sh_degree};
+    check_inputs(in, true);
+    check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
+                   abs_grad_norm_sum);
+    TILESPLAT_CHECK(state.size() == kStateCount, "state must be what rasterize returned on the cpu: ", int(kStateCount),
+                    " tensors, got ", state.size());
+    const gs::cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
+                              {data<T>(grad_image), data<T>(grad_alpha), data<T>(grad_inv_depth)}, camera_grad, statistics);
+    };
+    return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+}
+
+std::vector<std::string> cpu_isas() { return gs::cpu::available_isas(); }
+std::string cpu_isa() { return gs::cpu::kernels<float>().name; }
+void set_cpu_isa(std::string name) {
+    std::string known;
+    for (const std::string& isa : cpu_isas()) known += (known.empty() ? "" : ", ") + isa;
+    TILESPLAT_CHECK(gs::cpu::set_isa(name), "name must be one of ", known, ", or empty for the best, got ", name);
+}
+
+}  // namespace
+}  // namespace gs
+
+TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
+    m.impl("rasterize", gs::rasterize);
+    m.impl("rasterize_backward", gs::rasterize_backward);
+}
+
+TORCH_LIBRARY_IMPL(tilesplat, CompositeExplicitAutograd, m) {
+    m.impl("cpu_isas", gs::cpu_isas);
+    m.impl("cpu_isa", gs::cpu_isa);
+    m.impl("set_cpu_isa", gs::set_cpu_isa);
+}
