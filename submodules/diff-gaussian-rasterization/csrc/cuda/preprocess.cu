@@ -1,0 +1,164 @@
+// From Gaussians to splats: activation, projection, extent, tiles, color. CUDA backend.
+//
+// One thread per Gaussian. The mean alone decides whether a Gaussian lies in front of the camera, and most of what is not
+// seen leaves here. Colors are read last, only for what lands in the image.
+#include "gaussian.h"
+#include "tile_walk.h"
+
+namespace gs::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kNoSh = -1;  // colors are given
+
+struct Projected {
+    Vec2<float> mean;
+    Sym2<float> conic;
+    Sym2<float> cov;  // blurred
+    float opacity, radius, depth;
+};
+
+// False if the Gaussian is not in this view.
+__device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
+                                        const TileGrid& grid, Projected& out) {
+    const Vec3<float> p = to_camera(camera, load3(g.means, i));
+    if (!(p.z > float(kNearDepth))) return false;
+
+    const Shape shape = load_shape(g, i);
+    const Sym2<float> sharp = project_covariance(camera, p, shape.cov);
+    out.cov = blurred(sharp);
+    const float det = exact_determinant(out.cov);
+    if (det == 0.f) return false;
+
+    out.depth = p.z;
+    out.mean = project_mean(camera, p);
+    out.conic = inverse(out.cov, det);
+    out.radius = splat_radius(out.cov);
+    out.opacity = load_opacity(g, i) * (g.antialiasing ? antialias_factor(sharp) : 1.f);
+    if (det < 0.f) out.opacity = 0.f;  // rounding left no ellipse
+    const bool finite = isfinite(out.conic.xx + out.conic.xy + out.conic.yy + out.opacity) && out.radius < 1e9f;
+    return finite && !empty(tile_rect(out.mean, out.radius, grid.tiles_x, grid.tiles_y));
+}
+
+template <int Degree>
+__device__ __forceinline__ Vec3<float> sh_color(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
+                                                const float* rest) {
+    constexpr int kCount = sh_count(Degree);
+    const Vec3<float> offset = sub(load3(g.means, i), camera.center);
+    float basis[kCount];
+    sh_basis<Degree>(normalize(offset, inverse_length(offset)), basis);
+    Vec3<float> color = add(mul(basis[0], load3(g.sh_dc, i)), Vec3<float>{0.5f, 0.5f, 0.5f});
+#pragma unroll
+    for (int k = 1; k < kCount; ++k) color = add(color, mul(basis[k], load3(rest, k - 1)));
+    return {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
+}
+
+template <int Degree>
+__global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid,
+                                                              Screen out) {
+    __shared__ Camera<float> camera;
+    __shared__ unsigned long long entries, visible;
+    __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
+    if (threadIdx.x == 0) {
+        camera = make_camera(view.world_to_camera, view.intrinsics, view.camera_center, view.width, view.height);
+        entries = visible = 0;
+    }
+    __syncthreads();
+
+    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    Projected s{};
+    bool seen = i < g.count && project(g, camera, i, grid, s);
+    unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
+
+    Vec3<float> color = {0.f, 0.f, 0.f};
+    if (seen_lanes) {
+        if constexpr (Degree == kNoSh) {
+            if (seen) color = load3(g.colors, i);
+        } else {
+            float* own_rest = rest;
+            if constexpr (Degree > 0) {
+                float* warp_rest = rest + (threadIdx.x / kWarp) * kWarp * kRestPitch<Degree>;
+                stage_rest<Degree>(g, i - lane_id(), seen_lanes, warp_rest);
+                own_rest = warp_rest + lane_id() * kRestPitch<Degree>;
+            }
+            if (seen) color = sh_color<Degree>(g, camera, i, own_rest);
+        }
+        seen = seen && isfinite(color.x + color.y + color.z);
+
+        float4 place{}, shape{};
+        if (seen) {
+            const float log2_opacity = log2f(s.opacity);  // NaN below 0: reaches nothing
+            const float reach = kLn2 * (log2_opacity - kLog2AlphaMin);
+            const float sigmas = sqrtf(2.f * reach);      // NaN where alpha stays below 1/255
+            const float slack = 1.0001f * sigmas;
+            place = {s.mean.x, s.mean.y, reach >= 0.f ? slack * sqrtf(s.cov.xx) + 0.01f : -1e30f,
+                     reach >= 0.f ? slack * sqrtf(s.cov.yy) + 0.01f : -1e30f};
+            shape = {-0.5f * kLog2e * s.conic.xx, -kLog2e * s.conic.xy, -0.5f * kLog2e * s.conic.yy, log2_opacity};
+        }
+        const Footprint f = footprint(place, shape, s.radius, grid);
+        const uint32_t tiles = walk_tiles(seen, f, 0u, grid, [](uint32_t, uint32_t, int) {});
+        if (seen) {
+            float4* splat = reinterpret_cast<float4*>(out.splats + i);
+            splat[0] = place;
+            splat[1] = shape;
+            splat[2] = {color.x, color.y, color.z, 1.f / s.depth};
+        }
+        if (i < g.count) out.tile_counts[i] = seen ? tiles : 0u;
+        const unsigned long long sum = warp_sum(static_cast<unsigned long long>(seen ? tiles : 0u));
+        seen_lanes = __ballot_sync(kFullWarp, seen);
+        if (lane_id() == 0) {
+            atomicAdd(&entries, sum);
+            atomicAdd(&visible, static_cast<unsigned long long>(__popc(seen_lanes)));
+        }
+    } else if (i < g.count) {
+        out.tile_counts[i] = 0;
+    }
+    if (i < g.count) {
+        out.radii[i] = seen ? int32_t(s.radius) : 0;
+        out.depth_keys[i] = seen ? __float_as_uint(s.depth) : kCulledKey;
+        out.indices[i] = uint32_t(i);
+    }
+
+    __syncthreads();
+    if (threadIdx.x == 0 && visible) {
+        atomicAdd(&out.totals->entries, entries);
+        atomicAdd(&out.totals->visible, visible);
+    }
+}
+
+__global__ void __launch_bounds__(kThreads) mark_visible_kernel(int64_t count, const float* means, const float* w,
+                                                                bool* visible) {
+    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (i >= count) return;
+    const Vec3<float> m = load3(means, i);
+    visible[i] = w[8] * m.x + w[9] * m.y + w[10] * m.z + w[11] > float(kNearDepth);
+}
+
+}  // namespace
+
+void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream) {
+    check(cudaMemsetAsync(out.totals, 0, sizeof(Totals), native(stream)), "clearing totals");
+    if (gaussians.count == 0) return;
+    const TileGrid grid(view.width, view.height);
+    const unsigned blocks = blocks_for(gaussians.count, kThreads);
+    const auto launch = [&](auto kernel) {
+        kernel<<<blocks, kThreads, 0, native(stream)>>>(gaussians, view, grid, out);
+        check_launch("preprocess_kernel");
+    };
+    if (gaussians.colors) return launch(preprocess_kernel<kNoSh>);
+    switch (gaussians.sh_degree) {
+        case 0: return launch(preprocess_kernel<0>);
+        case 1: return launch(preprocess_kernel<1>);
+        case 2: return launch(preprocess_kernel<2>);
+        default: return launch(preprocess_kernel<3>);
+    }
+}
+
+void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream) {
+    if (count == 0) return;
+    mark_visible_kernel<<<blocks_for(count, kThreads), kThreads, 0, native(stream)>>>(count, means, world_to_camera,
+                                                                                     visible);
+    check_launch("mark_visible_kernel");
+}
+
+}  // namespace gs::cuda

@@ -1,0 +1,167 @@
+// From gradients of splats to gradients of Gaussians and of the camera, and density control's statistics. CUDA backend.
+//
+// One thread per Gaussian, in storage order, so that all reads and writes of a warp are neighbors; the rows of spherical
+// harmonics go through shared memory for the same reason. What the view does not show gets zeros.
+#include "gaussian_vjp.h"
+#include "warp_reduce.h"
+
+namespace gs::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kNoSh = -1;
+constexpr int kCameraValues = 15;  // rotation 9, translation 3, center 3
+
+// Writes 32 rows of the gradient of sh_rest: the staged floats where a lane is `seen`, zeros elsewhere.
+template <int Degree>
+__device__ __forceinline__ void write_rest(const Gaussians<float>& g, int64_t first, unsigned seen, const float* shared,
+                                           float* out) {
+    constexpr int kFloats = Degree > 0 ? kRestFloats<Degree> : 0, kPitch = kRestPitch<Degree>;
+    const int stride = 3 * g.rest_count;
+    const int rows = int(::min(g.count - first, int64_t(kWarp)));
+    float* const base = out + first * stride;
+    __syncwarp();
+    if (stride == kFloats && kPitch == kFloats && rows == kWarp && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
+#pragma unroll
+        for (int at = 0; at < kWarp * kFloats; at += 4 * kWarp) {
+            const int i = at + 4 * lane_id();
+            if (i >= kWarp * kFloats) break;
+            float4 v = *reinterpret_cast<const float4*>(shared + i);
+            if (!(seen >> (i / kPitch) & 1)) v.x = 0.f;
+            if (!(seen >> ((i + 1) / kPitch) & 1)) v.y = 0.f;
+            if (!(seen >> ((i + 2) / kPitch) & 1)) v.z = 0.f;
+            if (!(seen >> ((i + 3) / kPitch) & 1)) v.w = 0.f;
+            *reinterpret_cast<float4*>(base + i) = v;
+        }
+        return;
+    }
+    for (int i = lane_id(); i < rows * stride; i += kWarp) {
+        const int row = i / stride, column = i % stride;
+        base[i] = column < kFloats && (seen >> row & 1) ? shared[row * kPitch + column] : 0.f;
+    }
+}
+
+__device__ __forceinline__ void write_geometry(const GaussianGrads<float>& out, int64_t i, const GaussianGrad& g,
+                                               Vec3<float> mean) {
+    if (out.means) store3(out.means, i, mean);
+    if (out.opacities) out.opacities[i] = g.opacity;
+    if (out.scales) store3(out.scales, i, g.scale);
+    if (out.quats) {
+        float* q = out.quats + 4 * i;
+        q[0] = g.quat.x, q[1] = g.quat.y, q[2] = g.quat.z, q[3] = g.quat.w;
+    }
+    if (out.cov3d) {
+        float* c = out.cov3d + 6 * i;
+        c[0] = g.cov.xx, c[1] = g.cov.xy, c[2] = g.cov.xz, c[3] = g.cov.yy, c[4] = g.cov.yz, c[5] = g.cov.zz;
+    }
+}
+
+__device__ __forceinline__ void add_statistics(const GaussianGrads<float>& out, int64_t i, Vec2<float> ndc,
+                                               Vec2<float> abs_ndc) {
+    if (out.grad_norm_sum) out.grad_norm_sum[i] += sqrtf(ndc.x * ndc.x + ndc.y * ndc.y);
+    if (out.visits) out.visits[i] += 1.f;
+    if (out.abs_grad_norm_sum) out.abs_grad_norm_sum[i] += sqrtf(abs_ndc.x * abs_ndc.x + abs_ndc.y * abs_ndc.y);
+}
+
+// Adds the block's share of the camera gradient. All threads must call.
+__device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, bool center_given, Vec3<float> mean,
+                                                const GaussianGrad& g, Vec3<float> g_offset, float* shared,
+                                                float* world_to_camera) {
+    if (threadIdx.x < kCameraValues) shared[threadIdx.x] = 0.f;
+    __syncthreads();
+    const Vec3<float> r0 = add(g.rotation.r0, mul(g.p.x, mean)), r1 = add(g.rotation.r1, mul(g.p.y, mean)),
+                      r2 = add(g.rotation.r2, mul(g.p.z, mean));
+    float v[kCameraValues] = {r0.x, r0.y, r0.z, r1.x, r1.y, r1.z,      r2.x,        r2.y,
+                              r2.z, g.p.x, g.p.y, g.p.z, -g_offset.x, -g_offset.y, -g_offset.z};
+    const int lane = lane_id(), slot = transpose_slot<kCameraValues>(lane);
+    const bool writes = first_with_slot(slot, lane);
+    const float total = transpose_sum(v, lane);
+    if (writes) atomicAdd(shared + slot, total);
+    __syncthreads();
+
+    if (threadIdx.x < 12) {
+        const int row = threadIdx.x / 4, column = threadIdx.x % 4;
+        const float t[3] = {camera.translation.x, camera.translation.y, camera.translation.z};
+        const Vec3<float> c = {shared[12], shared[13], shared[14]};
+        const Vec3<float> r = row == 0 ? camera.rotation.r0 : row == 1 ? camera.rotation.r1 : camera.rotation.r2;
+        float value = column < 3 ? shared[3 * row + column] : shared[9 + row];
+        if (!center_given) value -= column < 3 ? t[row] * shared[12 + column] : dot(r, c);  // center = -R^T t
+        atomicAdd(world_to_camera + threadIdx.x, value);
+    }
+}
+
+template <int Degree, bool CameraGrad>
+__global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(PreprocessBackward p) {
+    __shared__ Camera<float> camera;
+    __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
+    __shared__ float camera_sums[kCameraValues];
+    const Gaussians<float>& g = p.gaussians;
+    const GaussianGrads<float>& out = p.out;
+    if (threadIdx.x == 0)
+        camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+    __syncthreads();
+
+    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const int64_t first = i - lane_id();
+    const bool inside = i < g.count;
+    const bool seen = inside && p.radii[i] > 0;
+    const unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
+    float* warp_rest = rest;
+    if constexpr (Degree > 0) {
+        warp_rest = rest + (threadIdx.x / kWarp) * kWarp * kRestPitch<Degree>;
+        if (seen_lanes) stage_rest<Degree>(g, first, seen_lanes, warp_rest);
+    }
+
+    GaussianGrad grad{};
+    Vec3<float> mean = {0.f, 0.f, 0.f}, g_offset = mean, g_color = mean, g_dc = mean;
+    Vec2<float> ndc = {0.f, 0.f};
+    if (seen) {
+        grad = gaussian_vjp(g, camera, i, p.grads);
+        mean = load3(g.means, i);
+        g_color = grad.splat.color;
+        if constexpr (Degree >= 0) {
+            const Splat& s = p.splats[i];  // a channel that was clamped at zero is dark for a reason
+            g_color = {s.r > 0.f ? g_color.x : 0.f, s.g > 0.f ? g_color.y : 0.f, s.b > 0.f ? g_color.z : 0.f};
+            g_offset = sh_color_vjp<Degree>(g, camera, i, g_color, warp_rest + lane_id() * kRestPitch<Degree>, g_dc);
+        }
+        const Vec2<float> half = {0.5f * float(p.view.width), 0.5f * float(p.view.height)};
+        ndc = {grad.splat.mean.x * half.x, grad.splat.mean.y * half.y};
+        add_statistics(out, i, ndc, {grad.splat.abs_mean.x * half.x, grad.splat.abs_mean.y * half.y});
+    }
+    if (inside) {
+        write_geometry(out, i, grad, add(grad.mean, g_offset));
+        if (out.means2d) store3(out.means2d, i, {ndc.x, ndc.y, 0.f});
+        if (out.colors) store3(out.colors, i, g_color);
+        if (out.sh_dc) store3(out.sh_dc, i, g_dc);
+    }
+    if constexpr (Degree >= 0) {
+        if (out.sh_rest && first < g.count) write_rest<Degree>(g, first, seen_lanes, warp_rest, out.sh_rest);
+    }
+    if constexpr (CameraGrad) {
+        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, camera_sums, out.world_to_camera);
+    }
+}
+
+}  // namespace
+
+void preprocess_backward(const PreprocessBackward& args, Stream stream) {
+    const bool camera_grad = args.out.world_to_camera != nullptr;
+    if (camera_grad)
+        check(cudaMemsetAsync(args.out.world_to_camera, 0, 16 * sizeof(float), native(stream)), "clearing a gradient");
+    if (args.gaussians.count == 0) return;
+    const unsigned blocks = blocks_for(args.gaussians.count, kThreads);
+    const auto launch = [&](auto kernel, auto kernel_with_camera) {
+        (camera_grad ? kernel_with_camera : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
+        check_launch("preprocess_backward_kernel");
+    };
+    if (args.gaussians.colors)
+        return launch(preprocess_backward_kernel<kNoSh, false>, preprocess_backward_kernel<kNoSh, true>);
+    switch (args.gaussians.sh_degree) {
+        case 0: return launch(preprocess_backward_kernel<0, false>, preprocess_backward_kernel<0, true>);
+        case 1: return launch(preprocess_backward_kernel<1, false>, preprocess_backward_kernel<1, true>);
+        case 2: return launch(preprocess_backward_kernel<2, false>, preprocess_backward_kernel<2, true>);
+        default: return launch(preprocess_backward_kernel<3, false>, preprocess_backward_kernel<3, true>);
+    }
+}
+
+}  // namespace gs::cuda

@@ -1,0 +1,206 @@
+// stages.h: the CUDA backend as a list of stages, in the order in which a training step runs them.
+//
+//   preprocess            Gaussians -> screen-space splats, radii, depth keys, tile counts
+//   sort_by_depth         indices, front to back
+//   count_offsets, emit   one entry (tile, splat) per tile that a splat can reach, front to back
+//   sort_by_tile          entries grouped by tile, still front to back; the range of each tile
+//   blend_forward         entries -> image
+//   photometric_loss      image -> loss and its gradient
+//   blend_backward        gradient of the image -> gradient of every splat
+//   preprocess_backward   gradient of every splat -> gradients of the Gaussians and the camera
+//   adam                  the step
+//
+// Every pointer is to device memory unless it says otherwise. A stage only enqueues work on `stream` and throws
+// std::runtime_error when CUDA reports an error. Nothing here allocates: buffers come from the caller.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "../common/args.h"
+#include "../common/constants.h"
+
+namespace gs::cuda {
+
+using Stream = void*;  // cudaStream_t
+
+// A Gaussian seen from the camera: 48 bytes, read as three float4.
+struct alignas(16) Splat {
+    float x, y;                  // pixels
+    float extent_x, extent_y;    // |dx|, |dy| beyond which alpha < 1/255; negative: nowhere visible
+    float xx, xy, yy;            // log2(alpha) = xx dx^2 + xy dx dy + yy dy^2 + log2_opacity
+    float log2_opacity;
+    float r, g, b, inv_depth;
+};
+
+// What the backward of blending collects for a splat: sums over its pixels, with g = dLoss / dlog(alpha).
+constexpr int kGradSize = 12;
+enum GradSlot { kG, kGx, kGy, kGxx, kGxy, kGyy, kRed, kGreen, kBlue, kInvDepth, kAbsX, kAbsY };
+
+struct TileGrid {
+    int width, height;  // pixels
+    int tiles_x, tiles_y;
+    TileGrid(int w, int h)
+        : width(w), height(h), tiles_x((w + kTileSize - 1) / kTileSize), tiles_y((h + kTileSize - 1) / kTileSize) {}
+    int tiles() const { return tiles_x * tiles_y; }
+};
+
+struct Totals {                // counted by preprocess; zeroed by it, too
+    unsigned long long entries;
+    unsigned long long visible;
+};
+
+struct Screen {
+    Splat* splats;             // [N]  only where radius > 0
+    int32_t* radii;            // [N]
+    uint32_t* depth_keys;      // [N]  ascending with depth; kCulledKey where radius = 0
+    uint32_t* indices;         // [N]  0, 1, 2, ...
+    uint32_t* tile_counts;     // [N]
+    Totals* totals;            // [1]
+};
+constexpr uint32_t kCulledKey = 0x7fffffffu;
+constexpr int64_t kMaxEntries = INT32_MAX;  // (tile, splat) pairs of one image; the sort counts in 32 bits
+
+void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream);
+
+// Stable radix sort of (key, index). `workspace` of depth_sort_workspace(N) bytes.
+size_t depth_sort_workspace(int64_t count);
+void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
+                   uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream);
+
+// offsets[r] = number of entries of the splats before the r-th in depth order.
+size_t offsets_workspace(int64_t count);
+void count_offsets(int64_t count, const uint32_t* tile_counts, const uint32_t* depth_order, uint32_t* offsets,
+                   void* workspace, size_t workspace_bytes, Stream stream);
+
+// Tile ids take 16 bits where they fit: half the bytes to sort.
+inline bool small_tile_ids(const TileGrid& grid) { return grid.tiles() < 65536; }
+inline size_t tile_id_bytes(const TileGrid& grid) { return small_tile_ids(grid) ? 2 : 4; }
+
+struct Emit {
+    int64_t count;                // N
+    const uint32_t* depth_order;  // [N]
+    const uint32_t* offsets;      // [N] by rank in depth order
+    const uint32_t* tile_counts;  // [N]
+    const Splat* splats;          // [N]
+    const int32_t* radii;         // [N]
+    TileGrid grid;
+    void* tiles;                  // [entries] uint16 or uint32, see tile_id_bytes
+    uint32_t* ids;                // [entries] index of the splat
+};
+void emit(const Emit& args, Stream stream);
+
+size_t tile_sort_workspace(const TileGrid& grid, int64_t entries);
+struct SortByTile {
+    TileGrid grid;
+    int64_t entries;
+    void *tiles, *tiles_out;      // [entries]
+    uint32_t *ids, *ids_out;      // [entries]
+    uint32_t* ranges;             // [tiles, 2] begin, end
+    void* workspace;
+    size_t workspace_bytes;
+};
+void sort_by_tile(const SortByTile& args, Stream stream);
+
+struct BlendForward {
+    TileGrid grid;
+    const Splat* splats;        // [N]
+    const uint32_t* ids;        // [entries]
+    const uint32_t* ranges;     // [tiles, 2]
+    const float* background;    // [3]
+    float* color;               // [3, H, W]
+    float* alpha;               // [H, W]
+    float* inv_depth;           // [H, W] or null
+};
+void blend_forward(const BlendForward& args, Stream stream);
+
+struct BlendBackward {
+    TileGrid grid;
+    const Splat* splats;          // [N]
+    const uint32_t* ids;          // [entries]
+    const uint32_t* ranges;       // [tiles, 2]
+    const float* color;           // [3, H, W] as blend_forward left it
+    const float* alpha;           // [H, W]
+    const float* inv_depth;       // [H, W]  only with g_inv_depth
+    const float* g_color;         // [3, H, W]
+    const float* g_alpha;         // [H, W] or null
+    const float* g_inv_depth;     // [H, W] or null
+    bool absolute;                // fill kAbsX, kAbsY too
+    float* grads;                 // [N, kGradSize], zero on entry
+};
+void blend_backward(const BlendBackward& args, Stream stream);
+
+// g_background[c] += sum over pixels of the final transmittance times g_color[c]. Zeroed by the stage.
+void background_grad(const TileGrid& grid, const float* alpha, const float* g_color, float* g_background,
+                     Stream stream);
+
+struct PreprocessBackward {
+    Gaussians<float> gaussians;
+    View<float> view;
+    const int32_t* radii;        // [N]
+    const Splat* splats;         // [N]
+    const float* grads;          // [N, kGradSize]
+    bool inv_depth;              // slot kInvDepth is filled
+    GaussianGrads<float> out;    // rows of culled Gaussians are written, with zeros; `background` is not touched
+};
+void preprocess_backward(const PreprocessBackward& args, Stream stream);
+
+void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream);
+
+// ---- losses: images as planes, `planes` of [height, width] ---------------------------------------------------------
+
+struct Ssim {
+    int planes, height, width;
+    int crop;                    // windows this close to the border do not count: 0 ("same") or 5 ("valid")
+    const float* a;              // [planes, height, width]
+    const float* b_float;        // the same, or null:
+    const uint8_t* b_bytes;      // 0..255
+    const float* mask;           // [height, width] or null; multiplies a and b
+    float* maps;                 // [3, planes, height, width] for the gradient, or null
+    float* partial_ssim;         // [ssim_blocks] sums of a block
+    float* partial_l1;           // [ssim_blocks] or null
+};
+int64_t ssim_blocks(int planes, int height, int width);
+void ssim_forward(const Ssim& args, Stream stream);
+// out[0] = base + scale * sum of partial[0 .. blocks); more of them with other_* (may be null).
+void ssim_value(const float* partial, int64_t blocks, double count, float* value, Stream stream);
+void photometric_value(const float* partial_ssim, const float* partial_l1, int64_t blocks, double count, float lambda,
+                       float* loss, float* l1, Stream stream);
+
+struct SsimBackward {
+    Ssim forward;                // maps filled by ssim_forward
+    const float* upstream;       // [1] gradient of the mean, or null for 1
+    float ssim_weight;           // factor of the mean SSIM
+    float l1_weight;             // factor of the mean absolute difference
+    double count;                // of values that are averaged
+    float* g_a;                  // [planes, height, width]
+};
+void ssim_backward(const SsimBackward& args, Stream stream);
+
+// ---- Adam ----------------------------------------------------------------------------------------------------------
+
+constexpr int kMaxAdamTensors = 16;
+struct AdamTensor {
+    float* param;
+    const float* grad;
+    float* exp_avg;
+    float* exp_avg_sq;
+    int64_t size;
+    int64_t row;                 // values per Gaussian, to look up `visible`
+    float step_size;             // lr / (1 - beta1^t)
+};
+struct Adam {
+    AdamTensor tensors[kMaxAdamTensors];
+    int count;
+    float beta1, beta2, eps;
+    float inv_sqrt_bias2;        // 1 / sqrt(1 - beta2^t)
+    const bool* visible;         // [N] or null
+};
+void adam(const Adam& args, Stream stream);
+
+// ---- nearest neighbors ---------------------------------------------------------------------------------------------
+
+size_t knn_workspace(int64_t count);
+void knn_mean_dist2(int64_t count, const float* points, float* mean_dist2, void* workspace, size_t workspace_bytes,
+                    Stream stream);
+
+}  // namespace gs::cuda
