@@ -26,6 +26,11 @@
 
 #define GS_INLINE static inline __attribute__((always_inline))
 #define GS_MEMBER inline __attribute__((always_inline))
+#if GS_WIDTH == 1
+#define GS_OP static inline __attribute__((noinline))  // sixteen times unrolled everywhere, it would compile for minutes
+#else
+#define GS_OP GS_INLINE
+#endif
 
 namespace gs::cpu::GS_ISA {
 
@@ -52,64 +57,64 @@ struct F {
     GS_MEMBER explicit F(S x) : v(_mm512_set1_ps(float(x))) {}
 };
 
-GS_INLINE F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
-GS_INLINE F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
-GS_INLINE F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
-GS_INLINE F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
-GS_INLINE F operator-(F a) {
+GS_OP F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
+GS_OP F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
+GS_OP F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
+GS_OP F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
+GS_OP F operator-(F a) {
     return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(INT32_MIN)));
 }
-GS_INLINE M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
-GS_INLINE M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
-GS_INLINE M operator>(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
-GS_INLINE M operator>=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
-GS_INLINE M operator==(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
-GS_INLINE M operator!=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
-GS_INLINE M operator<=(I a, I b) { return {_mm512_cmple_epi32_mask(a.v, b.v)}; }
-GS_INLINE M operator&(M a, M b) { return {__mmask16(a.v & b.v)}; }
-GS_INLINE M operator|(M a, M b) { return {__mmask16(a.v | b.v)}; }
-GS_INLINE M operator!(M a) { return {__mmask16(~a.v)}; }
-GS_INLINE uint32_t bits(M m) { return m.v; }
-GS_INLINE bool any(M m) { return m.v != 0; }
-GS_INLINE M from_bits(uint32_t b) { return {__mmask16(b)}; }
+GS_OP M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
+GS_OP M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
+GS_OP M operator>(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
+GS_OP M operator>=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}; }
+GS_OP M operator==(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+GS_OP M operator!=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
+GS_OP M operator<=(I a, I b) { return {_mm512_cmple_epi32_mask(a.v, b.v)}; }
+GS_OP M operator&(M a, M b) { return {__mmask16(a.v & b.v)}; }
+GS_OP M operator|(M a, M b) { return {__mmask16(a.v | b.v)}; }
+GS_OP M operator!(M a) { return {__mmask16(~a.v)}; }
+GS_OP uint32_t bits(M m) { return m.v; }
+GS_OP bool any(M m) { return m.v != 0; }
+GS_OP M from_bits(uint32_t b) { return {__mmask16(b)}; }
 
-GS_INLINE F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
-GS_INLINE I select(M m, I a, I b) { return _mm512_mask_blend_epi32(m.v, b.v, a.v); }
-GS_INLINE F zero_unless(M m, F a) { return _mm512_maskz_mov_ps(m.v, a.v); }
-GS_INLINE F min(F a, F b) { return _mm512_min_ps(a.v, b.v); }  // b where either is not a number
-GS_INLINE F max(F a, F b) { return _mm512_max_ps(a.v, b.v); }
-GS_INLINE F sqrt(F a) { return _mm512_sqrt_ps(a.v); }
-GS_INLINE F abs(F a) { return _mm512_abs_ps(a.v); }
-GS_INLINE F ceil(F a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
-GS_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
-GS_INLINE F recip(F a) {  // to about one unit in the last place
+GS_OP F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
+GS_OP I select(M m, I a, I b) { return _mm512_mask_blend_epi32(m.v, b.v, a.v); }
+GS_OP F zero_unless(M m, F a) { return _mm512_maskz_mov_ps(m.v, a.v); }
+GS_OP F min(F a, F b) { return _mm512_min_ps(a.v, b.v); }  // b where either is not a number
+GS_OP F max(F a, F b) { return _mm512_max_ps(a.v, b.v); }
+GS_OP F sqrt(F a) { return _mm512_sqrt_ps(a.v); }
+GS_OP F abs(F a) { return _mm512_abs_ps(a.v); }
+GS_OP F ceil(F a) { return _mm512_roundscale_ps(a.v, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC); }
+GS_OP F fma(F a, F b, F c) { return _mm512_fmadd_ps(a.v, b.v, c.v); }
+GS_OP F recip(F a) {  // to about one unit in the last place
     const __m512 r = _mm512_rcp14_ps(a.v);
     return _mm512_fmadd_ps(r, _mm512_fnmadd_ps(a.v, r, _mm512_set1_ps(1.f)), r);
 }
-GS_INLINE I to_int(F a) { return _mm512_cvttps_epi32(a.v); }
-GS_INLINE F to_number(I a) { return _mm512_cvtepi32_ps(a.v); }
-GS_INLINE F load(const float* p) { return _mm512_loadu_ps(p); }
-GS_INLINE void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
-GS_INLINE I load(const int32_t* p) { return _mm512_loadu_si512(p); }
-GS_INLINE void store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
-GS_INLINE F load_some(const float* p, int count) {  // zeros behind the first `count`
+GS_OP I to_int(F a) { return _mm512_cvttps_epi32(a.v); }
+GS_OP F to_number(I a) { return _mm512_cvtepi32_ps(a.v); }
+GS_OP F load(const float* p) { return _mm512_loadu_ps(p); }
+GS_OP void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+GS_OP I load(const int32_t* p) { return _mm512_loadu_si512(p); }
+GS_OP void store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
+GS_OP F load_some(const float* p, int count) {  // zeros behind the first `count`
     return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
 }
-GS_INLINE void store_some(float* p, F a, int count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
-GS_INLINE void store_some(int32_t* p, I a, int count) {
+GS_OP void store_some(float* p, F a, int count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
+GS_OP void store_some(int32_t* p, I a, int count) {
     _mm512_mask_storeu_epi32(p, __mmask16((1u << count) - 1), a.v);
 }
-GS_INLINE F load_bytes(const uint8_t* p) {  // sixteen unsigned bytes as numbers
+GS_OP F load_bytes(const uint8_t* p) {  // sixteen unsigned bytes as numbers
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
-GS_INLINE float sum(F a) { return _mm512_reduce_add_ps(a.v); }
-GS_INLINE int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may write all sixteen places
+GS_OP float sum(F a) { return _mm512_reduce_add_ps(a.v); }
+GS_OP int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may write all sixteen places
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, a.v));
     return __builtin_popcount(m.v);
 }
 
 // 2^a to about one unit in the last place; 0 far below, infinity far above.
-GS_INLINE F ex2(F a) {
+GS_OP F ex2(F a) {
     const __m512 n = _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(a.v, n);
     __m512 p = _mm512_set1_ps(1.33952379e-3f);
@@ -122,14 +127,14 @@ GS_INLINE F ex2(F a) {
 }
 
 // The binary exponent as a number, and the rest, within [1/sqrt 2, sqrt 2): for log().
-GS_INLINE F split_exponent(F a, F& mantissa) {
+GS_OP F split_exponent(F a, F& mantissa) {
     const __m512 e = _mm512_getexp_ps(_mm512_mul_ps(a.v, _mm512_set1_ps(1.41421356f)));
     mantissa = _mm512_scalef_ps(a.v, _mm512_sub_ps(_mm512_setzero_ps(), e));
     return e;
 }
 
 // Sixteen vectors become their transpose: lane j of result i is lane i of argument j.
-GS_INLINE void transpose(F* r) {
+GS_OP void transpose(F* r) {
     __m512 t[16];
     for (int i = 0; i < 16; i += 4) {
         const __m512 a = _mm512_unpacklo_ps(r[i].v, r[i + 1].v), b = _mm512_unpackhi_ps(r[i].v, r[i + 1].v);
@@ -149,7 +154,7 @@ GS_INLINE void transpose(F* r) {
 // Lane i of the result is the sum over the lanes of r[i]: sixteen sums for the price of a transpose.
 // Only r[0 .. Count) exist; the other lanes come out as anything.
 template <int Count>
-GS_INLINE F sums(const F* r) {
+GS_OP F sums(const F* r) {
     constexpr int kQuads = (Count + 3) / 4;
     __m512 t[4];
     for (int i = 0; i < kQuads; ++i) {
@@ -205,14 +210,14 @@ struct F {
 #endif
 
 #define GS_ARITHMETIC(op)               \
-    GS_INLINE F operator op(F a, F b) { \
+    GS_OP F operator op(F a, F b) { \
         F r;                            \
         GS_EACH r.v[k] = a.v[k] op b.v[k]; \
         return r;                       \
     }
 GS_ARITHMETIC(+) GS_ARITHMETIC(-) GS_ARITHMETIC(*) GS_ARITHMETIC(/)
 #define GS_COMPARISON(op)                           \
-    GS_INLINE M operator op(F a, F b) {             \
+    GS_OP M operator op(F a, F b) {             \
         M r;                                        \
         GS_EACH r.v[k] = GS_TRUTH(a.v[k] op b.v[k]); \
         return r;                                   \
@@ -221,28 +226,28 @@ GS_COMPARISON(<) GS_COMPARISON(<=) GS_COMPARISON(>) GS_COMPARISON(>=) GS_COMPARI
 #undef GS_ARITHMETIC
 #undef GS_COMPARISON
 
-GS_INLINE F operator-(F a) {
+GS_OP F operator-(F a) {
     GS_EACH a.v[k] = -a.v[k];
     return a;
 }
-GS_INLINE M operator<=(I a, I b) {
+GS_OP M operator<=(I a, I b) {
     M r;
     GS_EACH r.v[k] = GS_TRUTH(a.v[k] <= b.v[k]);
     return r;
 }
-GS_INLINE M operator&(M a, M b) {
+GS_OP M operator&(M a, M b) {
     GS_EACH a.v[k] &= b.v[k];
     return a;
 }
-GS_INLINE M operator|(M a, M b) {
+GS_OP M operator|(M a, M b) {
     GS_EACH a.v[k] |= b.v[k];
     return a;
 }
-GS_INLINE M operator!(M a) {
+GS_OP M operator!(M a) {
     GS_EACH a.v[k] = ~a.v[k];
     return a;
 }
-GS_INLINE uint32_t bits_of(W w) {
+GS_OP uint32_t bits_of(W w) {
 #if GS_WIDTH == 1
     return uint32_t(w) & 1;
 #elif GS_WIDTH == 8
@@ -254,41 +259,41 @@ GS_INLINE uint32_t bits_of(W w) {
     return uint32_t(vaddvq_s32((int32x4_t)(w & weights)));
 #endif
 }
-GS_INLINE uint32_t bits(M m) {
+GS_OP uint32_t bits(M m) {
     uint32_t b = 0;
     GS_EACH b |= bits_of(m.v[k]) << (k * kWidth);
     return b;
 }
-GS_INLINE bool any(M m) {
+GS_OP bool any(M m) {
     W w = m.v[0];
     _Pragma("GCC unroll 16") for (int k = 1; k < kParts; ++k) w |= m.v[k];
     return bits_of(w) != 0;
 }
-GS_INLINE M from_bits(uint32_t b) {
+GS_OP M from_bits(uint32_t b) {
     Integer lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = -Integer(b >> i & 1);
     M m;
     std::memcpy(&m, lane, sizeof m);
     return m;
 }
-GS_INLINE F select(M m, F a, F b) {
+GS_OP F select(M m, F a, F b) {
     GS_EACH a.v[k] = m.v[k] ? a.v[k] : b.v[k];
     return a;
 }
-GS_INLINE I select(M m, I a, I b) {
+GS_OP I select(M m, I a, I b) {
     GS_EACH a.v[k] = m.v[k] ? a.v[k] : b.v[k];
     return a;
 }
-GS_INLINE F zero_unless(M m, F a) { return select(m, a, F(0)); }
-GS_INLINE F min(F a, F b) {
+GS_OP F zero_unless(M m, F a) { return select(m, a, F(0)); }
+GS_OP F min(F a, F b) {
     GS_EACH a.v[k] = a.v[k] < b.v[k] ? a.v[k] : b.v[k];
     return a;
 }
-GS_INLINE F max(F a, F b) {
+GS_OP F max(F a, F b) {
     GS_EACH a.v[k] = a.v[k] > b.v[k] ? a.v[k] : b.v[k];
     return a;
 }
-GS_INLINE V native_sqrt(V a) {
+GS_OP V native_sqrt(V a) {
 #if GS_WIDTH == 1
     return std::sqrt(a);
 #elif GS_WIDTH == 8
@@ -299,17 +304,17 @@ GS_INLINE V native_sqrt(V a) {
     return (V)vsqrtq_f32((float32x4_t)a);
 #endif
 }
-GS_INLINE F sqrt(F a) {
+GS_OP F sqrt(F a) {
     GS_EACH a.v[k] = native_sqrt(a.v[k]);
     return a;
 }
-GS_INLINE F abs(F a) {
+GS_OP F abs(F a) {
     GS_EACH a.v[k] = a.v[k] < 0 ? -a.v[k] : a.v[k];
     return a;
 }
-GS_INLINE F fma(F a, F b, F c) { return a * b + c; }  // contracted where the machine can
-GS_INLINE F recip(F a) { return F(1) / a; }
-GS_INLINE I to_int(F a) {
+GS_OP F fma(F a, F b, F c) { return a * b + c; }  // contracted where the machine can
+GS_OP F recip(F a) { return F(1) / a; }
+GS_OP I to_int(F a) {
     I r;
 #if GS_WIDTH == 1
     GS_EACH r.v[k] = W(a.v[k]);
@@ -318,7 +323,7 @@ GS_INLINE I to_int(F a) {
 #endif
     return r;
 }
-GS_INLINE F to_number(I a) {
+GS_OP F to_number(I a) {
     F r;
 #if GS_WIDTH == 1
     GS_EACH r.v[k] = V(a.v[k]);
@@ -327,56 +332,56 @@ GS_INLINE F to_number(I a) {
 #endif
     return r;
 }
-GS_INLINE F ceil(F a) {  // of numbers an integer can hold; larger ones have no fraction
+GS_OP F ceil(F a) {  // of numbers an integer can hold; larger ones have no fraction
     const F whole = to_number(to_int(min(max(a, F(-1e9)), F(1e9))));
     return select(abs(a) < F(8388608), select(whole < a, whole + F(1), whole), a);
 }
-GS_INLINE F load(const Number* p) {
+GS_OP F load(const Number* p) {
     F r;
     std::memcpy(&r, p, sizeof r);
     return r;
 }
-GS_INLINE void store(Number* p, F a) { std::memcpy(p, &a, sizeof a); }
-GS_INLINE I load(const int32_t* p) {
+GS_OP void store(Number* p, F a) { std::memcpy(p, &a, sizeof a); }
+GS_OP I load(const int32_t* p) {
     Integer lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = p[i];
     I r;
     std::memcpy(&r, lane, sizeof r);
     return r;
 }
-GS_INLINE void store(int32_t* p, I a) {
+GS_OP void store(int32_t* p, I a) {
     Integer lane[kLanes];
     std::memcpy(lane, &a, sizeof a);
     for (int i = 0; i < kLanes; ++i) p[i] = int32_t(lane[i]);
 }
-GS_INLINE F load_some(const Number* p, int count) {
+GS_OP F load_some(const Number* p, int count) {
     Number lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = i < count ? p[i] : Number(0);
     return load(lane);
 }
-GS_INLINE void store_some(Number* p, F a, int count) {
+GS_OP void store_some(Number* p, F a, int count) {
     Number lane[kLanes];
     store(lane, a);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
 }
-GS_INLINE void store_some(int32_t* p, I a, int count) {
+GS_OP void store_some(int32_t* p, I a, int count) {
     int32_t lane[kLanes];
     store(lane, a);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
 }
-GS_INLINE F load_bytes(const uint8_t* p) {
+GS_OP F load_bytes(const uint8_t* p) {
     Number lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = Number(p[i]);
     return load(lane);
 }
-GS_INLINE Number sum(F a) {
+GS_OP Number sum(F a) {
     Number lane[kLanes];
     store(lane, a);
     for (int step = 8; step; step /= 2)
         for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
     return lane[0];
 }
-GS_INLINE int compress(Number* p, F a, M m) {
+GS_OP int compress(Number* p, F a, M m) {
     Number lane[kLanes];
     store(lane, a);
     int n = 0;
@@ -385,21 +390,21 @@ GS_INLINE int compress(Number* p, F a, M m) {
 }
 
 #if GS_WIDTH == 1
-GS_INLINE F ex2(F a) {
+GS_OP F ex2(F a) {
     GS_EACH a.v[k] = std::exp2(a.v[k]);
     return a;
 }
-GS_INLINE F log(F a) {
+GS_OP F log(F a) {
     GS_EACH a.v[k] = std::log(a.v[k]);
     return a;
 }
-GS_INLINE F exp(F a) {
+GS_OP F exp(F a) {
     GS_EACH a.v[k] = std::exp(a.v[k]);
     return a;
 }
 #else
 // 2^a to about one unit in the last place. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
-GS_INLINE F ex2(F a) {
+GS_OP F ex2(F a) {
     F r;
     GS_EACH {
         const V magic = V{} + 12582912.f;
@@ -418,7 +423,7 @@ GS_INLINE F ex2(F a) {
     }
     return r;
 }
-GS_INLINE F split_exponent(F a, F& mantissa) {
+GS_OP F split_exponent(F a, F& mantissa) {
     F e;
     GS_EACH {
         const W b = (W)a.v[k], shifted = b - 0x3f3504f3;  // the bits of 1/sqrt 2
@@ -430,7 +435,7 @@ GS_INLINE F split_exponent(F a, F& mantissa) {
 }
 #endif
 
-GS_INLINE void transpose(F* r) {
+GS_OP void transpose(F* r) {
     Number a[kLanes][kLanes], b[kLanes][kLanes];
     std::memcpy(a, r, sizeof a);
     for (int i = 0; i < kLanes; ++i)
@@ -439,7 +444,7 @@ GS_INLINE void transpose(F* r) {
 }
 
 template <int Count>
-GS_INLINE F sums(const F* r) {
+GS_OP F sums(const F* r) {
     Number lane[kLanes] = {};
     for (int i = 0; i < Count; ++i) lane[i] = sum(r[i]);
     return load(lane);
@@ -449,14 +454,14 @@ GS_INLINE F sums(const F* r) {
 
 #if GS_WIDTH > 1
 // The natural exponential: 2^(a log2 e), the product carried in two pieces so that large arguments stay accurate.
-GS_INLINE F exp(F a) {
+GS_OP F exp(F a) {
     const F x = min(max(a, F(-200)), F(200));
     const F hi = x * F(1.44269502f), lo = fma(x, F(1.44269502f), -hi) + x * F(1.92596299e-8f);
     const F y = ex2(hi);
     return select(a == a, fma(y, lo * F(0.693147181f), y), a);
 }
 // For positive numbers; minus infinity at 0 and among the denormals, not a number below.
-GS_INLINE F log(F a) {
+GS_OP F log(F a) {
     F m;
     const F e = split_exponent(a, m), f = m - F(1), s = f / (F(2) + f), z = s * s;
     // log(1 + f) = 2 atanh(s), s = f / (2 + f), |s| < 0.1716
