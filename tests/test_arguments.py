@@ -1,0 +1,221 @@
+"""Flags: names, defaults and shorthands of the original; files that keep them; messages for mistakes."""
+
+import json
+
+import pytest
+
+from arguments import (
+    ConfigError,
+    ModelParams,
+    OptimizationParams,
+    PipelineParams,
+    RunParams,
+    format_cfg_args,
+    parse_cfg_args,
+    parse_metrics,
+    parse_render,
+    parse_train,
+    pick_device,
+    save_config,
+    saved_options,
+)
+
+# The original's defaults (its README and argument groups), written out a second time on purpose.
+ORIGINAL_MODEL = {
+    "sh_degree": 3, "source_path": "", "model_path": "", "images": "images", "depths": "", "resolution": -1,
+    "white_background": False, "train_test_exp": False, "data_device": "cuda", "eval": False,
+}  # fmt: skip
+ORIGINAL_PIPELINE = {
+    "convert_SHs_python": False, "compute_cov3D_python": False, "debug": False, "antialiasing": False,
+}  # fmt: skip
+ORIGINAL_OPTIMIZATION = {
+    "iterations": 30_000, "position_lr_init": 0.00016, "position_lr_final": 0.0000016,
+    "position_lr_delay_mult": 0.01, "position_lr_max_steps": 30_000, "feature_lr": 0.0025, "opacity_lr": 0.025,
+    "scaling_lr": 0.005, "rotation_lr": 0.001, "exposure_lr_init": 0.01, "exposure_lr_final": 0.001,
+    "exposure_lr_delay_steps": 0, "exposure_lr_delay_mult": 0.0, "percent_dense": 0.01, "lambda_dssim": 0.2,
+    "densification_interval": 100, "opacity_reset_interval": 3000, "densify_from_iter": 500,
+    "densify_until_iter": 15_000, "densify_grad_threshold": 0.0002, "depth_l1_weight_init": 1.0,
+    "depth_l1_weight_final": 0.01, "random_background": False, "optimizer_type": "default",
+}  # fmt: skip
+ORIGINAL_RUN = {
+    "ip": "127.0.0.1", "port": 6009, "debug_from": -1, "detect_anomaly": False,
+    "test_iterations": [7_000, 30_000], "save_iterations": [7_000, 30_000], "quiet": False,
+    "disable_viewer": False, "checkpoint_iterations": [], "start_checkpoint": "",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "group, original",
+    [
+        (ModelParams, ORIGINAL_MODEL),
+        (PipelineParams, ORIGINAL_PIPELINE),
+        (OptimizationParams, ORIGINAL_OPTIMIZATION),
+        (RunParams, ORIGINAL_RUN),
+    ],
+)
+def test_names_and_defaults_are_the_originals(group, original):
+    ours = vars(group())
+    assert {name: ours[name] for name in original} == original
+    if group is OptimizationParams or group is PipelineParams:
+        assert ours.keys() == original.keys()
+
+
+def test_shorthands(tmp_path):
+    model, *_ = parse_train(f"-s {tmp_path} -m out -i images_4 -d depths -r 4 -w".split())
+    assert (model.source_path, model.model_path, model.images) == (str(tmp_path), "out", "images_4")
+    assert (model.depths, model.resolution, model.white_background) == ("depths", 4, True)
+
+
+def test_switches_go_both_ways_and_lists_and_optional_values_parse():
+    model, opt, pipe, run = parse_train(
+        "-s x --eval --no-eval --antialiasing --random_init --save_iterations 10 20 --iterations 50 -r -1 "
+        "--test_iterations -1 --device cpu --seed 3 --llffhold 5".split()
+    )
+    assert not model.eval and pipe.antialiasing
+    assert model.random_init == 100_000 and model.llffhold == 5 and model.resolution == -1
+    assert parse_train("-s x --random_init 7".split())[0].random_init == 7
+    assert run.save_iterations == [10, 20, 50], "the last iteration is always saved"
+    assert run.test_iterations == [-1] and (run.device, run.seed) == ("cpu", 3)
+
+
+def test_source_path_is_absolute_and_model_path_is_made_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (parse_train(["-s", "data"])[0] for _ in range(2))
+    assert first.source_path == str(tmp_path / "data")
+    assert first.model_path.startswith("output/") and len(first.model_path) == len("output/") + 10
+    assert first.model_path != second.model_path
+    monkeypatch.setenv("OAR_JOB_ID", "1234567890123")
+    assert parse_train(["-s", "data"])[0].model_path == "output/1234567890"
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("-s x --iteratons 7", "unknown argument --iteratons; did you mean --iterations?"),
+        ("-s x --white-background", "did you mean --white_background?"),
+        ("-s x stray", "unknown argument stray"),
+        ("-s x --sh_degree 4", "sh_degree must be one of 0, 1, 2, 3, got 4"),
+        ("-s x --optimizer_type adam", "optimizer_type must be one of default, sparse_adam, got adam"),
+        ("-s x --iterations 7k", "--iterations: invalid int value: '7k'"),
+        ("-s x --iterations 0", "iterations must be at least 1, got 0"),
+        ("--eval", "name the data set folder with -s"),
+    ],
+)
+def test_mistakes_are_named(line, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse_train(line.split())
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_config_file_comes_after_defaults_and_before_the_command_line(tmp_path, capsys):
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps({"iterations": 100, "sh_degree": 1, "PipelineParams": {"antialiasing": True}}))
+    model, opt, pipe, _ = parse_train(f"-s x --config {path} --sh_degree 2".split())
+    assert (opt.iterations, model.sh_degree, pipe.antialiasing) == (100, 2, True)
+
+    for text, message in [
+        ('{"iteration": 1}', "unknown option iteration; did you mean iterations?"),
+        ('{"iterations": "1"}', "iterations must be an integer, got '1'"),
+        ('{"eval": 1}', "eval must be true or false, got 1"),
+        ('{"feature_lr": "x"}', "feature_lr must be a number, got 'x'"),
+        ('{"test_iterations": 5}', "test_iterations must be a list of integers, got 5"),
+        ("[]", "must hold a JSON object, got list"),
+        ("{", "is not valid JSON"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(SystemExit):
+            parse_train(["-s", "x", "--config", str(path)])
+        assert message in capsys.readouterr().err
+    path.write_text('{"feature_lr": 1}')
+    assert type(parse_train(["-s", "x", "--config", str(path)])[1].feature_lr) is float
+
+
+def test_model_folder_keeps_every_option(tmp_path):
+    line = f"-s {tmp_path} -m {tmp_path}/m -w -r 2 --antialiasing --iterations 12 --lambda_dssim 0.3"
+    groups = parse_train(line.split())
+    save_config(groups[0].model_path, *groups)
+    model, pipe, render = parse_render(["-m", f"{tmp_path}/m", "--iteration", "12"])
+    assert (model, pipe) == (groups[0], groups[2]), "render.py repeats no flag"
+    assert render.iteration == 12
+
+    model, pipe, _ = parse_render(["-m", f"{tmp_path}/m", "--no-antialiasing", "-s", f"{tmp_path}/moved"])
+    assert not pipe.antialiasing and model.source_path == f"{tmp_path}/moved" and model.white_background
+
+    (tmp_path / "m").rename(tmp_path / "n")
+    assert parse_render(["-m", f"{tmp_path}/n"])[0].model_path == f"{tmp_path}/n"
+    assert saved_options(tmp_path / "n", (OptimizationParams,))["lambda_dssim"] == 0.3
+    assert parse_train(["--config", f"{tmp_path}/n/config.json"])[1] == groups[1]
+
+
+def test_cfg_args_is_what_viewers_search(tmp_path):
+    model = ModelParams(source_path="/data/it's here", white_background=True, sh_degree=2)
+    text = format_cfg_args(model)
+    assert text.startswith("Namespace(") and "\n" not in text
+    assert "sh_degree=2," in text and "white_background=True," in text
+    assert "source_path='/data/garden'" in format_cfg_args(ModelParams(source_path="/data/garden"))
+    assert parse_cfg_args(text) == vars(model)
+
+
+def test_folder_of_the_original_opens_with_cfg_args_only(tmp_path):
+    (tmp_path / "cfg_args").write_text(
+        "Namespace(sh_degree=1, source_path='/data/lego', model_path='./output/x', images='images', depths='', "
+        "resolution=-1, _white_background=True, white_background=True, train_test_exp=False, "
+        "data_device='cuda', eval=True, from_a_fork=(1, 2))"
+    )
+    model, pipe, _ = parse_render(["-m", str(tmp_path)])
+    assert (model.sh_degree, model.source_path, model.white_background, model.eval) == (
+        1,
+        "/data/lego",
+        True,
+        True,
+    )
+    assert model.model_path == str(tmp_path) and pipe == PipelineParams()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Namespace(a=__import__('os').system('true'))",
+        "print(1)",
+        "Namespace(1)",
+        "Namespace(**{'a': 1})",
+        "Namespace(a=1) or 2",
+        "(" * 5000,
+        "Namespace(a=" + "-" * 100_000 + "1)",
+        "",
+    ],
+)
+def test_cfg_args_is_never_evaluated(text):
+    with pytest.raises(ConfigError, match="must be Namespace"):
+        parse_cfg_args(text)
+
+
+def test_model_folders_that_are_none(tmp_path, capsys):
+    for folder, message in [
+        (tmp_path, "holds neither config.json nor cfg_args"),
+        (tmp_path / "x", "is not there"),
+    ]:
+        with pytest.raises(SystemExit):
+            parse_render(["-m", str(folder)])
+        assert message in capsys.readouterr().err
+    (tmp_path / "config.json").write_bytes(b"\xff" * 10)
+    with pytest.raises(ConfigError, match="cannot read"):
+        saved_options(tmp_path, (ModelParams,))
+    (tmp_path / "config.json").write_bytes(b" " * (1 << 21))
+    with pytest.raises(ConfigError, match="too large"):
+        saved_options(tmp_path, (ModelParams,))
+
+
+def test_metrics_takes_several_folders(capsys):
+    metrics = parse_metrics(["-m", "a", "b", "--lpips", "none"])
+    assert metrics.model_paths == ["a", "b"] and metrics.lpips == "none"
+    with pytest.raises(SystemExit):
+        parse_metrics([])
+    assert "-m" in capsys.readouterr().err
+
+
+def test_device_names():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ConfigError, match="device must be a PyTorch device"):
+        pick_device("gpu")
