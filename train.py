@@ -57,6 +57,13 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
     done = 0
     if run.start_checkpoint:
         done = checkpoint.load(run.start_checkpoint, gaussians, density, queue)
+        if done >= opt.iterations:
+            raise ConfigError(
+                f"iterations must be more than the {done} of the checkpoint, got {opt.iterations}"
+            )
+
+    def show(request: Request) -> Tensor:
+        return viewed(request, gaussians, pipe, scene.background)
 
     report = Report(folder, done + 1, opt.iterations, device, run.quiet)
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
@@ -64,7 +71,7 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
 
     for iteration in range(done + 1, opt.iterations + 1):
         if viewer:
-            viewer.serve(lambda request: viewed(request, gaussians, pipe, scene.background))
+            viewer.serve(show)
         pipe.debug |= iteration - 1 == run.debug_from
 
         gaussians.schedule(iteration)  # learning rates, SH degree
@@ -95,8 +102,9 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
     summary = summarize(report, watch, started, count, opt.iterations, device, folder)
     report.finish(summary, folder)
     if viewer:
-        viewer.serve(lambda request: viewed(request, gaussians, pipe, scene.background), training_ended=True)
+        viewer.serve(show, training_ended=True)  # for as long as the viewer wants to stay
         viewer.close()
+    report.close()
     return summary
 
 
@@ -116,8 +124,11 @@ def compare(
     opt: OptimizationParams,
     iteration: int,
 ) -> Losses:
-    """Rendered view against photo: (1 - lambda) L1 + lambda (1 - SSIM), and the depth map where there is
-    one."""
+    """Rendered view against photo: (1 - lambda) L1 + lambda (1 - SSIM), and against its depth map if it has
+    one.
+
+    The picture is not clamped: what is too bright is pulled back.
+    """
     image = apply_exposure(out.image, gaussians.exposure(camera.name)) if model.train_test_exp else out.image
     total, l1 = photometric_loss(image, camera.image(), opt.lambda_dssim, camera.mask())
 

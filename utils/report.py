@@ -218,7 +218,6 @@ class Report:
         self._bar.close()
         write_json(folder / "summary.json", asdict(summary), indent=1)
         self.log(summary.text())
-        self.close()
 
     def close(self) -> None:
         self._bar.close()
