@@ -3,8 +3,9 @@
     python -m sample_scene data/sample              # 60 views in COLMAP form
     python -m sample_scene --help                   # Blender form, depth maps, masks, exposures, blur
 
-It has what makes radiance fields worthwhile, and hard: marble, brick and wood; a copper ball that mirrors what
-is around it; highlights on glaze and lacquer; spokes and iron rods a pixel wide; soft shadows; hills and a sky.
+It has what makes radiance fields worthwhile, and hard: marble, brick and wood; a copper ball that mirrors
+what is around it; highlights on glaze and lacquer; spokes and iron rods a pixel wide; soft shadows; hills
+and a sky.
 The tests use the same generator, because it knows the exact answers.
 
 Order of reading: shapes (what rays hit), materials (paint), light (sun and sky), garden (what stands where),

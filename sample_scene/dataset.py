@@ -127,7 +127,7 @@ def blurred_poses(camera: Camera, options: Options, rng) -> list[Camera]:
             s = 2 * k / max(n - 1, 1) - 1
             shift, spin = s * drift, s * turn
         elif options.blur == "defocus":
-            angle, radius = 2.39996 * k, 0.045 * np.sqrt((k + 0.5) / n)
+            angle, radius = 2.39996 * k, 0.08 * np.sqrt((k + 0.5) / n)
             shift = np.array([radius * np.cos(angle), radius * np.sin(angle), 0])
             spin = np.array([-shift[1] / 5, shift[0] / 5, 0])
         else:

@@ -256,7 +256,7 @@ def orbit(
 ) -> list[Camera]:
     """Cameras on a dome around the terrace, spread evenly over all sides and over low and high views.
 
-    `field_of_view` is horizontal, in degrees; `principal` is the principal point in pixels (default: centered).
+    `field_of_view` is horizontal, in degrees; `principal` the principal point in pixels (default: center).
     """
     focal = 0.5 * width / np.tan(np.radians(field_of_view) / 2)
     cx, cy = principal or (width / 2, height / 2)

@@ -1,0 +1,120 @@
+# TileSplat in two commands. A bare machine with Python >= 3.10 and a C++ compiler is enough; a GPU is used if
+# there is one.
+#
+#   make demo      set up; train the sample scene, render and score its test views, draw output/demo/contact_sheet.png
+#   make test      set up; run the tests
+#
+#   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
+#   make format    put it into that form          make lock      resolve requirements*.in again
+#   make clean     remove builds and the demo     make info      say what was built for what
+#
+# Where a Python with torch is active, it is used as it is, offline. Otherwise .venv/ is made, with exactly the
+# packages of requirements.txt. `make ... ISOLATED=1` insists on .venv, `make ... PYTHON=python3.12` chooses.
+
+PYTHON ?= $(firstword $(shell command -v python3 python python3.13 python3.12 python3.11 python3.10))
+ISOLATED ?= 0
+ITERATIONS ?= 2000
+DEMO ?= output/demo
+SAMPLE ?= output/sample
+VIEWS ?= 60
+
+ifeq ($(PYTHON),)
+$(error Python was not found: install Python 3.10 or newer, or say `make PYTHON=/path/to/python3`)
+endif
+
+# "as it is" if the active Python has torch and is not the .venv that we make ourselves
+ACTIVE := $(shell $(PYTHON) tools/setup_env.py active)
+ifeq ($(ISOLATED)$(ACTIVE),0yes)
+  PY := $(PYTHON)
+  STATE := .make/$(shell $(PYTHON) tools/setup_env.py name)
+else
+  PY := .venv/bin/python
+  STATE := .venv
+endif
+
+NATIVE := submodules/diff-gaussian-rasterization
+NATIVE_SOURCES := $(shell find $(NATIVE) -path $(NATIVE)/build -prune -o -type f \
+    \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.toml' \) -print)
+PYTHON_SOURCES := train.py render.py metrics.py $(shell find arguments scene gaussian_renderer utils -name '*.py')
+OURS := $(DEMO)/test/ours_$(ITERATIONS)
+
+SHELL := /bin/bash
+.PHONY: demo test setup packages packages-dev lint format lock info clean
+.DELETE_ON_ERROR:
+
+demo: $(DEMO)/contact_sheet.png
+	@cat $(DEMO)/metrics.txt
+	@echo "Ground truth, render and error side by side: $(DEMO)/contact_sheet.png"
+
+test: $(STATE)/native packages-dev
+	$(PY) -m pytest
+
+setup: $(STATE)/native
+
+# --- the environment ----------------------------------------------------------------------------------------
+
+ifeq ($(STATE),.venv)
+packages: .venv/packages
+packages-dev: .venv/packages-dev
+.venv/packages: requirements.txt
+	@$(PYTHON) tools/setup_env.py venv .venv $<
+	@touch $@
+.venv/packages-dev: requirements-dev.txt .venv/packages
+	@$(PYTHON) tools/setup_env.py venv .venv $<
+	@touch $@
+.venv/native: .venv/packages
+else
+packages:
+	@mkdir -p $(STATE)
+	@$(PY) tools/setup_env.py check requirements.in
+packages-dev:
+	@$(PY) tools/setup_env.py check requirements-dev.in
+$(STATE)/native: | packages
+endif
+
+$(STATE)/native: $(NATIVE_SOURCES)
+	@$(PY) tools/setup_env.py native $(NATIVE)
+	@touch $@
+
+info: setup
+	@$(PY) -m diff_gaussian_rasterization
+
+# --- the demo -----------------------------------------------------------------------------------------------
+
+$(SAMPLE)/sparse/0/points3D.bin: $(wildcard sample_scene/*.py) | $(STATE)/native
+	$(PY) -m sample_scene $(SAMPLE) --views $(VIEWS)
+
+$(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply: $(SAMPLE)/sparse/0/points3D.bin $(STATE)/native $(PYTHON_SOURCES)
+	$(PY) train.py -s $(SAMPLE) -m $(DEMO) --eval --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --disable_viewer
+
+$(OURS)/names.json: $(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply
+	$(PY) render.py -m $(DEMO) --iteration $(ITERATIONS) --skip_train
+
+$(DEMO)/metrics.txt: $(OURS)/names.json
+	@set -o pipefail; $(PY) metrics.py -m $(DEMO) | tee $@
+
+$(DEMO)/contact_sheet.png: $(DEMO)/metrics.txt utils/contact_sheet.py
+	$(PY) -m utils.contact_sheet -m $(DEMO) --iteration $(ITERATIONS)
+
+# --- upkeep -------------------------------------------------------------------------------------------------
+
+CLANG_FORMAT = $(PY) -c 'from clang_format import clang_format; raise SystemExit(clang_format())'
+CXX_FILES = $(shell git ls-files '*.h' '*.cpp' '*.cu' '*.cuh')
+
+lint: packages-dev
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(CLANG_FORMAT) --dry-run -Werror $(CXX_FILES)
+
+format: packages-dev
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+lock:
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q requirements.in -o requirements.txt
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q -c requirements.txt \
+	    requirements-dev.in -o requirements-dev.txt
+
+clean:
+	rm -rf .venv/native .make $(NATIVE)/build $(SAMPLE) $(DEMO)
