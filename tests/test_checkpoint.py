@@ -1,0 +1,219 @@
+"""Checkpoints: nothing is missing, nothing is unsafe, and the original's are understood."""
+
+import io
+import pickle
+import random
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from arguments import OptimizationParams
+from scene import checkpoint
+from scene.density import AdaptiveDensityControl
+from scene.files import DataError
+from tests.test_density import control, pull
+from tests.test_gaussians import make_model, moments
+from utils.views import ViewQueue
+
+
+def toy_training(first: int, last: int, model, density, queue) -> list[int]:
+    """A loop with everything that makes randomness and state, and no pictures."""
+    shown = []
+    for iteration in range(first, last + 1):
+        model.schedule(iteration)
+        view = queue.next()
+        shown.append(view)
+        for value in model.params.values():
+            value.grad = torch.randn_like(value.detach()) * (1 + view)
+        model.exposures.grad = torch.rand_like(model.exposures.detach())
+        model.step(visible=torch.rand(len(model)) < 0.8)
+        pull(density, model, iteration, (torch.rand(len(model)) * 4e-4).tolist())
+        density.step(model, iteration, 10.0, white_background=True)
+        shown += [random.random(), float(np.random.rand()), float(np.random.randn())]
+    return shown
+
+
+def fresh(optimizer_type="default", seed=0):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    options = dict(
+        densify_from_iter=4, densification_interval=5, opacity_reset_interval=7, densify_until_iter=60
+    )
+    model = make_model(20, optimizer_type=optimizer_type, **options)
+    return model, AdaptiveDensityControl.from_params(OptimizationParams(**options)), ViewQueue(7, seed)
+
+
+@pytest.mark.parametrize("optimizer_type", ["default", "sparse_adam"])
+@pytest.mark.parametrize("stop_at", [3, 13, 15, 20])  # before the first refinement; between two; at one
+def test_resuming_gives_what_no_interruption_gives(tmp_path, stop_at, optimizer_type):
+    whole = fresh(optimizer_type)
+    shown = toy_training(1, 32, *whole)
+    assert len(whole[0]) not in (0, 20), "something must have been cloned, split or pruned"
+
+    parts = fresh(optimizer_type)
+    first_half = toy_training(1, stop_at, *parts)
+    checkpoint.save(tmp_path / "c.pth", stop_at, *parts)
+    resumed = fresh(optimizer_type, seed=99)
+    assert checkpoint.load(tmp_path / "c.pth", *resumed) == stop_at
+    second_half = toy_training(stop_at + 1, 32, *resumed)
+
+    assert first_half + second_half == shown
+    model, expected = resumed[0], whole[0]
+    for name, value in expected.params.items():
+        assert torch.equal(model.params[name], value), name
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments(model)[name][key], moments(expected)[name][key]), name
+    assert torch.equal(model.exposures, expected.exposures)
+    assert model.active_sh_degree == expected.active_sh_degree
+    assert torch.equal(resumed[1].stats.grad_norm_sum, whole[1].stats.grad_norm_sum)
+
+
+def test_a_checkpoint_is_plain_data(tmp_path):
+    parts = fresh()
+    toy_training(1, 3, *parts)
+    checkpoint.save(tmp_path / "c.pth", 3, *parts)
+    state = torch.load(tmp_path / "c.pth", weights_only=True)  # nothing allow-listed
+    assert (state["format"], state["version"], state["iteration"]) == ("TileSplat checkpoint", 1, 3)
+
+    def kinds(value):
+        if isinstance(value, dict):
+            return set().union(*map(kinds, [*value, *value.values()]), {dict})
+        if isinstance(value, list | tuple):
+            return set().union(*map(kinds, value), {type(value)})
+        return {type(value)}
+
+    assert kinds(state) <= {dict, list, tuple, torch.Tensor, int, float, str, bool, type(None)}
+
+
+def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    parts = fresh()
+    checkpoint.save(tmp_path / "c.pth", 0, *parts)
+    before = (tmp_path / "c.pth").read_bytes()
+
+    def full_disk(state, file):
+        file.write(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        checkpoint.save(tmp_path / "c.pth", 1, *parts)
+    assert (tmp_path / "c.pth").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
+
+
+def original_checkpoint(path, scalar=np.float64, protocol=2) -> dict:
+    """What the original writes: a tuple of tensors, parameters and an Adam state with numpy scalars in it."""
+    count = 5
+    shapes = {
+        "xyz": (3,), "f_dc": (1, 3), "f_rest": (15, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,),
+    }  # fmt: skip
+    torch.manual_seed(3)
+    params = {name: nn.Parameter(torch.randn(count, *shape)) for name, shape in shapes.items()}
+    groups = [{"params": [value], "lr": 0.1, "name": name} for name, value in params.items()]
+    optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+    for _ in range(4):
+        for value in params.values():
+            value.grad = torch.randn_like(value)
+        optimizer.step()
+    optimizer.param_groups[0]["lr"] = scalar(1.25e-4)
+    grad_sum, visits = torch.rand(count, 1), torch.full((count, 1), 3.0)
+    state = (
+        2, params["xyz"], params["f_dc"], params["f_rest"], params["scaling"], params["rotation"],
+        params["opacity"], torch.zeros(count), grad_sum, visits, optimizer.state_dict(), scalar(4.5),
+    )  # fmt: skip
+    torch.save((state, 7000), path, pickle_protocol=protocol)
+    return {"params": params, "optimizer": optimizer, "grad_sum": grad_sum}
+
+
+@pytest.mark.parametrize("scalar", [np.float64, np.float32, float])
+def test_checkpoint_of_the_original(tmp_path, scalar):
+    path = tmp_path / "chkpnt7000.pth"
+    written = original_checkpoint(path, scalar)
+    model, density, queue = make_model(3, extent=1.0), control(), ViewQueue(4)
+    assert checkpoint.load(path, model, density, queue) == 7000
+    assert (len(model), model.sh_degree, model.active_sh_degree, model.extent) == (5, 3, 2, 4.5)
+    assert model.exposure_names == {"a": 0, "b": 1}, "it has none; ours stay"
+    for name, value in written["params"].items():
+        assert torch.equal(model.params[name], value)
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments(model)[name][key], written["optimizer"].state[value][key])
+    assert torch.equal(density.stats.grad_norm_sum, written["grad_sum"][:, 0])
+    assert (density.stats.visits == 3).all()
+
+    # It goes on as torch's own Adam would.
+    model.schedule(7001)
+    rates = {group["name"]: group["lr"] for group in model.optimizer.param_groups}
+    for group in written["optimizer"].param_groups:
+        group["lr"] = rates[group["name"]]
+    for name, value in written["params"].items():
+        value.grad = torch.full_like(value, 0.5)
+        model.params[name].grad = torch.full_like(value, 0.5)
+    written["optimizer"].step()
+    model.step(visible=torch.ones(5, dtype=torch.bool))
+    for name, value in written["params"].items():
+        torch.testing.assert_close(model.params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_both_spellings_of_numpys_module(tmp_path):
+    """numpy 2 renamed the module that its scalars pickle under; files by either numpy are read."""
+    path = tmp_path / "c.pth"
+    original_checkpoint(path)
+    for old, new in [
+        (b"numpy._core.multiarray", b"numpy.core.multiarray"),
+        (b"numpy.core.", b"numpy._core."),
+    ]:
+        with zipfile.ZipFile(path) as source:
+            files = {info.filename: source.read(info) for info in source.infolist()}
+        name = next(name for name in files if name.endswith("data.pkl"))
+        if old not in files[name]:
+            continue
+        files[name] = files[name].replace(old, new)
+        with zipfile.ZipFile(path, "w") as target:
+            for filename, data in files.items():
+                target.writestr(filename, data)
+        assert checkpoint.read(path)["iteration"] == 7000
+    assert checkpoint.read(path)["gaussians"]["extent"] == 4.5
+
+
+class Evil:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('code was run')",))
+
+
+def test_files_that_are_no_checkpoints(tmp_path):
+    path = tmp_path / "c.pth"
+    parts = fresh()
+    for content, message in [
+        (Evil(), "cannot be read as a checkpoint"),
+        ({"format": "TileSplat checkpoint", "x": Evil()}, "cannot be read as a checkpoint"),
+        ({"weights": torch.zeros(3)}, "is not a checkpoint of TileSplat or of the original"),
+        (torch.zeros(3), "is not a checkpoint of TileSplat or of the original"),
+        (((1, 2, 3), 5), "is not a checkpoint of the original"),
+        ({"format": "TileSplat checkpoint", "version": 99}, "has version 99, must have 1"),
+        ({"format": "TileSplat checkpoint", "version": 1}, "does not fit this run"),
+    ]:
+        torch.save(content, path)
+        with pytest.raises(DataError, match=rf"c.pth: {message}"):
+            checkpoint.load(path, *parts)
+    for data in (b"", b"garbage", pickle.dumps(Evil()), pickle.dumps([1])):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match="c.pth"):
+            checkpoint.load(path, *parts)
+    with pytest.raises(DataError, match="cannot be read as a checkpoint"):
+        checkpoint.read(tmp_path / "none.pth")
+
+
+def test_torn_files(tmp_path):
+    parts = fresh()
+    toy_training(1, 3, *parts)
+    checkpoint.save(tmp_path / "c.pth", 3, *parts)
+    whole = (tmp_path / "c.pth").read_bytes()
+    for length in np.linspace(0, len(whole) - 1, 40).astype(int):
+        (tmp_path / "c.pth").write_bytes(whole[:length])
+        with pytest.raises(DataError, match="c.pth"):
+            checkpoint.load(tmp_path / "c.pth", *parts)
+    assert torch.load(io.BytesIO(whole), weights_only=True)["iteration"] == 3
