@@ -30,8 +30,9 @@ ORIGINAL_PIPELINE = {
 }  # fmt: skip
 ORIGINAL_OPTIMIZATION = {
     "iterations": 30_000, "position_lr_init": 0.00016, "position_lr_final": 0.0000016,
-    "position_lr_delay_mult": 0.01, "position_lr_max_steps": 30_000, "feature_lr": 0.0025, "opacity_lr": 0.025,
-    "scaling_lr": 0.005, "rotation_lr": 0.001, "exposure_lr_init": 0.01, "exposure_lr_final": 0.001,
+    "position_lr_delay_mult": 0.01, "position_lr_max_steps": 30_000, "feature_lr": 0.0025,
+    "opacity_lr": 0.025, "scaling_lr": 0.005, "rotation_lr": 0.001,
+    "exposure_lr_init": 0.01, "exposure_lr_final": 0.001,
     "exposure_lr_delay_steps": 0, "exposure_lr_delay_mult": 0.0, "percent_dense": 0.01, "lambda_dssim": 0.2,
     "densification_interval": 100, "opacity_reset_interval": 3000, "densify_from_iter": 500,
     "densify_until_iter": 15_000, "densify_grad_threshold": 0.0002, "depth_l1_weight_init": 1.0,
@@ -159,8 +160,8 @@ def test_cfg_args_is_what_viewers_search(tmp_path):
 
 def test_folder_of_the_original_opens_with_cfg_args_only(tmp_path):
     (tmp_path / "cfg_args").write_text(
-        "Namespace(sh_degree=1, source_path='/data/lego', model_path='./output/x', images='images', depths='', "
-        "resolution=-1, _white_background=True, white_background=True, train_test_exp=False, "
+        "Namespace(sh_degree=1, source_path='/data/lego', model_path='./output/x', images='images', "
+        "depths='', resolution=-1, _white_background=True, white_background=True, train_test_exp=False, "
         "data_device='cuda', eval=True, from_a_fork=(1, 2))"
     )
     model, pipe, _ = parse_render(["-m", str(tmp_path)])
