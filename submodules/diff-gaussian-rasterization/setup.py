@@ -1,20 +1,20 @@
 """Builds ONE shared library out of csrc/, for the CPU always and for CUDA when nvcc is found.
 
     pip install --no-build-isolation .          install
-    python setup.py build_ext --inplace         developers: rebuild what changed, in place (as does pip install -e)
+    python setup.py build_ext --inplace         for developers: rebuild what changed, in place
 
 The library registers its operators with TORCH_LIBRARY and knows nothing of Python, so it is loaded with
-torch.ops.load_library and works with every Python version. This script only decides what to compile and how, writes that
-down as a ninja file under build/, and runs ninja, which recompiles exactly what changed.
+torch.ops.load_library and works with every Python version. This script only decides what to compile and how,
+writes that down as a ninja file under build/, and runs ninja, which recompiles exactly what changed.
 
 What goes in: every csrc/**/*.cpp and, for CUDA, csrc/**/*.cu, found by name.
   csrc/cpu/NAME.isa.cpp     compiled once for each instruction set in ISAS, with -DTILESPLAT_ISA=<name>
-  csrc/cuda/, *_cuda.cpp    only when CUDA is on
+  csrc/cuda/, ops_cuda.cpp  only when CUDA is on; ops_no_cuda.cpp only when it is off
   EXTRA_FLAGS               flags of single files
 
 Environment:
   TILESPLAT_CUDA=0|1        never / always build the CUDA part (default: when nvcc and a CUDA torch are there)
-  TORCH_CUDA_ARCH_LIST      such as "8.6;9.0+PTX" (default: the visible GPUs, else all common ones this nvcc knows)
+  TORCH_CUDA_ARCH_LIST      such as "8.6;9.0+PTX" (default: the visible GPUs, else the common ones)
   CUDA_HOME, CXX, MAX_JOBS  as everywhere
 """
 
@@ -45,8 +45,8 @@ PACKAGE = "diff_gaussian_rasterization"
 
 WARNINGS = ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
 # -ffast-math is not among these: it breaks NaN checks and the rounding trick of 2^x.
-CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math",
-             "-ffp-contract=fast", *WARNINGS]  # fmt: skip
+CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
+             "-fno-trapping-math", "-ffp-contract=fast", *WARNINGS]  # fmt: skip
 NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--extended-lambda",
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xcudafe", "--diag_suppress=20012"]  # fmt: skip
 
@@ -54,8 +54,15 @@ NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--e
 AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi", "-mbmi2", "-mlzcnt", "-mpopcnt"]
 ISAS = {
     "x86_64": {
-        "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx512cd", *AVX2,
-                   "-mprefer-vector-width=512"],  # fmt: skip
+        "avx512": [
+            "-mavx512f",
+            "-mavx512dq",
+            "-mavx512bw",
+            "-mavx512vl",
+            "-mavx512cd",
+            *AVX2,
+            "-mprefer-vector-width=512",
+        ],  # fmt: skip
         "avx2": AVX2,
         "scalar": [],
     },
@@ -66,7 +73,7 @@ ISAS = {
 # Flags of single files, by path below csrc/.
 EXTRA_FLAGS: dict[str, list[str]] = {}
 
-# What we compile for when there is neither TORCH_CUDA_ARCH_LIST nor a GPU: code for 8.0 runs on 8.7, and so on.
+# What we compile for without TORCH_CUDA_ARCH_LIST and without a GPU, as far as nvcc knows them.
 COMMON_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 NAMED_ARCHS = {"Turing": "7.5", "Ampere": "8.0;8.6", "Ada": "8.9", "Hopper": "9.0", "Blackwell": "10.0;12.0"}
 
@@ -76,7 +83,7 @@ def fail(sentence: str) -> None:
     raise SystemExit(f"\ndiff-gaussian-rasterization: {sentence}\n")
 
 
-# ---- what is on this machine --------------------------------------------------------------------------------------
+# ---- what is on this machine ---------------------------------------------------------------------
 
 
 def find_torch():
@@ -89,7 +96,10 @@ def find_torch():
             "pip builds in an empty environment, where your torch cannot be seen)."
         )
     if sys.platform == "win32":
-        fail("building on Windows itself is not supported: build under WSL2, where the CPU and CUDA parts both work.")
+        fail(
+            "building on Windows itself is not supported: build under WSL2, where both "
+            "parts work."
+        )
     return torch
 
 
@@ -110,11 +120,13 @@ def find_ninja() -> str:
 
         return str(Path(ninja.BIN_DIR) / "ninja")
     except ImportError:
-        return shutil.which("ninja") or fail("ninja was not found: `pip install ninja` (or apt, conda), then try again.")
+        return shutil.which("ninja") or fail(
+            "ninja was not found: `pip install ninja` (or apt, conda), then try again."
+        )
 
 
 def find_cuda_home() -> Path | None:
-    """The CUDA toolkit: the first likely folder that has the headers, since the nvcc on PATH may be a wrapper."""
+    """The first likely folder that has the toolkit's headers: the nvcc on PATH may be a wrapper elsewhere."""
     candidates = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")]
     if nvcc := shutil.which("nvcc"):
         candidates += [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent]
@@ -140,19 +152,25 @@ def want_cuda(torch) -> Path | None:
     forced = wish == "1"
     if torch.version.cuda is None:
         if forced:
-            fail(f"TILESPLAT_CUDA=1 needs a torch with CUDA, but torch {torch.__version__} has none: install a CUDA build.")
+            fail(
+                f"TILESPLAT_CUDA=1 needs a torch with CUDA, but torch {torch.__version__} has none: "
+                "install a CUDA build of torch."
+            )
         return None
     if home is None:
         if forced:
-            fail("TILESPLAT_CUDA=1, but no nvcc with its headers was found: install the CUDA toolkit or set CUDA_HOME.")
+            fail(
+                "TILESPLAT_CUDA=1, but no nvcc with its headers was found: install the CUDA toolkit, or set "
+                "CUDA_HOME to where it is."
+            )
         print("nvcc was not found: building the CPU part alone", file=sys.stderr)
         return None
     version = nvcc_version(home)
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
         fail(
-            f"{home}/bin/nvcc is CUDA {version}, but torch {torch.__version__} was built with CUDA {torch.version.cuda}: "
-            f"install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it, or set TILESPLAT_CUDA=0 to build "
-            "the CPU part alone."
+            f"{home}/bin/nvcc is CUDA {version}, but torch {torch.__version__} was built with CUDA "
+            f"{torch.version.cuda}: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it, or "
+            "set TILESPLAT_CUDA=0 to build the CPU part alone."
         )
     return home
 
@@ -178,7 +196,9 @@ def cuda_archs(torch, home: Path) -> list[str]:
         visible = set()
     if visible:
         return [f"{major}.{minor}" for major, minor in sorted(visible)]
-    text = subprocess.run([home / "bin/nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    text = subprocess.run(
+        [home / "bin/nvcc", "--list-gpu-code"], capture_output=True, text=True, check=True
+    ).stdout
     known = [a for a in COMMON_ARCHS if f"sm_{a.replace('.', '')}" in text.split()]
     return known[:-1] + [known[-1] + "+PTX"]
 
@@ -206,7 +226,7 @@ def compiles(compiler: str, flags: list[str]) -> bool:
     return subprocess.run(command, input="int main() {}", capture_output=True, text=True).returncode == 0
 
 
-# ---- the ninja file -----------------------------------------------------------------------------------------------
+# ---- the ninja file ------------------------------------------------------------------------------
 
 
 def escape(path) -> str:
@@ -231,17 +251,19 @@ class NinjaFile:
         self.cuda_include = [f"-isystem {shell(i)}" for i in self._cuda_folders("include")]
         self.torch_dir = Path(torch.__file__).parent
         self.abi = int(torch.compiled_with_cxx11_abi())
-        self.openmp = next((f for f in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"]) if compiles(self.compiler, f)), [])
+        self.openmp = next(
+            (f for f in (["-fopenmp"], ["-Xpreprocessor", "-fopenmp"]) if compiles(self.compiler, f)), []
+        )
         self._add_sources()
 
-    # An inline function that several objects hold is kept once, from the first of them. So plain objects come first, and
-    # each instruction set before the greater ones: then no function runs that uses more than its caller was chosen for.
+    # An inline function that several objects hold is kept once, from the first of them. So plain objects come
+    # first, and each instruction set before the greater ones: no caller gets code for a greater set than its own.
     def _add_sources(self) -> None:
         by_isa = []
         for source in sorted(CSRC.rglob("*.cpp")) + sorted(CSRC.rglob("*.cu")):
             name = source.relative_to(CSRC).as_posix()
-            is_cuda = name.startswith("cuda/") or name.endswith(("_cuda.cpp", ".cu"))
-            if is_cuda and not self.cuda_home:
+            is_cuda = name.startswith("cuda/") or name.endswith(".cu") or name == "ops_cuda.cpp"
+            if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
             extra = EXTRA_FLAGS.get(name, [])
             part = "cuda" if is_cuda else "cpu"
@@ -249,10 +271,18 @@ class NinjaFile:
                 by_isa.append((source, name, extra))
             else:
                 rule = "nvcc" if name.endswith(".cu") else "cxx"
-                self._edge(rule, source, f"{name}.o", extra + (self.cuda_include if rule == "cxx" and is_cuda else []), part)
+                self._edge(
+                    rule,
+                    source,
+                    f"{name}.o",
+                    extra + (self.cuda_include if rule == "cxx" and is_cuda else []),
+                    part,
+                )
         for isa, flags in reversed(self.isas.items()):
             for source, name, extra in by_isa:
-                self._edge("cxx", source, f"{name}.{isa}.o", [*flags, f"-DTILESPLAT_ISA={isa}", *extra], "cpu")
+                self._edge(
+                    "cxx", source, f"{name}.{isa}.o", [*flags, f"-DTILESPLAT_ISA={isa}", *extra], "cpu"
+                )
 
     def _edge(self, rule: str, source: Path, obj: str, flags: list[str], part: str) -> None:
         self.objects[part].append(escape(obj))
@@ -261,26 +291,47 @@ class NinjaFile:
     def text(self) -> str:
         has_isa = [f"-DTILESPLAT_HAS_{isa.upper()}" for isa in self.isas]
         # Only the glue (csrc/ops*.cpp) includes torch, but one set of include paths is simpler than two.
-        torch_include = [f"-isystem {shell(self.torch_dir / 'include')}", f"-D_GLIBCXX_USE_CXX11_ABI={self.abi}"]
+        torch_include = [
+            f"-isystem {shell(self.torch_dir / 'include')}",
+            f"-D_GLIBCXX_USE_CXX11_ABI={self.abi}",
+        ]
         cxx = [*CXX_FLAGS, *self.openmp, f"-I{shell(CSRC)}", *torch_include, *has_isa]
-        link = ["-shared", *self.openmp, f"-L{shell(self.torch_dir / 'lib')}", "-lc10", "-ltorch_cpu"]
+        link = [
+            "-shared",
+            *(["-Wl,-z,defs"] if sys.platform == "linux" else []),
+            *self.openmp,
+            f"-L{shell(self.torch_dir / 'lib')}",
+            "-lc10",
+            "-ltorch_cpu",
+        ]
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup"]
         nvcc = ""
         if self.cuda_home:
             # The shared runtime: torch has loaded it before us, and it needs no driver to load.
-            link += [*(f"-L{shell(i)}" for i in self._cuda_folders("lib64", "lib")), "-lc10_cuda", "-ltorch_cuda", "-lcudart"]
-            nvcc = " ".join([shell(self.cuda_home / "bin/nvcc"), "-ccbin", shell(self.compiler.split()[0]), *NVCC_FLAGS,
-                             f"-I{shell(CSRC)}", *gencode(self.archs)])  # fmt: skip
+            link += [
+                *(f"-L{shell(i)}" for i in self._cuda_folders("lib64", "lib")),
+                "-lc10_cuda",
+                "-ltorch_cuda",
+                "-lcudart",
+            ]
+            nvcc = [
+                shell(self.cuda_home / "bin/nvcc"),
+                "-ccbin",
+                shell(self.compiler.split()[0]),
+                *NVCC_FLAGS,
+            ]
+            nvcc = " ".join([*nvcc, f"-I{shell(CSRC)}", *gencode(self.archs)])
         objects = {part: " ".join(names) for part, names in self.objects.items()}
         parts = [
             "ninja_required_version = 1.5",
             f"cxx = {self.compiler} {' '.join(cxx)}",
             f"nvcc = {nvcc}",
-            "rule cxx\n  command = $cxx -MMD -MF $out.d $extra -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
-            "  description = $out",
-            "rule nvcc\n  command = $nvcc -MMD -MF $out.d $extra -c $in -o $out\n  depfile = $out.d\n  deps = gcc\n"
-            "  description = $out",
+            *(
+                f"rule {rule}\n  command = ${rule} -MMD -MF $out.d $extra -c $in -o $out\n  depfile = $out.d\n"
+                "  deps = gcc\n  description = $out"
+                for rule in ("cxx", "nvcc")
+            ),
             f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}\n  description = $out",
             *self.edges,
             f"build {LIBRARY}: link {objects['cpu']} {objects['cuda']}",
@@ -293,7 +344,9 @@ class NinjaFile:
     def _cuda_folders(self, *names: str) -> list[Path]:
         if not self.cuda_home:
             return []
-        folders = [self.cuda_home / n for n in names] + [p for n in names for p in self.cuda_home.glob(f"targets/*/{n}")]
+        folders = [self.cuda_home / n for n in names] + [
+            p for n in names for p in self.cuda_home.glob(f"targets/*/{n}")
+        ]
         return [f for f in folders if f.is_dir()]
 
 
@@ -303,7 +356,7 @@ def write_if_changed(path: Path, text: str) -> None:
         path.write_text(text)
 
 
-# ---- the setuptools commands --------------------------------------------------------------------------------------
+# ---- the setuptools commands ---------------------------------------------------------------------
 
 
 class NinjaBuild(build_ext):
@@ -324,16 +377,16 @@ class NinjaBuild(build_ext):
             self._install(folder, ninja_file, torch)
 
     def _install(self, folder: Path, ninja_file: NinjaFile, torch) -> None:
+        compiler = [*ninja_file.compiler.split(), "--version"]
         info = {
             "version": self.distribution.get_version(),
             "torch": torch.__version__,
-            "compiler": subprocess.run([*ninja_file.compiler.split(), "--version"], capture_output=True, text=True)
-            .stdout.splitlines()[0],
+            "compiler": subprocess.run(compiler, capture_output=True, text=True).stdout.splitlines()[0],
             "isas": list(ninja_file.isas),
             "openmp": bool(ninja_file.openmp),
             "cuda": nvcc_version(ninja_file.cuda_home) if ninja_file.cuda_home else None,
             "cuda_archs": ninja_file.archs,
-        }  # fmt: skip
+        }
         target = (ROOT if self.inplace else Path(self.build_lib).resolve()) / PACKAGE
         target.mkdir(parents=True, exist_ok=True)
         built, library = folder / LIBRARY, target / LIBRARY

@@ -1,1 +1,28 @@
-"""x"""
+"""Differentiable Gaussian splatting for CPU and CUDA.
+
+Two interfaces to the same operators:
+- the names of the original rasterizer, for code that was written for it: GaussianRasterizationSettings,
+  GaussianRasterizer, SparseGaussianAdam (compatibility.py);
+- our own, typed and documented: rasterize, ssim, photometric_loss, knn_mean_dist2, FusedAdam.
+"""
+
+from .api import mark_visible, rasterize
+from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
+from .knn import knn_mean_dist2
+from .losses import photometric_loss, ssim
+from .optim import FusedAdam, SparseGaussianAdam
+from .types import Rendered, ScreenStats
+
+__all__ = [
+    "FusedAdam",
+    "GaussianRasterizationSettings",
+    "GaussianRasterizer",
+    "Rendered",
+    "ScreenStats",
+    "SparseGaussianAdam",
+    "knn_mean_dist2",
+    "mark_visible",
+    "photometric_loss",
+    "rasterize",
+    "ssim",
+]

@@ -1,13 +1,14 @@
 """The rasterizer in plain PyTorch: the specification, and the truth that both backends are tested against.
 
-Nothing here is fast. It works in any floating dtype on any device (float64 for truth), its gradients come from autograd,
-and it reads in the order of the method: activate, project, color, sort, blend (Kerbl et al. 2023, sections 4 to 6).
+Nothing here is fast. It works in any floating dtype on any device (float64 for truth), its gradients come
+from autograd, and it reads in the order of the method: activate, project, color, sort, blend (Kerbl et al.
+2023, sections 4 to 6).
 
-Where the published implementation's gradient is not the derivative of its image, training results depend on the gradient
-it has, so it is kept and marked HABIT below.
+Where the published implementation's gradient is not the derivative of its image, training results depend on
+the gradient it has, so it is kept and marked HABIT below.
 
-Conventions: camera x right, y down, z forward; the pixel in column i, row j has its center at (i + 0.5, j + 0.5);
-quaternions are (w, x, y, z); world_to_camera acts on column vectors. Names as in api.py.
+Conventions: camera x right, y down, z forward; the pixel in column i, row j has its center at (i + 0.5, j +
+0.5); quaternions are (w, x, y, z); world_to_camera acts on column vectors. Names as in api.py.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ STOP_AT = 1e-4  # a pixel is done when less light than this would still pass
 
 SH_C0 = 0.28209479177387814
 SH_C1 = 0.4886025119029199
-SH_C2 = (1.0925484305920792, -1.0925484305920792, 0.31539156525252005, -1.0925484305920792, 0.5462742152960396)
+SH_C2 = (
+    1.0925484305920792,
+    -1.0925484305920792,
+    0.31539156525252005,
+    -1.0925484305920792,
+    0.5462742152960396,
+)
 SH_C3 = (-0.5900435899266435, 2.890611442640554, -0.4570457994644658, 0.3731763325901154, -0.4570457994644658,
          1.445305721320277, -0.5900435899266435)  # fmt: skip
 
@@ -78,7 +85,9 @@ def rasterize(
         colors = sh_colors(sh_degree, coefficients, means - camera_center)
     splats = splats._replace(colors=colors, radii=torch.where(colors.isfinite().all(1), splats.radii, 0))
 
-    shift = torch.zeros_like(splats.means2d)  # zero in value; its gradient is that of the projected mean, in NDC
+    shift = torch.zeros_like(
+        splats.means2d
+    )  # zero in value; its gradient is that of the projected mean, in NDC
     if means2d is not None or stats is not None:
         carrier = torch.zeros_like(means, requires_grad=True) if means2d is None else means2d
         half_size = means.new_tensor([0.5 * width, 0.5 * height])
@@ -87,12 +96,14 @@ def rasterize(
             shift.register_hook(lambda grad: _count_visits(stats, grad * half_size, splats.radii))
     splats = splats._replace(means2d=splats.means2d + shift)
 
-    absolute = None if stats is None or stats.abs_grad_norm_sum is None else AbsoluteGradients(stats, width, height)
+    absolute = (
+        None if stats is None or stats.abs_grad_norm_sum is None else AbsoluteGradients(stats, width, height)
+    )
     image, alpha, inv_depth = blend(splats, width, height, background, absolute)
     return Rendered(image, alpha, inv_depth, splats.radii)
 
 
-# ---- one Gaussian in space ----------------------------------------------------------------------------------------
+# ---- one Gaussian in space -----------------------------------------------------------------------
 
 
 def rotation_matrix(quats: Tensor) -> Tensor:
@@ -118,7 +129,7 @@ def unpack_symmetric(cov: Tensor) -> Tensor:
 
 
 def sh_basis(degree: int, directions: Tensor) -> Tensor:
-    """Real spherical harmonics, signs and order of stored models. Unit vectors [N, 3] -> [N, (degree + 1)^2]"""
+    """Real spherical harmonics in the signs and order of stored models. Unit vectors [N, 3] -> [N, K]"""
     x, y, z = directions.unbind(-1)
     basis = [torch.full_like(x, SH_C0)]
     if degree > 0:
@@ -141,7 +152,7 @@ def sh_colors(degree: int, coefficients: Tensor, offsets: Tensor) -> Tensor:
     return colors.clamp_min(0)
 
 
-# ---- a Gaussian on the screen -------------------------------------------------------------------------------------
+# ---- a Gaussian on the screen --------------------------------------------------------------------
 
 
 class Splats(NamedTuple):
@@ -178,7 +189,9 @@ def project(
     zero = torch.zeros_like(z)
     tx = _limit(x, z, FOV_MARGIN * width / (2 * fx))
     ty = _limit(y, z, FOV_MARGIN * height / (2 * fy))
-    J = torch.stack([fx / z, zero, -fx * tx / (z * z), zero, fy / z, -fy * ty / (z * z)], dim=-1).reshape(-1, 2, 3)
+    J = torch.stack([fx / z, zero, -fx * tx / (z * z), zero, fy / z, -fy * ty / (z * z)], dim=-1).reshape(
+        -1, 2, 3
+    )
     JR = J @ R
     cov = JR @ cov3d @ JR.transpose(1, 2)
     xx, xy, yy = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
@@ -193,7 +206,9 @@ def project(
 
     radii = _radii(xx.detach(), yy.detach(), det.detach())
     tiles = _tile_rectangles(means2d.detach(), radii, width, height)
-    finite = torch.cat([means2d, conics, opacities[:, None], radii[:, None]], dim=1).detach().isfinite().all(1)
+    finite = (
+        torch.cat([means2d, conics, opacities[:, None], radii[:, None]], dim=1).detach().isfinite().all(1)
+    )
     drawn = in_front & usable & finite & (tiles[:, 2] > tiles[:, 0]) & (tiles[:, 3] > tiles[:, 1])
     radii = torch.where(drawn, radii, 0).clamp_max(2.0**30).to(torch.int32)
     return Splats(means2d, conics, opacities, z, radii, tiles)
@@ -202,7 +217,7 @@ def project(
 def _limit(x: Tensor, z: Tensor, limit: Tensor) -> Tensor:
     """x with x/z held within ±limit, where the projection is linearized.
 
-    HABIT: where it is held, x is a constant for the gradient, its dependence on depth and focal length included.
+    HABIT: where it is held, x is a constant for the gradient, its dependence on depth included.
     """
     ratio, limit = (x / z).detach(), limit.detach()
     held = ratio.clamp(-limit, limit)
@@ -229,10 +244,12 @@ def _tile_rectangles(means2d: Tensor, radii: Tensor, width: int, height: int) ->
     return rectangles.clamp_min(0).minimum(count.repeat(2)).long()
 
 
-# ---- the image ----------------------------------------------------------------------------------------------------
+# ---- the image -----------------------------------------------------------------------------------
 
 
-def blend(splats: Splats, width: int, height: int, background: Tensor, absolute: AbsoluteGradients | None = None):
+def blend(
+    splats: Splats, width: int, height: int, background: Tensor, absolute: AbsoluteGradients | None = None
+):
     """Front to back over each tile's splats -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W]."""
     order = splats.depths.detach().argsort(stable=True)
     order = order[splats.radii[order] > 0]
@@ -244,7 +261,9 @@ def blend(splats: Splats, width: int, height: int, background: Tensor, absolute:
         for left in range(0, width, TILE_SIZE):
             tx = left // TILE_SIZE
             ids = order[in_row & (x0 <= tx) & (tx < x1)]
-            pixels = _pixel_centers(left, top, min(left + TILE_SIZE, width), min(top + TILE_SIZE, height), background)
+            pixels = _pixel_centers(
+                left, top, min(left + TILE_SIZE, width), min(top + TILE_SIZE, height), background
+            )
             # Checkpointed: only one tile's [pixels, splats] tables are in memory at a time.
             tile = checkpoint(_blend_tile, pixels, splats, ids, background, absolute, use_reentrant=False)
             row.append(tile.T.reshape(5, -1, min(TILE_SIZE, width - left)))
@@ -259,7 +278,9 @@ def _pixel_centers(x0: int, y0: int, x1: int, y1: int, like: Tensor) -> Tensor:
     return (torch.stack([x, y], dim=-1).reshape(-1, 2) + 0.5).to(like)
 
 
-def _blend_tile(pixels: Tensor, splats: Splats, ids: Tensor, background: Tensor, absolute: AbsoluteGradients | None):
+def _blend_tile(
+    pixels: Tensor, splats: Splats, ids: Tensor, background: Tensor, absolute: AbsoluteGradients | None
+):
     """Pixels [P, 2] over the splats `ids`, front to back -> [P, 5]: color, alpha, inverse depth."""
     offsets = pixels[:, None, :] - splats.means2d[ids]  # [P, M, 2]
     if absolute is not None and offsets.requires_grad:
@@ -283,7 +304,7 @@ def _blend_tile(pixels: Tensor, splats: Splats, ids: Tensor, background: Tensor,
     return torch.cat([color, 1 - T, inv_depth], dim=1)
 
 
-# ---- statistics for densification ---------------------------------------------------------------------------------
+# ---- statistics for densification ----------------------------------------------------------------
 
 
 def _count_visits(stats: ScreenStats, grad: Tensor, radii: Tensor) -> None:
@@ -294,7 +315,7 @@ def _count_visits(stats: ScreenStats, grad: Tensor, radii: Tensor) -> None:
 
 
 class AbsoluteGradients:
-    """Sums |gradient of the projected mean| over pixels, then adds its norm to the statistics, tile by tile."""
+    """Sums |gradient of the projected mean| over pixels, and adds its norm to the statistics."""
 
     def __init__(self, stats: ScreenStats, width: int, height: int):
         self.stats, self.scale = stats, (0.5 * width, 0.5 * height)
@@ -308,3 +329,50 @@ class AbsoluteGradients:
             self.base = stats.clone()
         self.sum[ids] += grad.abs().sum(0) * grad.new_tensor(self.scale)
         stats.copy_(self.base + self.sum.norm(dim=1).to(stats))
+
+
+# ---- losses, neighbors, optimizer ----------------------------------------------------------------
+
+
+def ssim(a: Tensor, b: Tensor, padding: str = "same") -> Tensor:
+    """Mean structural similarity of [B, C, H, W]; 11 x 11 Gaussian window, sigma 1.5, zeros outside."""
+    channels = a.shape[1]
+    x = torch.arange(-5, 6, dtype=a.dtype, device=a.device)
+    g = torch.exp(-(x**2) / (2 * 1.5**2))
+    window = torch.outer(g / g.sum(), g / g.sum()).expand(channels, 1, 11, 11)
+
+    def blur(image: Tensor) -> Tensor:
+        return F.conv2d(image, window, padding=5 if padding == "same" else 0, groups=channels)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a, var_b, cov = blur(a * a) - mean_a**2, blur(b * b) - mean_b**2, blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * cov + c2)
+    return (similarity / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean()
+
+
+def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float = 0.2, mask: Tensor | None = None):
+    """(1 - lambda) L1 + lambda (1 - SSIM), and L1 alone. [3, H, W], uint8 meaning 0 to 255; mask [H, W]."""
+    if target.dtype == torch.uint8:
+        target = target.to(image.dtype) / 255
+    if mask is not None:
+        image, target = image * mask, target * mask
+    l1 = (image - target).abs().mean()
+    return (1 - lambda_dssim) * l1 + lambda_dssim * (1 - ssim(image[None], target[None])), l1
+
+
+def knn_mean_dist2(points: Tensor) -> Tensor:
+    """Mean squared distance of each point [N, 3] to its three nearest others -> [N]; all pairs, in chunks.
+
+    With fewer than three others, those there are; alone, 0.
+    """
+    others = min(3, len(points) - 1)
+    if others < 1:
+        return points.new_zeros(len(points))
+    rows = []
+    for start in range(0, len(points), 256):
+        dist2 = (points[start : start + 256, None] - points[None]).square().sum(-1)
+        index = torch.arange(len(dist2), device=points.device)
+        dist2[index, index + start] = float("inf")  # not oneself, but one's duplicates
+        rows.append(dist2.topk(others, dim=1, largest=False).values.mean(1))
+    return torch.cat(rows)

@@ -1,0 +1,119 @@
+"""TileSplat's own interface to the native rasterizer: typed, differentiable, the same on CPU and CUDA.
+
+    out = rasterize(means, quats, scales, opacities, sh_dc=..., world_to_camera=..., K=..., width=..., ...)
+    out.image, out.alpha, out.inv_depth, out.radii
+
+The tensors' device chooses the backend: float32 on CUDA, float32 or float64 on the CPU. reference.py computes
+the same in plain PyTorch, and says how. N Gaussians, H x W pixels; K-1 spherical harmonics per channel beyond
+the constant one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import _library  # noqa: F401  registers torch.ops.tilesplat
+from .types import Rendered, ScreenStats
+
+
+def rasterize(
+    means: Tensor,  # [N, 3]  world
+    quats: Tensor | None,  # [N, 4]  w x y z
+    scales: Tensor | None,  # [N, 3]  standard deviations
+    opacities: Tensor,  # [N, 1] or [N]
+    *,
+    sh_dc: Tensor | None = None,  # [N, 1, 3]
+    sh_rest: Tensor | None = None,  # [N, K-1, 3]
+    colors: Tensor | None = None,  # [N, 3]
+    cov3d: Tensor | None = None,  # [N, 6]  xx xy xz yy yz zz
+    world_to_camera: Tensor,  # [4, 4]
+    K: Tensor,  # [3, 3]  pixels
+    width: int,
+    height: int,
+    background: Tensor,  # [3]
+    sh_degree: int = 0,
+    scale_modifier: float = 1.0,
+    antialiasing: bool = False,
+    raw: bool = False,
+    camera_center: Tensor | None = None,  # [3]
+    means2d: Tensor | None = None,  # [N, 3]
+    stats: ScreenStats | None = None,
+) -> Rendered:
+    """Render Gaussians from one camera.
+
+    Shapes come from quats and scales, or from cov3d. Colors come from spherical harmonics up to `sh_degree`
+    (sh_dc, and sh_rest above degree 0), or are given as `colors`.
+
+    `world_to_camera` is rigid, acts on column vectors, and leads to x right, y down, z forward. `K` has the
+    principal point in pixels, with the center of the first pixel at (0.5, 0.5): a centered camera has
+    K[0, 2] = width / 2. `camera_center` is where the spherical harmonics look from; None derives it from
+    world_to_camera.
+
+    `raw`: scales are logarithms, opacities logits, and quats of any length; their activations happen in the
+    kernel. Otherwise everything is used as it is; quaternions are not normalized. `scale_modifier` multiplies
+    the scales. `antialiasing` dims small splats by as much as the pixel filter widens them.
+
+    Gradients flow to every Gaussian tensor, background and world_to_camera: for those that require it. No
+    gradient reaches K and camera_center. `means2d` is only a carrier: its values are not read, and its
+    gradient is that of the projected means in NDC units, third column 0. `stats` collects the same for
+    densification in every backward.
+    """
+    return Rendered(*_Rasterize.apply(
+        means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background, means2d,
+        K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
+    ))  # fmt: skip
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background,
+        means2d, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
+    ):  # fmt: skip
+        if means2d is not None and means2d.shape != means.shape:
+            raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
+        tensors = (means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors)
+        camera = (world_to_camera, K, camera_center, background)
+        inputs = tuple(None if t is None else t.contiguous() for t in tensors + camera)
+        settings = (width, height, sh_degree, scale_modifier, antialiasing, raw)
+        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings)
+        ctx.save_for_backward(*inputs, image, alpha, radii, *state)
+        ctx.input_count, ctx.settings, ctx.stats = len(inputs), settings, stats
+        differentiable = (*tensors, world_to_camera, background, means2d)
+        ctx.shapes = [None if t is None else t.shape for t in differentiable]
+        ctx.mark_non_differentiable(radii)
+        ctx.set_materialize_grads(False)
+        return image, alpha, inv_depth, radii
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_image, grad_alpha, grad_inv_depth, _radii):
+        saved, count, stats = ctx.saved_tensors, ctx.input_count, ctx.stats
+        inputs, (image, alpha, radii), state = saved[:count], saved[count : count + 3], saved[count + 3 :]
+        wanted = ctx.needs_input_grad
+        if grad_image is None and grad_alpha is None and grad_inv_depth is None:
+            return (None,) * len(wanted)
+        grad_image = torch.zeros_like(image) if grad_image is None else grad_image.contiguous()
+        grad_alpha, grad_inv_depth = (
+            None if g is None else g.contiguous() for g in (grad_alpha, grad_inv_depth)
+        )
+        counters = (
+            (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
+        )
+        grads = torch.ops.tilesplat.rasterize_backward(
+            *inputs, *ctx.settings, image, alpha, radii, list(state), grad_image, grad_alpha, grad_inv_depth,
+            wanted[8], *counters,
+        )  # fmt: skip
+        # The first eleven arguments, in their order. An empty tensor's gradient comes back as [0], whatever
+        # its shape.
+        grads = [g.reshape(shape) if want else None for g, want, shape in zip(grads, wanted, ctx.shapes)]
+        return (*grads, *(None,) * (len(wanted) - len(grads)))
+
+
+def mark_visible(means: Tensor, world_to_camera: Tensor) -> Tensor:
+    """Which means [N, 3] are in front of the near plane, z > 0.2: bool [N]."""
+    return torch.ops.tilesplat.mark_visible(
+        means.detach().contiguous(), world_to_camera.detach().contiguous()
+    )

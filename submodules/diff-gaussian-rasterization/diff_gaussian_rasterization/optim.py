@@ -1,0 +1,92 @@
+"""Adam for Gaussians: all parameter tensors in one native call, or only the rows that were visible."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from . import _library  # noqa: F401  registers torch.ops.tilesplat
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """torch.optim.Adam (no weight decay, no AMSGrad) in one call for all groups.
+
+    The state has Adam's keys and meaning (step, exp_avg, exp_avg_sq), so the two read each other's state
+    dicts.
+    """
+
+    def __init__(
+        self, params, lr: float = 1e-3, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ):
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """One step for every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        # Parameters move together where all that a call has only one of agrees: usually all of them.
+        batches = defaultdict(lambda: ([], [], [], [], []))
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                state = _state(self.state[param], param)
+                state["step"] += 1
+                key = (int(state["step"]), tuple(group["betas"]), group["eps"], param.dtype, param.device)
+                row = (
+                    param,
+                    param.grad.contiguous(),
+                    state["exp_avg"],
+                    state["exp_avg_sq"],
+                    float(group["lr"]),
+                )
+                for column, value in zip(batches[key], row):
+                    column.append(value)
+        for (step, (beta1, beta2), eps, _, _), (params, grads, avgs, avg_sqs, lrs) in batches.items():
+            torch.ops.tilesplat.adam_step(params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, step, None)
+        return loss
+
+
+class SparseGaussianAdam(torch.optim.Adam):
+    """Adam that moves only the visible Gaussians, without bias correction. One tensor per group, row i is
+    Gaussian i."""
+
+    def __init__(self, params, lr: float, eps: float):
+        super().__init__(params=params, lr=lr, eps=eps)
+
+    @torch.no_grad()
+    def step(self, visibility: Tensor, N: int) -> None:
+        """visibility: bool [N]"""
+        if visibility.shape != (N,) or visibility.dtype != torch.bool:
+            kind = f"{list(visibility.shape)} {str(visibility.dtype).removeprefix('torch.')}"
+            raise ValueError(f"visibility must be [{N}] bool, got {kind}")
+        batches = defaultdict(lambda: ([], [], [], [], []))
+        for group in self.param_groups:
+            if len(group["params"]) != 1:
+                raise ValueError(f"a group must have one tensor, got {len(group['params'])}")
+            param = group["params"][0]
+            if param.grad is None or param.numel() == 0:
+                continue
+            state = _state(self.state[param], param)
+            key = (tuple(group["betas"]), group["eps"])
+            row = (param, param.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], float(group["lr"]))
+            for column, value in zip(batches[key], row):
+                column.append(value)
+        for ((beta1, beta2), eps), (params, grads, avgs, avg_sqs, lrs) in batches.items():
+            torch.ops.tilesplat.adam_step(
+                params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, 1, visibility.contiguous()
+            )
+
+
+def _state(state: dict, param: Tensor) -> dict:
+    """The moments of one parameter; made at its first step, like torch.optim.Adam's."""
+    if "exp_avg" not in state:
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+    return state

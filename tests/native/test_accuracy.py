@@ -1,0 +1,159 @@
+"""float32 backends are about as accurate as float32 PyTorch: for all options, sizes and numbers of splats."""
+
+import pytest
+import torch
+from diff_gaussian_rasterization import ScreenStats, rasterize, reference
+
+from tests.native.scenes import (
+    DEVICES,
+    assert_as_accurate_as,
+    assert_not_blank,
+    make_scene,
+    run,
+    to_raw,
+    with_colors,
+    with_covariances,
+)
+
+OPTIONS = {
+    "degree 0": lambda: make_scene(200, degree=0),
+    "degree 1": lambda: make_scene(200, degree=1, seed=1),
+    "degree 2": lambda: make_scene(200, degree=2, seed=2),
+    "degree 3": lambda: make_scene(200, degree=3, seed=3),
+    "lower active degree": lambda: make_scene(200, seed=4).but(sh_degree=1),
+    "antialiasing": lambda: make_scene(200, seed=5, scale=0.03).but(antialiasing=True),
+    "raw": lambda: to_raw(make_scene(200, seed=6)),
+    "raw antialiasing": lambda: to_raw(make_scene(200, seed=6)).but(antialiasing=True),
+    "scale modifier": lambda: make_scene(200, seed=7).but(scale_modifier=0.6),
+    "covariances": lambda: with_covariances(make_scene(200, seed=8)),
+    "colors": lambda: with_colors(make_scene(200, seed=9)),
+    "camera center": lambda: make_scene(200, seed=10).but(camera_center=torch.tensor([1.0, -0.5, -2.5])),
+    "inside the cloud": lambda: make_scene(400, seed=11, spread=2.5),
+    "opaque": lambda: make_scene(200, seed=12, max_opacity=1.0),
+}
+
+
+def compare(scene, device, share=0.0, slack=4.0, gradients=True):
+    """Images and gradients of the float32 backend against truth, with float32 PyTorch as the measure."""
+    scene = scene.to(torch.float32)  # the truth starts from the same numbers
+    truth, true_grads = run(reference.rasterize, scene, torch.float64)
+    plain, plain_grads = run(reference.rasterize, scene, torch.float32)
+    out, grads = run(rasterize, scene, torch.float32, device)
+    for name in ("image", "alpha", "inv_depth"):
+        assert_as_accurate_as(
+            getattr(out, name), getattr(plain, name), getattr(truth, name), name, slack, share
+        )
+    assert (out.radii != truth.radii).sum() <= max(1, 2e-4 * len(truth.radii))
+    for name in true_grads if gradients else ():
+        assert_as_accurate_as(
+            grads[name], plain_grads[name], true_grads[name], f"gradient of {name}", slack, share
+        )
+    return truth
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options(option, device):
+    truth = compare(OPTIONS[option](), device)
+    assert_not_blank(truth.image, 0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 15), (33, 20), (130, 7), (64, 64)])
+def test_sizes(size, device):
+    compare(make_scene(60, size, seed=sum(size)), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [0, 1, 7, 5000])
+def test_counts(count, device):
+    scene = make_scene(count, (64, 64), seed=count, scale=0.25 if count < 10 else 0.03)
+    truth = compare(scene, device, share=2e-4 if count > 1000 else 0.0)
+    if count:
+        assert_not_blank(truth.image, 0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_two_hundred_thousand_splats(device):
+    scene = make_scene(200_000, (64, 48), seed=5, degree=1, scale=0.004, spread=1.5, max_opacity=0.3)
+    scene = scene.to(torch.float32)
+    with torch.no_grad():
+        truth = reference.rasterize(**scene.to(torch.float64).arguments())
+        plain = reference.rasterize(**scene.arguments())
+    assert_not_blank(truth.image, 0.02)
+    out, grads = run(rasterize, scene, torch.float32, device)
+    for name in ("image", "alpha", "inv_depth"):
+        assert_as_accurate_as(
+            getattr(out, name), getattr(plain, name), getattr(truth, name), name, share=1e-3
+        )
+    assert (out.radii > 0).sum() > 30_000
+    for name, grad in grads.items():
+        assert grad.isfinite().all() and grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_wide_and_tall_images(device):
+    """More than 65,535 tiles, and 16k pixels in a row: the splat lands where it should, and nowhere else."""
+    for width, height in [(16_384, 32), (32, 16_384), (4_112, 4_128)]:
+        scene = make_scene(1, (width, height), degree=0).to(torch.float32)
+        scene.means[:] = 0
+        scene.scales[:] = 0.2 / min(width, height)
+        focal = float(min(width, height))
+        scene.K = torch.tensor([[focal, 0, width - 10.0], [0, focal, height - 10.0], [0, 0, 1]])
+        scene.world_to_camera = torch.eye(4)
+        scene.world_to_camera[2, 3] = 1
+        scene.opacities[:] = 0.9
+        scene = scene.to(device)
+        out = rasterize(**scene.arguments())
+        j, i = divmod(out.alpha.argmax().item(), width)
+        assert abs(i + 0.5 - (width - 10)) <= 0.5 and abs(j + 0.5 - (height - 10)) <= 0.5
+        assert 0.5 < out.alpha.max() < 0.91
+        assert out.alpha.sum() < 50
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_statistics_for_densification(device):
+    scene = make_scene(300, (75, 53), seed=2, spread=1.2).to(torch.float32)
+    truth = ScreenStats.zeros(300, "cpu", absolute=True)
+    ours = ScreenStats.zeros(300, device, absolute=True)
+    for seen_from in range(2):  # statistics of two views add up
+        scene.world_to_camera[0, 3] += 0.4 * seen_from
+        out, true_grads = run(reference.rasterize, scene, torch.float64, stats=truth)
+        _, grads = run(rasterize, scene, torch.float32, device, stats=ours)
+        assert (grads["means2d"][:, 2] == 0).all()
+        assert (out.radii == 0).any()
+    assert truth.visits.max() == 2 and truth.visits.min() == 0
+    assert (ours.visits.cpu() == truth.visits).all()
+    for name in ("grad_norm_sum", "abs_grad_norm_sum"):
+        a, t = getattr(ours, name).cpu(), getattr(truth, name)
+        assert torch.allclose(a, t, rtol=2e-3, atol=1e-4 * t.max().item()), name
+    assert (truth.abs_grad_norm_sum >= truth.grad_norm_sum * 0.999).all()
+    # Without the absolute ones, the rest is the same.
+    less = ScreenStats.zeros(300, device)
+    run(rasterize, scene, torch.float32, device, stats=less)
+    one_more = ours.grad_norm_sum.clone()
+    run(rasterize, scene, torch.float32, device, stats=ours)
+    assert torch.allclose(ours.grad_norm_sum - one_more, less.grad_norm_sum, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_non_contiguous_inputs_are_taken(device):
+    scene = make_scene(50).to(torch.float32).to(device)
+    strided = scene.but(
+        means=scene.means.T.contiguous().T,
+        sh_rest=scene.sh_rest.transpose(1, 2).contiguous().transpose(1, 2),
+        world_to_camera=scene.world_to_camera.T.contiguous().T,
+    )
+    a, b = rasterize(**scene.arguments()), rasterize(**strided.arguments())
+    assert (a.image == b.image).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opacities_may_be_flat(device):
+    scene = make_scene(50).to(torch.float32).to(device)
+    a = rasterize(**scene.arguments()).image
+    flat = scene.opacities.flatten().clone().requires_grad_()
+    b = rasterize(**scene.but(opacities=flat).arguments()).image
+    assert (a == b).all()
+    b.sum().backward()
+    assert flat.grad.shape == flat.shape and flat.grad.abs().max() > 0
