@@ -340,7 +340,8 @@ def test_depth_maps_are_aligned_and_used(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [["--optimizer_type", "sparse_adam"], ["--antialiasing"], ["--random_background"],
-     ["--convert_SHs_python"], ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"], ["-r", "2"], ["--data_device", "cpu"],
+     ["--convert_SHs_python"], ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"],
+     ["-r", "2"], ["--data_device", "cpu"],
      ["--detect_anomaly", "--debug_from", "5"]],
     ids=lambda options: options[0],
 )  # fmt: skip
@@ -369,9 +370,9 @@ def test_viewer_is_served_while_training(colmap, tmp_path):
         view = np.diag([1.0, -1.0, -1.0, 1.0]) @ tiny_scenes.shots(1)[0].world_to_camera
         request = {
             "resolution_x": 56, "resolution_y": 40, "train": True, "keep_alive": False,
-            "scaling_modifier": 1.0, "fov_x": 2 * np.arctan(56 / 120), "fov_y": 2 * np.arctan(40 / 120),
-            "shs_python": False, "rot_scale_python": False, "z_near": 0.01, "z_far": 100.0, "view_matrix": view.T.ravel().tolist(),
-            "view_projection_matrix": view.T.ravel().tolist(),
+            "scaling_modifier": 1.0, "shs_python": False, "rot_scale_python": False,
+            "fov_x": 2 * np.arctan(56 / 120), "fov_y": 2 * np.arctan(40 / 120), "z_near": 0.01, "z_far": 100,
+            "view_matrix": view.T.ravel().tolist(), "view_projection_matrix": view.T.ravel().tolist(),
         }  # fmt: skip
         body = json.dumps(request).encode()
         expected = np.uint8(tiny_scenes.shots(1)[0].image * 255 + 0.5)
