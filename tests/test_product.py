@@ -1,0 +1,212 @@
+"""What surrounds the code agrees with itself: lock, environments, README, Makefile, contact sheet."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import arguments
+from tools.setup_env import listed
+from utils import contact_sheet
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def locked(name: str) -> dict[str, list[str]]:
+    """Package -> its pinned versions (one per range of Python versions)."""
+    pins: dict[str, list[str]] = {}
+    for package, version in re.findall(r"^([A-Za-z0-9_.-]+)==([^ ;\\]+)", (ROOT / name).read_text(), re.M):
+        pins.setdefault(package.lower(), []).append(version)
+    return pins
+
+
+# --- dependencies -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+def test_lock_pins_and_hashes_everything_that_is_asked_for(name):
+    pins, text = locked(f"{name}.txt"), (ROOT / f"{name}.txt").read_text()
+    missing = [package for package in listed(ROOT / f"{name}.in") if package.lower() not in pins]
+    assert not missing, f"make lock: {missing}"
+    assert len(pins) > 20
+    for block in re.split(r"\n(?=[A-Za-z0-9])", text.strip()):
+        assert "--hash=sha256:" in block, f"no hash: {block.splitlines()[0]}"
+    assert "://" not in text and "--index" not in text, "a lock names packages, not where they come from"
+
+
+def test_locks_agree_with_each_other_and_with_the_pins():
+    base, dev = locked("requirements.txt"), locked("requirements-dev.txt")
+    assert {package: dev.get(package) for package in base} == base
+    for package, version in re.findall(r"^([a-z]+)==(\S+)", (ROOT / "requirements.in").read_text(), re.M):
+        assert base[package] == [version]
+
+
+def test_conda_environment_installs_the_lock():
+    text = (ROOT / "environment.yml").read_text()
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    pip = lines[lines.index("- pip:") + 1 :]
+    assert pip == ["- -r requirements-dev.txt"], "all Python packages come from the lock"
+    major, minor = re.search(r"- python=(\d+)\.(\d+)", text).groups()
+    oldest = tuple(
+        map(int, re.search(r'target-version = "py(\d)(\d+)"', (ROOT / "pyproject.toml").read_text()).groups())
+    )
+    assert (int(major), int(minor)) >= oldest == (3, 10)
+
+
+def test_readme_says_what_each_dependency_is_for():
+    for package in listed(ROOT / "requirements-dev.in"):
+        assert re.search(rf"^\| .*\b{re.escape(package)}\b", README, re.M), f"README: what is {package} for?"
+
+
+# --- README -------------------------------------------------------------------------------------------------
+
+
+def test_readme_flags_exist_with_these_defaults():
+    groups = (
+        arguments.ModelParams(),
+        arguments.PipelineParams(),
+        arguments.OptimizationParams(),
+        arguments.RunParams(),
+    )
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    table = README.split("## Flags")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.+?) \| (.*?) \|", table, re.M)
+    assert len(rows) > 15
+    for cell, default in rows:
+        for name in re.findall(r"--(\w+)", cell):
+            assert name in values or name == "config", f"README names --{name}, which is no flag"
+            if re.fullmatch(r"-?[\d ]+", default) and default:
+                said = [int(value) for value in default.split()]
+                is_list = isinstance(values[name], list)
+                assert (values[name] if is_list else [values[name]]) == said, f"--{name}: {default}"
+            if default == "off":
+                assert not values[name]
+
+
+def test_readme_names_files_that_exist():
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
+        assert (ROOT / target).exists(), f"README links to {target}"
+    for folder in re.findall(r"^\| (?:&nbsp;)*`([^`]+)`", README.split("## Reading the code")[1], re.M):
+        inside = ROOT / "submodules/diff-gaussian-rasterization" / folder
+        assert (ROOT / folder).exists() or inside.exists(), f"README names {folder}"
+    assert "TODO" not in README and "<!--" not in README, "nothing is left open in the README"
+
+
+def test_readme_commands_are_makefile_targets():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in set(re.findall(r"^make (\w+)|`make (\w+)", README, re.M)):
+        assert re.search(rf"^{''.join(target)}:", makefile, re.M), f"make {''.join(target)}"
+
+
+def test_readme_pictures_are_small():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((ROOT / picture).stat().st_size < 400 * 1024 for picture in pictures)
+
+
+# --- the repository -----------------------------------------------------------------------------------------
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+def test_licence_is_apache_2():
+    text = (ROOT / "LICENSE").read_text()
+    assert (
+        "Apache License" in text
+        and "Version 2.0, January 2004" in text
+        and "END OF TERMS AND CONDITIONS" in text
+    )
+
+
+def test_no_file_knows_one_machine_or_one_registry():
+    private = re.compile("|".join(["/" + "work/", "/" + "root/", "py" + "pi.org", "files.python" + "hosted"]))
+    texts = [path for path in tracked() if path.suffix not in {".npz", ".png", ".jpg", ".bin", ".ply"}]
+    assert len(texts) > 20
+    found = [path.name for path in texts if private.search(path.read_text(errors="ignore"))]
+    assert not found
+
+
+def test_repository_stays_small():
+    sizes = {path: path.stat().st_size for path in tracked()}
+    assert sum(sizes.values()) < 12 << 20
+    assert max(sizes.values()) < 4 << 20, max(sizes, key=sizes.get)
+
+
+# --- make ---------------------------------------------------------------------------------------------------
+
+
+def make(*arguments: str) -> str:
+    done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_make_demo_goes_through_all_steps_in_order():
+    steps = make("demo", "-B", "DEMO=output/never", "SAMPLE=output/never_either")
+    order = [
+        steps.index(part)
+        for part in ("native", "sample_scene", "train.py", "render.py", "metrics.py", "contact_sheet")
+    ]
+    assert order == sorted(order)
+
+
+def test_make_isolated_uses_its_own_environment():
+    steps = make("test", "-B", "ISOLATED=1")
+    assert "venv .venv requirements.txt" in steps and ".venv/bin/python -m pytest" in steps
+
+
+def test_missing_packages_are_named(tmp_path):
+    (tmp_path / "requirements.in").write_text("torch\nno-such-package-of-ours>=1  # for nothing\n")
+    command = [sys.executable, str(ROOT / "tools/setup_env.py"), "check", str(tmp_path / "requirements.in")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert (
+        "lacks no-such-package-of-ours" in done.stderr
+        and "pip install no-such-package-of-ours" in done.stderr
+    )
+
+
+# --- contact sheet ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rendered(tmp_path):
+    rng = np.random.default_rng(0)
+    for part in ("gt", "renders"):
+        (tmp_path / "test" / "ours_30" / part).mkdir(parents=True)
+    for k in range(5):
+        truth = rng.integers(0, 200, (30, 40, 3), np.uint8)
+        other = truth.copy()
+        other[10:20, 10:20] += 50
+        Image.fromarray(truth).save(tmp_path / f"test/ours_30/gt/{k:05d}.png")
+        Image.fromarray(other).save(tmp_path / f"test/ours_30/renders/{k:05d}.png")
+    return tmp_path
+
+
+def test_contact_sheet_shows_truth_render_and_error(rendered):
+    sheet = np.array(contact_sheet.draw(rendered / "test/ours_30", 3)).astype(int)
+    assert sheet.shape == (
+        contact_sheet.HEAD + 3 * (30 + contact_sheet.LABEL) + contact_sheet.GAP,
+        3 * 40 + 4 * 6,
+        3,
+    )
+    top, gap = contact_sheet.HEAD, contact_sheet.GAP
+    cells = [sheet[top : top + 30, gap + k * 46 : gap + k * 46 + 40] for k in range(3)]
+    assert cells[0].std() > 30
+    assert (cells[1] - cells[0])[10:20, 10:20].min() == 50 and np.array_equal(cells[0][:10], cells[1][:10])
+    assert cells[2][12:18, 12:18].mean() > 100 > 20 > cells[2][:8, :8].mean()
+
+
+def test_contact_sheet_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="run render.py first"):
+        contact_sheet.newest(tmp_path)
