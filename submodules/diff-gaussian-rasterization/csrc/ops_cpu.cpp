@@ -7,9 +7,12 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/mul.h>
 #include <torch/library.h>
 
 #include <atomic>
+#include <cmath>
 
 #include "common/constants.h"
 #include "cpu/memory.h"
@@ -227,6 +230,114 @@ std::vector<Tensor> rasterize_backward(
     return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
 }
 
+Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera) {
+    check_points(means, "means", true);
+    CHECK_TENSOR(world_to_camera, means, 4, 4);
+    Tensor out = at::empty({means.size(0)}, at::TensorOptions().dtype(at::kBool));
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        cpu::mark_visible(data<T>(means), means.size(0), data<T>(world_to_camera), out.mutable_data_ptr<bool>());
+    };
+    means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+    return out;
+}
+
+Tensor knn_mean_dist2(const Tensor& points) {
+    check_points(points, "points", true);
+    Tensor out = at::empty({points.size(0)}, points.options());
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        cpu::knn_mean_dist2(data<T>(points), points.size(0), data<T>(out));
+    };
+    points.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+    return out;
+}
+
+Tensor scalar(double value, at::ScalarType dtype) { return at::full({}, value, at::TensorOptions().dtype(dtype)); }
+
+// `state` is the gradient of the value for a, computed along with it.
+std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, bool valid, bool train) {
+    check_ssim(a, b, valid, true);
+    std::vector<Tensor> state;
+    if (train) state.push_back(pooled(a.sizes(), a.scalar_type()));
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        cpu::Ssim<T> s = {data<T>(a), data<T>(b), a.size(0) * a.size(1), int(a.size(3)), int(a.size(2)), valid,
+                          train ? data<T>(state[0]) : nullptr, 0};
+        cpu::kernels<T>().ssim(s);
+        return s.mean;
+    };
+    const double mean = a.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+    return {scalar(mean, a.scalar_type()), state};
+}
+
+Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state, const Tensor& grad) {
+    check_ssim(a, b, valid, true);
+    TILESPLAT_CHECK(state.size() == 1 && state[0].sizes() == a.sizes(),
+                    "state must be what ssim with train=True returned on the cpu, got ", state.size(), " tensors");
+    return at::mul(state[0], grad);
+}
+
+std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
+                                                    double lambda_dssim) {
+    check_photometric(image, target, mask, true);
+    Tensor grad = pooled(image.sizes(), image.scalar_type());
+    const bool bytes = target.scalar_type() == at::kByte;
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        cpu::Photometric<T> l = {data<T>(image), bytes ? nullptr : data<T>(target), bytes ? data<uint8_t>(target) : nullptr,
+                                 data<T>(mask), int(image.size(2)), int(image.size(1)), lambda_dssim, data<T>(grad), 0, 0};
+        cpu::kernels<T>().photometric(l);
+        return std::pair<double, double>{l.loss, l.l1};
+    };
+    const auto [loss, l1] = image.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+    return {scalar(loss, image.scalar_type()), scalar(l1, image.scalar_type()), grad};
+}
+
+// Calls body(begin, end) for every run of true values.
+template <typename Body>
+void for_each_run(const bool* flags, int64_t begin, int64_t end, Body body) {
+    for (int64_t i = begin; i < end;) {
+        if (!flags[i]) {
+            ++i;
+            continue;
+        }
+        int64_t stop = i + 1;
+        while (stop < end && flags[stop]) ++stop;
+        body(i, stop);
+        i = stop;
+    }
+}
+
+void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+               const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
+               const OptionalTensor& visible) {
+    check_adam(params, grads, exp_avg, exp_avg_sq, lrs, visible, true);
+    const bool* rows_wanted = visible ? visible->const_data_ptr<bool>() : nullptr;
+    for (size_t i = 0; i < params.size(); ++i) {
+        if (params[i].numel() == 0) continue;
+        cpu::AdamRates rates = {lrs[i], beta1, beta2, eps, 1, 1};
+        if (!visible) rates.correction1 = 1 - std::pow(beta1, step), rates.correction2 = 1 - std::pow(beta2, step);
+        const int64_t rows = visible ? visible->size(0) : params[i].numel(), columns = params[i].numel() / rows;
+        const int64_t per_task = std::max<int64_t>(1, 32768 / columns);
+        const auto run = [&](auto zero) {
+            using T = decltype(zero);
+            const auto& kernels = cpu::kernels<T>();
+            T *p = data<T>(params[i]), *g = data<T>(grads[i]), *m = data<T>(exp_avg[i]), *v = data<T>(exp_avg_sq[i]);
+            cpu::parallel((rows + per_task - 1) / per_task, [&](int64_t task) {
+                const auto move = [&](int64_t from, int64_t to) {
+                    const int64_t at = from * columns;
+                    kernels.adam(p + at, g + at, m + at, v + at, (to - from) * columns, rates);
+                };
+                const int64_t begin = task * per_task, end = std::min(rows, begin + per_task);
+                if (rows_wanted) for_each_run(rows_wanted, begin, end, move);
+                else move(begin, end);
+            });
+        };
+        params[i].scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+    }
+}
+
 std::vector<std::string> cpu_isas() { return gs::cpu::available_isas(); }
 std::string cpu_isa() { return gs::cpu::kernels<float>().name; }
 void set_cpu_isa(std::string name) {
@@ -241,6 +352,12 @@ void set_cpu_isa(std::string name) {
 TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
     m.impl("rasterize", gs::rasterize);
     m.impl("rasterize_backward", gs::rasterize_backward);
+    m.impl("mark_visible", gs::mark_visible);
+    m.impl("ssim", gs::ssim);
+    m.impl("ssim_backward", gs::ssim_backward);
+    m.impl("photometric_loss", gs::photometric_loss);
+    m.impl("adam_step", gs::adam_step);
+    m.impl("knn_mean_dist2", gs::knn_mean_dist2);
 }
 
 TORCH_LIBRARY_IMPL(tilesplat, CompositeExplicitAutograd, m) {

@@ -1,6 +1,8 @@
 // kernels.h: everything that is compiled per instruction set, and the table through which it is called.
 #pragma once
+#include "adam.h"
 #include "blend_backward.h"
+#include "loss.h"
 #include "project_backward.h"
 
 #define GS_TEXT_(x) #x
@@ -9,6 +11,7 @@
 namespace gs::cpu::GS_ISA {
 
 extern const Kernels<Number> table;
-const Kernels<Number> table = {GS_TEXT(GS_ISA), project, find_tiles, blend, blend_backward, project_backward};
+const Kernels<Number> table = {GS_TEXT(GS_ISA), project,          find_tiles, blend,
+                               blend_backward,  project_backward, ssim,       photometric, adam};
 
 }  // namespace gs::cpu::GS_ISA

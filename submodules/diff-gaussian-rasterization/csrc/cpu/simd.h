@@ -15,7 +15,7 @@
 #include <type_traits>
 
 #if defined(__x86_64__) && GS_WIDTH > 1
-#if defined(__GNUC__) && __GNUC__ < 13
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
 #pragma GCC diagnostic ignored "-Wuninitialized"  // the header's own "undefined" values
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
@@ -27,8 +27,10 @@
 #define GS_INLINE static inline __attribute__((always_inline))
 #define GS_MEMBER inline __attribute__((always_inline))
 #if GS_WIDTH == 1
+#define GS_LOOPED inline __attribute__((noinline))
 #define GS_OP static inline __attribute__((noinline))  // sixteen times unrolled everywhere, it would compile for minutes
 #else
+#define GS_LOOPED GS_MEMBER
 #define GS_OP GS_INLINE
 #endif
 
@@ -189,7 +191,7 @@ struct M {
 struct I {
     W v[kParts];
     I() = default;
-    GS_MEMBER explicit I(int x) {
+    GS_LOOPED explicit I(int x) {
         for (W& w : v) w = W{} + Integer(x);
     }
 };
@@ -197,7 +199,7 @@ struct F {
     V v[kParts];
     F() = default;
     template <typename S, typename = std::enable_if_t<std::is_arithmetic_v<S>>>
-    GS_MEMBER explicit F(S x) {
+    GS_LOOPED explicit F(S x) {
         for (V& p : v) p = V{} + Number(x);
     }
 };

@@ -98,9 +98,8 @@ struct Ssim {
     int64_t planes;
     int width, height;
     bool valid;          // leave out windows that reach over the border
-    double mean;         // result of the forward
-    T scale;             // backward: dL/dmean / number of windows
-    T* grad;             // backward: [planes, H, W]
+    T* grad;             // [planes, H, W]: the gradient of `mean` for a; or null
+    double mean;         // result
 };
 
 struct AdamRates {
@@ -120,6 +119,10 @@ struct Kernels {
                            T* grad_background);
     void (*project_backward)(const Gaussians<T>&, const View<T>&, const Frame<T>&, const T* records, bool inv_depth,
                              const GaussianGrads<T>&, const Statistics&);
+    void (*ssim)(Ssim<T>&);
+    void (*photometric)(Photometric<T>&);
+    // One step for `count` numbers in a row.
+    void (*adam)(T* param, const T* grad, T* avg, T* avg_sq, int64_t count, const AdamRates&);
 };
 
 // dispatch.cpp: the best this machine has, or what TILESPLAT_ISA or set_isa() ask for.
@@ -136,5 +139,11 @@ int64_t bin(const Kernels<T>& kernels, Frame<T>& frame, const DepthKey<T>* keys,
 // sort.cpp: keys and values together, stable, ascending.
 void sort_pairs(uint32_t* keys, int32_t* values, int64_t count);
 void sort_pairs(uint64_t* keys, int32_t* values, int64_t count);
+
+// knn.cpp
+void knn_mean_dist2(const float* points, int64_t count, float* mean_dist2);
+void knn_mean_dist2(const double* points, int64_t count, double* mean_dist2);
+void mark_visible(const float* means, int64_t count, const float* world_to_camera, bool* visible);
+void mark_visible(const double* means, int64_t count, const double* world_to_camera, bool* visible);
 
 }  // namespace gs::cpu
