@@ -206,7 +206,12 @@ def test_binary_files_cut_anywhere(tmp_path, name):
         ("cameras.txt", "7 PIN", "x PIN", "line 2 must be: id model width height parameters"),
         ("cameras.txt", "8 6", "0 6", "camera 7 has the impossible size 0 x 6"),
         ("cameras.txt", "10.0", "nan", "camera 7 has impossible parameters"),
-        ("cameras.txt", "7 PINHOLE", "8 PINHOLE", "image z.png has camera 7, which is not among the cameras"),
+        (
+            "cameras.txt",
+            "7 PINHOLE",
+            "8 PINHOLE",
+            "images.txt: image 'z.png' has camera 7; the cameras are 8, 9",
+        ),
         ("images.txt", "3 0.7", "3 q0.7", "line 2 must be: id qw qx qy qz tx ty tz camera name"),
         ("images.txt", "2.0 0 0 0", "0 0 0 0", "has no valid pose"),
         ("points3D.txt", "255 0 51", "255 0", "line 2 must be: id x y z red green blue"),

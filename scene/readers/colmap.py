@@ -47,6 +47,7 @@ DEPTH_DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
 
 @dataclass
 class Intrinsics:
+    origin: str  # where it is from, for messages
     model: str
     width: int
     height: int
@@ -55,6 +56,7 @@ class Intrinsics:
 
 @dataclass
 class Pose:
+    origin: str
     quat: tuple[float, ...]  # w, x, y, z: world to camera
     translation: tuple[float, ...]
     camera_id: int
@@ -77,16 +79,15 @@ def read(folder: Path, images: str = "images", depths: str = "") -> Dataset:
     views = []
     for pose in sorted(poses, key=lambda pose: pose.name):
         if pose.camera_id not in cameras:
-            raise DataError(
-                f"{model}: image {pose.name} has camera {pose.camera_id}, which is not among the cameras"
-            )
+            known = some([str(camera_id) for camera_id in cameras]) or "none"
+            raise DataError(f"{pose.origin} has camera {pose.camera_id}; the cameras are {known}")
         camera = cameras[pose.camera_id]
         views.append(
             View(
                 name=pose.name,
                 image_path=image_folder / pose.name,
-                world_to_camera=_world_to_camera(pose, model),
-                intrinsics=_pinhole(camera, pose.camera_id, model),
+                world_to_camera=_world_to_camera(pose),
+                intrinsics=_pinhole(camera),
                 width=camera.width,
                 height=camera.height,
                 depth=depth_maps.of(pose.name) if depth_maps else None,
@@ -128,11 +129,10 @@ def _read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
 # From COLMAP's numbers to ours
 
 
-def _pinhole(camera: Intrinsics, camera_id: int, model: Path) -> np.ndarray:
+def _pinhole(camera: Intrinsics) -> np.ndarray:
     """K [3, 3]. COLMAP, too, puts the center of the first pixel at (0.5, 0.5)."""
-    where = f"{model}: camera {camera_id}"
     if not (0 < camera.width <= MAX_SIZE and 0 < camera.height <= MAX_SIZE):
-        raise DataError(f"{where} has the impossible size {camera.width} x {camera.height}")
+        raise DataError(f"{camera.origin} has the impossible size {camera.width} x {camera.height}")
     if camera.model in ONE_FOCAL:
         (fx, cx, cy), distortion = camera.params[:3], camera.params[3:]
         fy = fx
@@ -142,18 +142,18 @@ def _pinhole(camera: Intrinsics, camera_id: int, model: Path) -> np.ndarray:
         distortion = (1.0,)  # fisheyes and the like are no pinholes with any parameters
     if any(distortion):
         raise DataError(
-            f"{where} is {camera.model}, which distorts; TileSplat reads undistorted (PINHOLE) models. "
+            f"{camera.origin} is {camera.model}, which distorts; TileSplat reads undistorted models (PINHOLE). "
             "Run COLMAP's image_undistorter and train on its output"
         )
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        raise DataError(f"{where} has impossible parameters {camera.params}")
+        raise DataError(f"{camera.origin} has impossible parameters {camera.params}")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
 
 
-def _world_to_camera(pose: Pose, model: Path) -> np.ndarray:
+def _world_to_camera(pose: Pose) -> np.ndarray:
     quat = np.array(pose.quat)
     if not (np.isfinite(quat).all() and np.linalg.norm(quat) > 1e-6 and np.isfinite(pose.translation).all()):
-        raise DataError(f"{model}: image {pose.name} has no valid pose")
+        raise DataError(f"{pose.origin} has no valid pose")
     matrix = np.eye(4)
     matrix[:3, :3] = rotation_matrices(torch.from_numpy(quat))
     matrix[:3, 3] = pose.translation
@@ -265,7 +265,8 @@ def _read_cameras_bin(path: Path) -> dict[int, Intrinsics]:
         if model_id not in CAMERA_MODELS:
             raise DataError(f"{path}: camera {camera_id} has the unknown model {model_id}")
         model, count = CAMERA_MODELS[model_id]
-        cameras[camera_id] = Intrinsics(model, width, height, file.take("d" * count))
+        origin = f"{path}: camera {camera_id}"
+        cameras[camera_id] = Intrinsics(origin, model, width, height, file.take("d" * count))
     return cameras
 
 
@@ -277,7 +278,7 @@ def _read_images_bin(path: Path) -> list[Pose]:
         name = file.text()
         (points,) = file.take("Q")
         file.skip(24 * points)  # x, y and point id of each feature: not ours to use
-        poses.append(Pose(tuple(pose[:4]), tuple(pose[4:]), camera_id, name))
+        poses.append(Pose(f"{path}: image {name!r}", tuple(pose[:4]), tuple(pose[4:]), camera_id, name))
     return poses
 
 
@@ -332,7 +333,7 @@ def _read_cameras_txt(path: Path) -> dict[int, Intrinsics]:
             raise DataError(
                 f"{path}: line {number}: {model} has {PARAMETER_COUNTS[model]} parameters, got {len(params)}"
             )
-        cameras[camera_id] = Intrinsics(model, width, height, params)
+        cameras[camera_id] = Intrinsics(f"{path}: camera {camera_id}", model, width, height, params)
     return cameras
 
 
@@ -345,7 +346,8 @@ def _read_images_txt(path: Path) -> list[Pose]:
             continue
         try:
             pose = tuple(map(float, words[1:8]))
-            poses.append(Pose(pose[:4], pose[4:], int(words[8]), words[9].strip()))
+            name = words[9].strip()
+            poses.append(Pose(f"{path}: image {name!r}", pose[:4], pose[4:], int(words[8]), name))
         except (ValueError, IndexError):
             raise DataError(f"{path}: line {number} must be: id qw qx qy qz tx ty tz camera name") from None
         next(lines, None)  # its features, on the next line, which may be empty: not ours to use
