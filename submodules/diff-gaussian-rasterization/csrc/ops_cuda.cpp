@@ -290,7 +290,8 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
     const double bias2 = visible ? 1.0 : 1.0 - std::pow(beta2, double(step));
     for (size_t first = 0; first < params.size(); first += cuda::kMaxAdamTensors) {
         cuda::Adam call{};
-        call.beta1 = float(beta1), call.beta2 = float(beta2), call.eps = float(eps);
+        call.beta2 = float(beta2), call.eps = float(eps);
+        call.rest1 = float(1.0 - beta1), call.rest2 = float(1.0 - beta2);
         call.inv_sqrt_bias2 = float(1.0 / std::sqrt(bias2));
         call.visible = data<bool>(visible);
         for (size_t i = first; i < params.size() && call.count < cuda::kMaxAdamTensors; ++i) {

@@ -16,8 +16,8 @@ struct Launch {
 };
 
 __device__ __forceinline__ void step(const Adam& a, const AdamTensor& t, float grad, float& m, float& v, float& param) {
-    m = fmaf(1.f - a.beta1, grad - m, m);
-    v = fmaf(a.beta2, v, (1.f - a.beta2) * grad * grad);
+    m = fmaf(a.rest1, grad - m, m);
+    v = fmaf(a.beta2, v, a.rest2 * grad * grad);
     param -= t.step_size * m / fmaf(sqrtf(v), a.inv_sqrt_bias2, a.eps);
 }
 

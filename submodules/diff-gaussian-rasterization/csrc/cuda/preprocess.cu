@@ -40,6 +40,7 @@ __device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<
     return finite && !empty(tile_rect(out.mean, out.radius, grid.tiles_x, grid.tiles_y));
 }
 
+// Not clamped yet.
 template <int Degree>
 __device__ __forceinline__ Vec3<float> sh_color(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
                                                 const float* rest) {
@@ -50,7 +51,7 @@ __device__ __forceinline__ Vec3<float> sh_color(const Gaussians<float>& g, const
     Vec3<float> color = add(mul(basis[0], load3(g.sh_dc, i)), Vec3<float>{0.5f, 0.5f, 0.5f});
 #pragma unroll
     for (int k = 1; k < kCount; ++k) color = add(color, mul(basis[k], load3(rest, k - 1)));
-    return {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
+    return color;
 }
 
 template <int Degree>
@@ -84,6 +85,7 @@ __global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g
             if (seen) color = sh_color<Degree>(g, camera, i, own_rest);
         }
         seen = seen && isfinite(color.x + color.y + color.z);
+        if (Degree != kNoSh) color = {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
 
         float4 place{}, shape{};
         if (seen) {

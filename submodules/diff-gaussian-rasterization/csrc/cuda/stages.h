@@ -191,7 +191,8 @@ struct AdamTensor {
 struct Adam {
     AdamTensor tensors[kMaxAdamTensors];
     int count;
-    float beta1, beta2, eps;
+    float beta2, eps;
+    float rest1, rest2;          // 1 - beta1, 1 - beta2: rounded from double, since 1 - 0.999f is off by 1e-5
     float inv_sqrt_bias2;        // 1 / sqrt(1 - beta2^t)
     const bool* visible;         // [N] or null
 };
