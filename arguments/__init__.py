@@ -42,6 +42,9 @@ def arg(
     return field(default=default, metadata=metadata)
 
 
+OPTIMIZERS = ("default", "sparse_adam")
+
+
 @dataclass
 class ModelParams:
     """What is trained, from which data (stored with the model)"""
@@ -50,20 +53,14 @@ class ModelParams:
     source_path: str = arg("", "data set folder (COLMAP or Blender)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
     images: str = arg("images", "image folder inside a COLMAP data set", short="-i")
-    depths: str = arg(
-        "", "folder of inverse depth maps inside the data set; turns the depth loss on", short="-d"
-    )
-    resolution: int = arg(
-        -1, "1, 2, 4, 8: divide the image size; -1: at most 1600 wide; else: the width", short="-r"
-    )
+    depths: str = arg("", "folder of inverse depth maps in the data set; turns the depth loss on", short="-d")
+    resolution: int = arg(-1, "1, 2, 4, 8: divide by it; -1: at most 1600 wide; else: the width", short="-r")
     white_background: bool = arg(False, "train against white instead of black", short="-w")
     train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")
     data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
     eval: bool = arg(False, "hold out test views")
     llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
-    random_init: int = arg(
-        0, "start from this many random points, not from the data set's", minimum=0, const=100_000
-    )
+    random_init: int = arg(0, "start from this many random points instead", minimum=0, const=100_000)
 
 
 @dataclass
@@ -81,47 +78,29 @@ class OptimizationParams:
     """The optimization"""
 
     iterations: int = arg(30_000, "number of training steps", minimum=1)
-    position_lr_init: float = arg(
-        1.6e-4, "learning rate of positions at the start, times the scene extent", minimum=0
-    )
-    position_lr_final: float = arg(
-        1.6e-6, "learning rate of positions at the end, times the scene extent", minimum=0
-    )
-    position_lr_delay_mult: float = arg(
-        0.01, "no effect: positions have no delayed start (kept for old scripts)"
-    )
-    position_lr_max_steps: int = arg(
-        30_000, "step at which positions reach their final learning rate", minimum=1
-    )
-    feature_lr: float = arg(
-        0.0025, "learning rate of colors; a 20th of it for the view-dependent part", minimum=0
-    )
+    position_lr_init: float = arg(1.6e-4, "learning rate of positions / extent, at the start", minimum=0)
+    position_lr_final: float = arg(1.6e-6, "the same at the end", minimum=0)
+    position_lr_delay_mult: float = arg(0.01, "no effect (kept for old scripts): positions do not ease in")
+    position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
+    feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
     opacity_lr: float = arg(0.025, "learning rate of opacity logits", minimum=0)
     scaling_lr: float = arg(0.005, "learning rate of log scales", minimum=0)
     rotation_lr: float = arg(0.001, "learning rate of quaternions", minimum=0)
     exposure_lr_init: float = arg(0.01, "learning rate of exposures at the start", minimum=0)
     exposure_lr_final: float = arg(0.001, "learning rate of exposures at the end", minimum=0)
     exposure_lr_delay_steps: int = arg(0, "steps over which exposures ease in", minimum=0)
-    exposure_lr_delay_mult: float = arg(
-        0.0, "fraction of the exposure learning rate at step 0 of the ease-in", minimum=0
-    )
-    percent_dense: float = arg(
-        0.01, "fraction of the scene extent that separates splitting from cloning", minimum=0
-    )
+    exposure_lr_delay_mult: float = arg(0.0, "fraction of the rate that they start from", minimum=0)
+    percent_dense: float = arg(0.01, "above this size / extent Gaussians are split, not cloned", minimum=0)
     lambda_dssim: float = arg(0.2, "weight of 1 - SSIM in the loss; the rest is L1", minimum=0)
     densification_interval: int = arg(100, "steps between densifications", minimum=1)
     opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
     densify_until_iter: int = arg(15_000, "densify before this step", minimum=0)
-    densify_grad_threshold: float = arg(
-        2e-4, "mean screen-space gradient (NDC) that asks for more Gaussians", minimum=0
-    )
+    densify_grad_threshold: float = arg(2e-4, "screen-space gradient (NDC) that asks for more", minimum=0)
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
-    optimizer_type: str = arg(
-        "default", "default: Adam; sparse_adam: moves only what is seen", choices=("default", "sparse_adam")
-    )
+    optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
 
 @dataclass
@@ -131,9 +110,7 @@ class RunParams:
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
     seed: int = arg(0, "seed of everything random", minimum=0)
     test_iterations: list[int] = arg([7_000, 30_000], "steps at which to measure train and test views")
-    save_iterations: list[int] = arg(
-        [7_000, 30_000], "steps at which to save the model; the last one always is"
-    )
+    save_iterations: list[int] = arg([7_000, 30_000], "steps at which to save, besides the last")
     checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint to resume from")
     start_checkpoint: str = arg("", "checkpoint to continue from")
     ip: str = arg("127.0.0.1", "address the live viewer connects to")
@@ -185,6 +162,7 @@ def parse_train(
         model, opt, pipe, run = build(groups, values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
+        _check_schedules(opt)
         model.source_path = os.path.abspath(model.source_path)
         model.model_path = model.model_path or os.path.join("output", _short_id())
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
@@ -324,6 +302,16 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     elif minimum is not None and not value >= minimum:
         raise ConfigError(f"{f.name} must be at least {minimum}, got {value}")
     return value
+
+
+def _check_schedules(opt: OptimizationParams) -> None:
+    """What goes down evenly in the logarithm can be off altogether, but cannot reach zero."""
+    for name in ("position_lr", "exposure_lr", "depth_l1_weight"):
+        first, last = getattr(opt, f"{name}_init"), getattr(opt, f"{name}_final")
+        if (first == 0) != (last == 0):
+            raise ConfigError(
+                f"{name}_init and {name}_final must both be 0 or neither, got {first} and {last}"
+            )
 
 
 def _type_name(kind: type, article: bool = False) -> str:

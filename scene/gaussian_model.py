@@ -124,7 +124,7 @@ class GaussianModel:
         self.sparse = opt.optimizer_type == "sparse_adam"
         adam = SparseGaussianAdam if self.sparse else FusedAdam
         self.optimizer: torch.optim.Optimizer = adam(groups, lr=0.0, eps=ADAM_EPS)
-        self.exposure_optimizer = torch.optim.Adam([self.exposures], lr=opt.exposure_lr_init)
+        self.exposure_optimizer = FusedAdam([self.exposures], lr=opt.exposure_lr_init)
 
     def schedule(self, iteration: int) -> None:
         """Learning rates and SH degree of this step (counted from 1)."""

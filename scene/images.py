@@ -140,7 +140,7 @@ class Picture:
 
     def prefetch(self) -> None:
         """Begin the copy that the next get() would make, beside the computation."""
-        if self._kept is None or self._kept.device == self.device or self._coming is not None:
+        if self._kept is None or self._kept.device.type == self.device.type or self._coming is not None:
             return
         with torch.cuda.stream(_copy_stream(self.device)):
             value = self._kept.to(self.device, non_blocking=True)

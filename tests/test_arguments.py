@@ -99,6 +99,7 @@ def test_source_path_is_absolute_and_model_path_is_made_up(tmp_path, monkeypatch
         ("-s x --optimizer_type adam", "optimizer_type must be one of default, sparse_adam, got adam"),
         ("-s x --iterations 7k", "--iterations: invalid int value: '7k'"),
         ("-s x --iterations 0", "iterations must be at least 1, got 0"),
+        ("-s x --exposure_lr_final 0", "exposure_lr_init and exposure_lr_final must both be 0 or neither"),
         ("--eval", "name the data set folder with -s"),
     ],
 )

@@ -142,7 +142,7 @@ def _pinhole(camera: Intrinsics) -> np.ndarray:
         distortion = (1.0,)  # fisheyes and the like are no pinholes with any parameters
     if any(distortion):
         raise DataError(
-            f"{camera.origin} is {camera.model}, which distorts; TileSplat reads undistorted models (PINHOLE). "
+            f"{camera.origin} is {camera.model}, which distorts; TileSplat reads only pinholes. "
             "Run COLMAP's image_undistorter and train on its output"
         )
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
