@@ -15,6 +15,7 @@
 #include <cmath>
 
 #include "common/constants.h"
+#include "cpu/clock.h"
 #include "cpu/memory.h"
 #include "cpu/stages.h"
 #include "cpu/threads.h"
@@ -126,13 +127,35 @@ std::vector<Tensor> new_state(const RasterizeInputs& in) {
     return state;
 }
 
+// Project, bin, blend. Entries get their memory as soon as their number is known.
+template <typename T>
+void render(const gs::Gaussians<T>& g, const gs::View<T>& v, Frame<T>& f, std::vector<Tensor>& state,
+            const gs::Image<T>& out) {
+    const auto& kernels = cpu::kernels<T>();
+    cpu::Buffer key_block(g.count * sizeof(cpu::DepthKey<T>));
+    cpu::DepthKey<T>* keys = key_block.as<cpu::DepthKey<T>>();
+    {
+        cpu::Clock clock(cpu::Stage::project);
+        kernels.project(g, v, f, out.radii, keys);
+    }
+    const auto allocate = [](void* context, Frame<T>& frame, int64_t entries) {
+        std::vector<Tensor>& tensors = *static_cast<std::vector<Tensor>*>(context);
+        tensors[kEntries] = pooled({entries, 2}, at::kInt);
+        tensors[kTouched] = pooled({entries}, at::kShort);
+        frame.entries = static_cast<cpu::Entry*>(tensors[kEntries].mutable_data_ptr());
+        frame.touched = static_cast<uint16_t*>(tensors[kTouched].mutable_data_ptr());
+    };
+    cpu::bin<T>(kernels, f, keys, allocate, &state);
+    cpu::Clock clock(cpu::Stage::blend);
+    kernels.blend(f, v.background, out);
+}
+
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 template <typename T>
 Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
     const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
     const gs::View<T> v = view<T>(in);
-    const auto& kernels = gs::cpu::kernels<T>();
     const at::ScalarType number = in.means.scalar_type();
     const int64_t N = in.count(), H = in.height, W = in.width;
 
@@ -141,16 +164,7 @@ Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool a
     std::vector<Tensor> state = new_state<T>(in);
     Frame<T> f = frame_of<T>(in, state);
 
-    gs::cpu::Buffer keys(N * sizeof(gs::cpu::DepthKey<T>));
-    kernels.project(g, v, f, data<int32_t>(radii), keys.as<gs::cpu::DepthKey<T>>());
-    gs::cpu::bin<T>(kernels, f, keys.as<gs::cpu::DepthKey<T>>(), [](void* context, Frame<T>& frame, int64_t entries) {
-        std::vector<Tensor>& state = *static_cast<std::vector<Tensor>*>(context);
-        state[kEntries] = pooled({entries, 2}, at::kInt);
-        state[kTouched] = pooled({entries}, at::kShort);
-        frame.entries = static_cast<gs::cpu::Entry*>(state[kEntries].mutable_data_ptr());
-        frame.touched = static_cast<uint16_t*>(state[kTouched].mutable_data_ptr());
-    }, &state);
-    kernels.blend(f, v.background, {data<T>(color), data<T>(alpha), data<T>(inv_depth), data<int32_t>(radii)});
+    render(g, v, f, state, {data<T>(color), data<T>(alpha), data<T>(inv_depth), data<int32_t>(radii)});
     return {color, alpha, inv_depth, radii, state};
 }
 
@@ -173,10 +187,10 @@ enum Grads { kMeans, kQuats, kScales, kCov3d, kOpacities, kShDc, kShRest, kColor
 template <typename T>
 std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
                                 const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads, bool camera_grad,
-                                const gs::cpu::Statistics& statistics) {
+                                const cpu::Statistics& statistics) {
     const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
     const gs::View<T> v = view<T>(in);
-    const auto& kernels = gs::cpu::kernels<T>();
+    const auto& kernels = cpu::kernels<T>();
     const Frame<T> f = frame_of<T>(in, state);
     const at::ScalarType number = in.means.scalar_type();
 
@@ -199,9 +213,13 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     out.opacities = at(kOpacities), out.sh_dc = at(kShDc), out.sh_rest = at(kShRest), out.colors = at(kColors);
     out.world_to_camera = at(kWorldToCamera), out.background = at(kBackground), out.means2d = at(kMeans2d);
 
-    gs::cpu::Buffer records(state[kEntries].size(0) * gs::cpu::kRecord * sizeof(T));
-    kernels.blend_backward(f, v.background, image_grads, statistics.abs_grad_norm_sum != nullptr, records.as<T>(),
-                           out.background);
+    cpu::Buffer records(state[kEntries].size(0) * cpu::kRecord * sizeof(T));
+    {
+        cpu::Clock clock(cpu::Stage::blend_backward);
+        kernels.blend_backward(f, v.background, image_grads, statistics.abs_grad_norm_sum != nullptr, records.as<T>(),
+                               out.background);
+    }
+    cpu::Clock clock(cpu::Stage::project_backward);
     kernels.project_backward(g, v, f, records.as<T>(), image_grads.inv_depth != nullptr, out, statistics);
     return grads;
 }
@@ -221,7 +239,7 @@ std::vector<Tensor> rasterize_backward(
                    abs_grad_norm_sum);
     TILESPLAT_CHECK(state.size() == kStateCount, "state must be what rasterize returned on the cpu: ", int(kStateCount),
                     " tensors, got ", state.size());
-    const gs::cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
@@ -287,6 +305,7 @@ std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const T
         using T = decltype(zero);
         cpu::Photometric<T> l = {data<T>(image), bytes ? nullptr : data<T>(target), bytes ? data<uint8_t>(target) : nullptr,
                                  data<T>(mask), int(image.size(2)), int(image.size(1)), lambda_dssim, data<T>(grad), 0, 0};
+        cpu::Clock clock(cpu::Stage::loss);
         cpu::kernels<T>().photometric(l);
         return std::pair<double, double>{l.loss, l.l1};
     };
@@ -313,6 +332,7 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                const OptionalTensor& visible) {
     check_adam(params, grads, exp_avg, exp_avg_sq, lrs, visible, true);
+    cpu::Clock clock(cpu::Stage::adam);
     const bool* rows_wanted = visible ? visible->const_data_ptr<bool>() : nullptr;
     for (size_t i = 0; i < params.size(); ++i) {
         if (params[i].numel() == 0) continue;
@@ -338,6 +358,89 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
     }
 }
 
+// The fused iteration: the same stages on the same numbers as rasterize, photometric_loss, their backward and adam_step.
+template <typename T>
+void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target, const OptionalTensor& mask, double lambda,
+              const cpu::Trained<T>& trained, const cpu::Statistics& statistics, const Tensor& losses) {
+    const gs::Gaussians<T> g = gaussians<T>(in, 1.0, antialiasing, true);
+    const gs::View<T> v = view<T>(in);
+    const auto& kernels = cpu::kernels<T>();
+    std::vector<Tensor> state = new_state<T>(in);
+    Frame<T> f = frame_of<T>(in, state);
+    const int64_t pixels = in.width * in.height;
+    cpu::Buffer image(5 * pixels * sizeof(T)), radii(g.count * sizeof(int32_t)), grad(3 * pixels * sizeof(T));
+    T* color = image.as<T>();
+    render(g, v, f, state, {color, color + 3 * pixels, color + 4 * pixels, radii.as<int32_t>()});
+
+    const bool bytes = target.scalar_type() == at::kByte;
+    cpu::Photometric<T> l = {color, bytes ? nullptr : data<T>(target), bytes ? data<uint8_t>(target) : nullptr,
+                             data<T>(mask), f.width, f.height, lambda, grad.as<T>(), 0, 0};
+    {
+        cpu::Clock clock(cpu::Stage::loss);
+        kernels.photometric(l);
+    }
+    float* sums = losses.mutable_data_ptr<float>();
+    sums[0] += float(l.loss), sums[1] += float(l.l1), sums[2] += 1;
+
+    cpu::Buffer records(state[kEntries].size(0) * cpu::kRecord * sizeof(T));
+    {
+        cpu::Clock clock(cpu::Stage::blend_backward);
+        kernels.blend_backward(f, v.background, {grad.as<T>(), nullptr, nullptr}, statistics.abs_grad_norm_sum != nullptr,
+                               records.as<T>(), nullptr);
+    }
+    cpu::Clock clock(cpu::Stage::project_backward);
+    kernels.project_backward_and_step(g, v, f, records.as<T>(), trained, statistics);
+}
+
+void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, const std::vector<double>& lrs,
+                double beta1, double beta2, double eps, int64_t step, const Tensor& world_to_camera, const Tensor& K,
+                const Tensor& background, const Tensor& target, const OptionalTensor& mask, int64_t sh_degree,
+                bool antialiasing, double lambda_dssim, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, at::TensorList) {
+    TILESPLAT_CHECK(params.size() == cpu::kTrained, "params must be means, sh_dc, sh_rest, opacities, scales and quats, got ",
+                    params.size(), " tensors");
+    const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
+    TILESPLAT_CHECK(target.dim() == 3, "target must be [3, H, W], got ", describe(target));
+    const RasterizeInputs in{params[0], quats, scales, none, params[3], sh_dc, sh_rest, none, world_to_camera, K, none,
+                             background, target.size(2), target.size(1), sh_degree};
+    check_inputs(in, true);
+    check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, true);
+    const Tensor& means = params[0];
+    const int64_t N = in.count();
+    if (target.scalar_type() == at::kByte) CHECK_TENSOR_DTYPE(target, means, at::kByte, 3, in.height, in.width);
+    else CHECK_TENSOR(target, means, 3, in.height, in.width);
+    CHECK_TENSOR(mask, means, in.height, in.width);
+    CHECK_TENSOR_DTYPE(grad_norm_sum, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(visits, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(abs_grad_norm_sum, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(losses, means, at::kFloat, 3);
+
+    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const auto run = [&](auto zero) {
+        using T = decltype(zero);
+        cpu::Trained<T> trained;
+        for (int i = 0; i < cpu::kTrained; ++i) {
+            trained.param[i] = data<T>(params[i]);
+            trained.avg[i] = data<T>(exp_avg[i]), trained.avg_sq[i] = data<T>(exp_avg_sq[i]);
+            trained.rates[i] = {lrs[i], beta1, beta2, eps, 1 - std::pow(beta1, step), 1 - std::pow(beta2, step)};
+        }
+        train_as<T>(in, antialiasing, target, mask, lambda_dssim, trained, statistics, losses);
+    };
+    means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+}
+
+// Milliseconds per stage since the last call: of the clock, and of the calling thread's processor time.
+std::tuple<std::vector<std::string>, std::vector<double>, std::vector<double>> cpu_stage_times() {
+    std::vector<std::string> names;
+    std::vector<double> wall, own;
+    for (int i = 0; i < int(cpu::Stage::count); ++i) {
+        names.push_back(cpu::kStageNames[i]);
+        wall.push_back(1e3 * cpu::stage_times[i].wall), own.push_back(1e3 * cpu::stage_times[i].own);
+        cpu::stage_times[i] = {};
+    }
+    return {names, wall, own};
+}
+
 std::vector<std::string> cpu_isas() { return gs::cpu::available_isas(); }
 std::string cpu_isa() { return gs::cpu::kernels<float>().name; }
 void set_cpu_isa(std::string name) {
@@ -358,7 +461,11 @@ TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
     m.impl("photometric_loss", gs::photometric_loss);
     m.impl("adam_step", gs::adam_step);
     m.impl("knn_mean_dist2", gs::knn_mean_dist2);
+    m.impl("train_step", gs::train_step);
 }
+
+// For benchmarks: names of the stages, milliseconds of each since the last call, and the calling thread's share.
+TORCH_LIBRARY_FRAGMENT(tilesplat, m) { m.def("cpu_stage_times() -> (str[], float[], float[])", gs::cpu_stage_times); }
 
 TORCH_LIBRARY_IMPL(tilesplat, CompositeExplicitAutograd, m) {
     m.impl("cpu_isas", gs::cpu_isas);

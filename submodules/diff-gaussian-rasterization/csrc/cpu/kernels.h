@@ -4,6 +4,7 @@
 #include "blend_backward.h"
 #include "loss.h"
 #include "project_backward.h"
+#include "train.h"
 
 #define GS_TEXT_(x) #x
 #define GS_TEXT(x) GS_TEXT_(x)
@@ -11,7 +12,8 @@
 namespace gs::cpu::GS_ISA {
 
 extern const Kernels<Number> table;
-const Kernels<Number> table = {GS_TEXT(GS_ISA), project,          find_tiles, blend,
-                               blend_backward,  project_backward, ssim,       photometric, adam};
+const Kernels<Number> table = {
+    GS_TEXT(GS_ISA), project, find_tiles, blend, blend_backward, project_backward, project_backward_and_step,
+    ssim, photometric, adam};
 
 }  // namespace gs::cpu::GS_ISA

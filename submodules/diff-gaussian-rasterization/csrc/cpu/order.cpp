@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "clock.h"
 #include "memory.h"
 #include "stages.h"
 #include "threads.h"
@@ -51,7 +52,12 @@ int64_t bin_any(const Kernels<T>& kernels, Frame<T>& f, const DepthKey<T>* keys,
     const int64_t tiles = f.tiles();
     Buffer key_block(f.count * sizeof *keys), order_block(f.count * sizeof(int32_t));
     int32_t* order = order_block.as<int32_t>();
-    const int64_t visible = depth_order(f, keys, key_block.as<DepthKey<T>>(), order);
+    int64_t visible;
+    {
+        Clock clock(Stage::sort);
+        visible = depth_order(f, keys, key_block.as<DepthKey<T>>(), order);
+    }
+    Clock clock(Stage::tiles);
 
     // Counters are pieces x tiles: few pieces where there are many tiles.
     const int64_t most = std::max<int64_t>(1, (int64_t(1) << 22) / tiles);

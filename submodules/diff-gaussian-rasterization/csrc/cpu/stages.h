@@ -7,6 +7,7 @@
 //     blend_backward one gradient record per entry, nothing shared between tiles              (blend_backward.h)
 //     project_backward  sums the records of a splat, and back to its parameters             (project_backward.h)
 //     photometric, ssim, adam                                                                 (loss.h, adam.h)
+//     project_backward_and_step  both at once, for the fused training step                           (train.h)
 //
 // Stages take plain pointers and never allocate what outlives them. Each exists once per instruction set
 // (Kernels<float>) and once in double (Kernels<double>); backend() picks.
@@ -107,6 +108,16 @@ struct AdamRates {
     double correction1, correction2;  // 1 - beta^step; 1: no bias correction
 };
 
+// What a training step moves: means, sh_dc, sh_rest, opacities, scales, quats, as in Gaussians.
+constexpr int kTrained = 6;
+template <typename T>
+struct Trained {
+    T* param[kTrained];
+    T* avg[kTrained];
+    T* avg_sq[kTrained];
+    AdamRates rates[kTrained];
+};
+
 template <typename T>
 struct Kernels {
     const char* name;
@@ -119,6 +130,9 @@ struct Kernels {
                            T* grad_background);
     void (*project_backward)(const Gaussians<T>&, const View<T>&, const Frame<T>&, const T* records, bool inv_depth,
                              const GaussianGrads<T>&, const Statistics&);
+    // project_backward and adam, chunk by chunk: gradients never leave the cache.
+    void (*project_backward_and_step)(const Gaussians<T>&, const View<T>&, const Frame<T>&, const T* records,
+                                      const Trained<T>&, const Statistics&);
     void (*ssim)(Ssim<T>&);
     void (*photometric)(Photometric<T>&);
     // One step for `count` numbers in a row.
