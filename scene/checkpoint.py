@@ -7,6 +7,7 @@ it. A run that is continued from a checkpoint ends with the same result as one t
 import os
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError, atomic_write
 from scene.gaussian_model import GaussianModel
+from scene.ply import load_ply
 from utils.views import ViewQueue
 
 FORMAT = "TileSplat checkpoint"
@@ -47,7 +49,8 @@ def load(
 ) -> int:
     """Put everything back as it was; returns the iteration it was after.
 
-    The original's chkpntN.pth has no exposures, view queue and random states: those stay as they are.
+    A file of the original has no exposures, view queue and random states, a PLY has no moments either: what a
+    file does not have stays as it is.
     """
     state = read(path)
     try:
@@ -63,7 +66,9 @@ def load(
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """The dictionary in the file, on the CPU; of the original's chkpntN.pth, what that has of it."""
+    """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it."""
+    if Path(path).suffix == ".ply":
+        return _from_ply(Path(path))
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -124,6 +129,24 @@ def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
         return {"iteration": int(iteration), "gaussians": gaussians, "density": density}
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
+
+
+def _from_ply(path: Path) -> dict[str, Any]:
+    """A saved model; the iteration is in its folder's name."""
+    model = load_ply(path)
+    number = path.parent.name.removeprefix("iteration_")
+    gaussians = {
+        "params": {name: value.detach() for name, value in model.params.items()},
+        "moments": {},
+        "sh_degree": model.sh_degree,
+        "active_sh_degree": model.active_sh_degree,
+        "extent": None,
+        "exposure_names": [],
+        "exposures": None,
+        "exposure_moments": {},
+    }
+    iteration = int(number) if number.isdecimal() else 0
+    return {"iteration": iteration, "gaussians": gaussians, "density": {"stats": None, "generator": None}}
 
 
 # Random numbers: Python's, numpy's and PyTorch's generators

@@ -65,14 +65,14 @@ class GaussianModel:
         exposure_names: list[str] | tuple[str, ...] = (),
     ) -> "GaussianModel":
         """One round, faint Gaussian per point, as large as the distance to its neighbors."""
-        xyz = torch.from_numpy(points.xyz).to(device)
+        xyz = torch.tensor(points.xyz, device=device)  # a copy: training writes to it
         count = len(xyz)
         if count == 0:
             raise DataError("there are no points to start from; --random_init makes some")
         spacing = knn_mean_dist2(xyz).clamp_min(1e-7).sqrt()
         params = {
             "xyz": xyz,
-            "f_dc": rgb_to_sh(torch.from_numpy(points.rgb).to(device))[:, None, :],
+            "f_dc": rgb_to_sh(torch.tensor(points.rgb, device=device))[:, None, :],
             "f_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
             "opacity": torch.full((count, 1), INITIAL_OPACITY, device=device).logit(),
             "scaling": spacing.log()[:, None].repeat(1, 3),
@@ -186,6 +186,7 @@ class GaussianModel:
 
     def set_exposures(self, names: list[str] | tuple[str, ...], values: Tensor | None = None) -> None:
         """One color transform per image: the identity, or the given ones [V, 3, 4]."""
+        names = list(dict.fromkeys(names))  # train and test images of Blender scenes share names
         identity = torch.eye(3, 4, device=self.device).repeat(len(names), 1, 1)
         self.exposure_names = {name: row for row, name in enumerate(names)}
         self.exposures = nn.Parameter(identity if values is None else values.to(self.device))
@@ -231,7 +232,7 @@ class GaussianModel:
         device = self.device
         self.params = {name: nn.Parameter(value.to(device)) for name, value in state["params"].items()}
         self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
-        self.extent = state["extent"]
+        self.extent = state["extent"] or self.extent
         if state["exposure_names"]:
             self.set_exposures(state["exposure_names"], state["exposures"])
         self.setup_optimizer(self._opt)

@@ -115,9 +115,7 @@ class Picture:
         self.size_in_bytes = size_in_bytes
         self.device = device  # where it is wanted
         self._kept: Tensor | None = None
-        self._coming: tuple[Tensor, torch.Event] | None = (
-            None  # a copy to the device, and when it is complete
-        )
+        self._coming: tuple | None = None  # a copy under way to the device, and the event of its end
 
     def keep(self, value: Tensor, on_device: bool) -> None:
         """Let the decoded value stay on the device or in host memory (pinned, so that copies can overlap)."""

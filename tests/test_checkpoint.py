@@ -14,8 +14,9 @@ from arguments import OptimizationParams
 from scene import checkpoint
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError
+from scene.ply import save_ply
 from tests.test_density import control, pull
-from tests.test_gaussians import make_model, moments
+from tests.test_gaussians import make_model, moments, some_steps
 from utils.views import ViewQueue
 
 
@@ -156,6 +157,22 @@ def test_checkpoint_of_the_original(tmp_path, scalar):
     model.step(visible=torch.ones(5, dtype=torch.bool))
     for name, value in written["params"].items():
         torch.testing.assert_close(model.params[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_going_on_from_a_ply(tmp_path):
+    path = tmp_path / "point_cloud" / "iteration_7000" / "point_cloud.ply"
+    saved = make_model(5)
+    save_ply(saved, path)
+    model, density, queue = make_model(3, extent=2.5), control(), ViewQueue(4)
+    some_steps(model)
+    assert checkpoint.load(path, model, density, queue) == 7000
+    assert (len(model), model.active_sh_degree, model.extent) == (5, 3, 2.5)
+    for name, value in saved.params.items():
+        assert torch.equal(model.params[name], value)
+    assert not any(state for state in moments(model).values())
+    some_steps(model)
+    path.rename(tmp_path / "other.ply")
+    assert checkpoint.load(tmp_path / "other.ply", model, density, queue) == 0
 
 
 def test_both_spellings_of_numpys_module(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scene.files import DataError
+from scene.images import load_inverse_depth
 from scene.readers import read_dataset
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: Blender's axes are right, up, backward.
@@ -47,6 +48,15 @@ def test_without_points_the_start_is_the_originals(tmp_path):
     np.random.seed(0)  # the original draws from numpy's global generator, seeded so
     np.testing.assert_array_equal(points.xyz, np.float32(np.random.random((100_000, 3)) * 2.6 - 1.3))
     np.testing.assert_allclose(points.rgb, 127 / 255)
+
+
+def test_depth_maps(tmp_path):
+    make_scene(tmp_path, splits=("train",))
+    (tmp_path / "depth").mkdir()
+    Image.new("I;16", (8, 6), 256).save(tmp_path / "depth" / "r_0.png")
+    depth = read_dataset(tmp_path, depths="depth").views[0].depth
+    assert depth.path == tmp_path / "depth" / "r_0.png" and depth.reliable
+    assert (load_inverse_depth(depth, (8, 6)) == 0.5).all(), "256 / 512, and nothing to align it by"
 
 
 def test_points_beside_the_transforms(tmp_path):

@@ -61,6 +61,9 @@ def test_start_from_points():
     dc = torch.tensor([0, -0.5, 0.5]) / 0.28209479177387814
     torch.testing.assert_close(model.f_dc, dc.expand(5, 1, 3))
     assert model.f_rest.shape == (5, 8, 3) and (model.f_rest == 0).all()
+    with torch.no_grad():
+        model.xyz += 1
+    assert (xyz[0] == 0).all(), "the points are not the model's memory"
     assert (model.exposure("y") == torch.eye(3, 4)).all() and model.exposures.shape == (2, 3, 4)
 
 
@@ -213,6 +216,9 @@ def test_exposures_as_json(tmp_path):
     assert torch.equal(other.exposure("b"), model.exposure("b")) and not torch.equal(
         other.exposure("b"), torch.eye(3, 4)
     )
+    other.set_exposures(["r", "s", "r"])
+    assert other.exposures.shape == (2, 3, 4) and other.exposure_names == {"r": 0, "s": 1}
+    other.load_exposures(tmp_path / "exposure.json")
     with pytest.raises(KeyError, match="no exposure for the image c"):
         other.exposure("c")
     for text in ('{"a": [[1, 2], [3, 4]]}', '{"a": "x"}', "[]", "{"):
