@@ -23,17 +23,31 @@ import train
 from tests import tiny_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 QUIET = ["--device", "cpu", "--quiet", "--disable_viewer"]
-SHORT = [  # the schedule of a long run in a short one
-    "--iterations", "300", "--position_lr_max_steps", "300",
-    "--densify_from_iter", "50", "--densify_until_iter", "200", "--densification_interval", "50",
+EAGER = [  # learning rates for runs of a few hundred iterations
+    "--position_lr_max_steps", "300", "--position_lr_init", "1.6e-3", "--position_lr_final", "1.6e-5",
+    "--feature_lr", "0.01", "--scaling_lr", "0.02", "--opacity_lr", "0.1", "--rotation_lr", "0.005",
 ]  # fmt: skip
+SHORT = [
+    "--iterations", "300", "--densify_from_iter", "50", "--densify_until_iter", "200",
+    "--densification_interval", "50", *EAGER,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """Pictures this small are not worth a second thread, least of all on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def script(name: str, *arguments) -> str:
     """Run a script as a user does; returns what it printed."""
     command = [sys.executable, ROOT / name, *map(str, arguments)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=ONE_THREAD)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
@@ -85,7 +99,7 @@ def test_training_raises_psnr(trained):
     scores = summary(trained[0])["scores"]
     for views in ("train", "test"):
         first, last = scores[views]["1"], scores[views]["300"]
-        assert last["psnr"] > first["psnr"] + 5 and last["psnr"] > 22, (views, first, last)
+        assert last["psnr"] > first["psnr"] + 5 and last["psnr"] > 23, (views, first, last)
         assert last["l1"] < first["l1"] and last["psnr_by_channel"] >= last["psnr"]
     assert scores["test"]["300"]["views"] == 2 and scores["train"]["300"]["views"] == 5
 
@@ -325,24 +339,45 @@ def test_depth_maps_are_used(tmp_path):
         assert errors
         return sum(errors) / len(errors)
 
-    common = ["-s", dataset, "--iterations", 150]
+    common = ["-s", dataset, "--iterations", 150, *EAGER]
     in_process(*common, "-m", tmp_path / "without")
-    in_process(*common, "-m", tmp_path / "with", "-d", "depths")
-    assert depth_error(tmp_path / "with") < 0.9 * depth_error(tmp_path / "without")
+    heavy = ["--depth_l1_weight_init", 10, "--depth_l1_weight_final", 10]
+    in_process(*common, "-m", tmp_path / "with", "-d", "depths", *heavy)
+    assert depth_error(tmp_path / "with") < 0.8 * depth_error(tmp_path / "without")
+
+
+def test_random_background_makes_surfaces_solid(colmap, tmp_path):
+    """Where a Gaussian could let black through for free, it now has to hide a color that changes."""
+    from arguments import ModelParams, PipelineParams
+    from scene import Scene, load_gaussians
+
+    def hidden(folder: Path) -> float:
+        gaussians, _ = load_gaussians(folder, -1, torch.device("cpu"))
+        scene = Scene(
+            ModelParams(source_path=str(colmap)), torch.device("cpu"), for_training=False, quiet=True
+        )
+        rendered = [train.render(c, gaussians, PipelineParams(), torch.zeros(3)) for c in scene.train_cameras]
+        return torch.stack([out.alpha.mean() for out in rendered]).mean().item()
+
+    common = ["-s", colmap, "--iterations", 100, *EAGER]
+    in_process(*common, "-m", tmp_path / "fixed")
+    in_process(*common, "-m", tmp_path / "random", "--random_background")
+    assert hidden(tmp_path / "random") > hidden(tmp_path / "fixed") + 0.1
 
 
 @pytest.mark.parametrize(
     "options",
-    [["--optimizer_type", "sparse_adam"], ["--antialiasing"], ["--random_background"],
-     ["--convert_SHs_python"], ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"],
-     ["-r", "2"], ["--data_device", "cpu"],
+    [["--optimizer_type", "sparse_adam"], ["--antialiasing"], ["--convert_SHs_python"],
+     ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"], ["-r", "2"], ["--data_device", "cpu"],
      ["--detect_anomaly", "--debug_from", "5"]],
     ids=lambda options: options[0],
 )  # fmt: skip
 def test_option_trains(options, colmap, tmp_path):
-    told = in_process("-s", colmap, "-m", tmp_path, "--iterations", 60, "--test_iterations", 1, *options)
+    told = in_process(
+        "-s", colmap, "-m", tmp_path, "--iterations", 60, "--test_iterations", 1, *EAGER, *options
+    )
     train_scores = told["scores"]["train"]
-    assert train_scores["60"]["psnr"] > train_scores["1"]["psnr"] + 1, train_scores
+    assert train_scores["60"]["psnr"] > train_scores["1"]["psnr"] + 2, train_scores
     torch.autograd.set_detect_anomaly(False)
 
 
@@ -357,7 +392,7 @@ def test_viewer_is_served_while_training(colmap, tmp_path):
                  "--port", str(port), "--disable_viewer"]  # fmt: skip
     arguments.remove("--disable_viewer")
     process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+        [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL, env=ONE_THREAD
     )
     try:
         client = _connect(port, process)
