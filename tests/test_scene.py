@@ -368,3 +368,26 @@ def test_photos_on_their_side_are_mentioned(tmp_path, capsys):
     assert "Warning: 2 images do not have the shape of their cameras: v0.png (6x8, camera 16x12)" in (
         capsys.readouterr().out
     )
+
+
+# On a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("data_device", ["cuda", "cpu"])
+def test_pictures_on_the_device_or_fetched_from_pinned_memory(tmp_path, data_device):
+    folder = ring(tmp_path / "data", count=9, size=(1600, 1200))
+    model = ModelParams(source_path=str(folder), model_path=str(tmp_path / "m"), data_device=data_device)
+    cameras = Scene(model, torch.device("cuda"), quiet=True).train_cameras
+    kept = [camera.photo._kept for camera in cameras]
+    assert all(picture.is_cuda if data_device == "cuda" else picture.is_pinned() for picture in kept)
+    for _ in range(20):  # the next picture is under way while this one is looked at
+        for camera, following in zip(cameras, cameras[1:] + cameras[:1]):
+            following.prefetch()
+            image = camera.image()
+            assert image.is_cuda and image.dtype == torch.uint8
+            busy = torch.randn(1000, 1000, device="cuda")
+            for _ in range(10):
+                busy = busy @ busy / 1000
+            assert (image == 10 * int(camera.name[1])).all()
