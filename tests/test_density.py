@@ -218,4 +218,5 @@ def test_waits_for_the_gpu_only_to_learn_sizes():
     density.step(model, 600, EXTENT, white_background=False)
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
-    assert 900_000 < len(model) != 1_000_000 and seconds < 2, seconds  # 6 ms on an H100, and once the loading of kernels
+    assert 900_000 < len(model) != 1_000_000
+    assert seconds < 2, seconds  # 6 ms on an H100, and 0.4 s once for the loading of kernels
