@@ -235,21 +235,22 @@ def read_config(path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
     for name in values:
         if name not in known:
             raise ConfigError(f"{path}: unknown option {name}" + _did_you_mean(name, known))
-    return values
+    return _validated(values, groups, path)
 
 
 def saved_options(model_path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
     """What the run that made this model folder was told, as far as `groups` know it."""
     folder = Path(model_path)
-    if (folder / CONFIG_FILE).is_file():
-        values = _read_json(folder / CONFIG_FILE)
-    elif (folder / LEGACY_FILE).is_file():
-        values = parse_cfg_args(_read_text(folder / LEGACY_FILE), folder / LEGACY_FILE)
+    if (path := folder / CONFIG_FILE).is_file():
+        values = _read_json(path)
+    elif (path := folder / LEGACY_FILE).is_file():
+        values = parse_cfg_args(_read_text(path), path)
     else:
         there = "holds neither config.json nor cfg_args" if folder.is_dir() else "is not there"
         raise ConfigError(f"model_path must be the output folder of a training run, but {folder} {there}")
     known = {f.name for group in groups for f in fields(group)}
-    return {name: value for name, value in values.items() if name in known and value is not None}
+    values = {name: value for name, value in values.items() if name in known and value is not None}
+    return _validated(values, groups, path)
 
 
 def format_cfg_args(model: ModelParams) -> str:
@@ -285,6 +286,15 @@ def build(groups: tuple, values: dict[str, Any]) -> tuple:
         group(**{f.name: _checked(f, values[f.name]) for f in fields(group) if f.name in values})
         for group in groups
     )
+
+
+def _validated(values: dict[str, Any], groups: tuple, origin: str | os.PathLike) -> dict[str, Any]:
+    """The values, if they can be; an error names the file they are from."""
+    try:
+        build(groups, values)
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+    return values
 
 
 def _checked(f: dataclasses.Field, value: Any) -> Any:

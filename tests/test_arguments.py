@@ -128,7 +128,8 @@ def test_config_file_comes_after_defaults_and_before_the_command_line(tmp_path, 
         path.write_text(text)
         with pytest.raises(SystemExit):
             parse_train(["-s", "x", "--config", str(path)])
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error and str(path) in error
     path.write_text('{"feature_lr": 1}')
     assert type(parse_train(["-s", "x", "--config", str(path)])[1].feature_lr) is float
 
