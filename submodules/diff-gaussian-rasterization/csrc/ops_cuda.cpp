@@ -280,9 +280,9 @@ std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const T
 // ---- Adam, neighbors -----------------------------------------------------------------------------------------------
 
 void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
-               at::ArrayRef<double> lrs, double beta1, double beta2, double eps, int64_t step,
+               const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                const OptionalTensor& visible) {
-    check_adam(params, grads, exp_avg, exp_avg_sq, lrs.vec(), visible, false);
+    check_adam(params, grads, exp_avg, exp_avg_sq, lrs, visible, false);
     TILESPLAT_CHECK(step >= 1, "step must be at least 1, got ", step);
     if (params.empty()) return;
     const Device device(params[0]);
