@@ -255,20 +255,15 @@ def saved_options(model_path: str | os.PathLike, groups: tuple) -> dict[str, Any
 
 def format_cfg_args(model: ModelParams) -> str:
     """The text that the original's viewers search for source_path='...', sh_degree= and white_background=."""
-    return (
-        "Namespace("
-        + ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(model).items())
-        + ")"
-    )
+    options = ", ".join(f"{name}={value!r}" for name, value in dataclasses.asdict(model).items())
+    return f"Namespace({options})"
 
 
 def parse_cfg_args(text: str, origin: str | os.PathLike = LEGACY_FILE) -> dict[str, Any]:
     """The keyword arguments in the text `Namespace(a=1, b='x')`. Only literals; nothing is evaluated."""
     try:
         call = ast.parse(text.strip(), mode="eval").body
-        if not (
-            isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "Namespace"
-        ):
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Namespace":
             raise ValueError
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
@@ -278,6 +273,14 @@ def parse_cfg_args(text: str, origin: str | os.PathLike = LEGACY_FILE) -> dict[s
 
 
 # From names and values to dataclasses
+
+
+KINDS = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("a string", "strings"),
+    bool: ("true or false", ""),
+}
 
 
 def build(groups: tuple, values: dict[str, Any]) -> tuple:
@@ -304,9 +307,9 @@ def _checked(f: dataclasses.Field, value: Any) -> Any:
     if get_origin(f.type) is list:
         item = get_args(f.type)[0]
         if not (isinstance(value, list) and all(type(v) is item for v in value)):
-            raise ConfigError(f"{f.name} must be a list of {_type_name(item)}s, got {value!r}")
+            raise ConfigError(f"{f.name} must be a list of {KINDS[item][1]}, got {value!r}")
     elif type(value) is not f.type:
-        raise ConfigError(f"{f.name} must be {_type_name(f.type, article=True)}, got {value!r}")
+        raise ConfigError(f"{f.name} must be {KINDS[f.type][0]}, got {value!r}")
     elif choices and value not in choices:
         raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}, got {value}")
     elif minimum is not None and not value >= minimum:
@@ -322,16 +325,6 @@ def _check_schedules(opt: OptimizationParams) -> None:
             raise ConfigError(
                 f"{name}_init and {name}_final must both be 0 or neither, got {first} and {last}"
             )
-
-
-def _type_name(kind: type, article: bool = False) -> str:
-    name, needs_an = {
-        int: ("integer", True),
-        float: ("number", False),
-        str: ("string", False),
-        bool: ("true or false", None),
-    }[kind]
-    return name if not article or needs_an is None else ("an " if needs_an else "a ") + name
 
 
 def _parser(description: str, groups: tuple) -> argparse.ArgumentParser:

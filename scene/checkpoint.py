@@ -22,6 +22,9 @@ from utils.views import ViewQueue
 FORMAT = "TileSplat checkpoint"
 VERSION = 1
 
+# What torch.load raises on files that are torn, are something else, or hold code.
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, pickle.UnpicklingError)
+
 
 def save(
     path: str | os.PathLike,
@@ -72,15 +75,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     try:
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        pickle.UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         raise DataError(f"{path}: cannot be read as a checkpoint ({error})") from None
     if isinstance(state, tuple):
         return _from_original(state, path)
@@ -94,15 +89,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 # The original's file: ((12 things), iteration). Some of its numbers are numpy's, which the safe loader must
 # be told of.
 
+_numpy_scalar = np.float64(0).__reduce__()[0]  # what rebuilds one; numpy 2 moved it to another module
 _NUMPY_SCALARS = [
-    (
-        np.core.multiarray.scalar
-        if np.lib.NumpyVersion(np.__version__) < "2.0.0"
-        else np._core.multiarray.scalar,
-        name,
-    )
-    for name in ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-] + [np.dtype, type(np.dtype("f4")), type(np.dtype("f8"))]
+    (_numpy_scalar, "numpy.core.multiarray.scalar"),
+    (_numpy_scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.float64)),
+]
 
 ORIGINAL_PARAMS = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")  # in the tuple's order
 

@@ -4,6 +4,8 @@ A strategy is an object with `stats_for(gaussians, iteration)`, what the rasteri
 and `step(gaussians, iteration, extent, white_background)`, called after the optimizer's step.
 """
 
+from dataclasses import dataclass
+
 import torch
 from diff_gaussian_rasterization import ScreenStats
 from torch import Tensor
@@ -18,6 +20,7 @@ MIN_OPACITY = 0.005  # fainter Gaussians are removed,
 MAX_SCALE = 0.1  # and, after the first opacity reset, larger ones (as a fraction of the scene extent)
 
 
+@dataclass(eq=False)
 class AdaptiveDensityControl:
     """Clone small and split large Gaussians where the image pulls hardest; drop the faint ones.
 
@@ -25,21 +28,26 @@ class AdaptiveDensityControl:
     and are thrown away at each refinement, so they never have to follow the rows around.
     """
 
-    def __init__(self, opt: OptimizationParams, generator: torch.Generator | None = None):
-        self.start = opt.densify_from_iter  # the first refinement is at the next multiple of `every`
-        self.stop = opt.densify_until_iter
-        self.every = opt.densification_interval
-        self.reset_every = opt.opacity_reset_interval
-        self.grad_threshold = opt.densify_grad_threshold  # mean screen-space gradient per view, in NDC units
-        self.split_above = opt.percent_dense  # fraction of the scene extent that separates split from clone
-        self.generator = (
-            generator  # on the Gaussians' device, places the children of a split; None: PyTorch's own
-        )
-        self.stats: ScreenStats | None = None  # since the last refinement
+    start: int  # the first refinement is at the next multiple of `every`
+    stop: int  # before this iteration
+    every: int
+    reset_every: int  # iterations between opacity resets
+    grad_threshold: float  # mean screen-space gradient per view, in NDC (not pixel) units
+    split_above: float  # fraction of the scene extent that separates split from clone
+    generator: torch.Generator | None = None  # places the children of a split; None: PyTorch's own
+    stats: ScreenStats | None = None  # since the last refinement
 
     @classmethod
     def from_params(cls, opt: OptimizationParams, generator: torch.Generator | None = None):
-        return cls(opt, generator)
+        return cls(
+            start=opt.densify_from_iter,
+            stop=opt.densify_until_iter,
+            every=opt.densification_interval,
+            reset_every=opt.opacity_reset_interval,
+            grad_threshold=opt.densify_grad_threshold,
+            split_above=opt.percent_dense,
+            generator=generator,
+        )
 
     def stats_for(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
         """What this iteration's backward is to add to; None once refinement is over."""
@@ -62,7 +70,7 @@ class AdaptiveDensityControl:
             gaussians.reset_opacity()
 
     def state_dict(self) -> dict:
-        stats = None if self.stats is None else [self.stats.grad_norm_sum, self.stats.visits]
+        stats = None if self.stats is None else [v for v in vars(self.stats).values() if v is not None]
         generator = None if self.generator is None else self.generator.get_state()
         return {"stats": stats, "generator": generator}
 
@@ -89,8 +97,8 @@ class AdaptiveDensityControl:
         clones = (wanted & ~large).nonzero()[:, 0]
         children = (wanted & large).nonzero()[:, 0].repeat(CHILDREN)
         index = torch.cat([stay, clones, children])
-        is_new = torch.arange(len(index), device=index.device) >= len(stay)
-        is_child = torch.arange(len(index), device=index.device) >= len(stay) + len(clones)
+        rows = torch.arange(len(index), device=index.device)
+        is_new, is_child = rows >= len(stay), rows >= len(stay) + len(clones)
 
         keep = opacity[index] >= MIN_OPACITY
         if prune_large:
