@@ -99,9 +99,8 @@ def _composited(image: Image.Image, background: int) -> Image.Image:
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     image = image.convert("RGBA")
-    rgba = np.asarray(image).astype(np.uint16)
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    return Image.fromarray(((rgb * alpha + background * (255 - alpha) + 127) // 255).astype(np.uint8))
+    canvas = Image.new("RGBA", image.size, (background, background, background, 255))
+    return Image.alpha_composite(canvas, image).convert("RGB")  # rounds each product to the nearest level
 
 
 # Where pictures live

@@ -201,6 +201,7 @@ class Evil:
         return (exec, ("raise SystemExit('code was run')",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_files_that_are_no_checkpoints(tmp_path):
     path = tmp_path / "c.pth"
     parts = fresh()

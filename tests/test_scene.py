@@ -98,6 +98,16 @@ def test_transparency_is_composited_over_the_background(tmp_path):
     assert black.tolist() == [[200, 100, 50], [0, 0, 0], [40, 20, 10], [128, 0, 64]]
 
 
+def test_compositing_rounds_to_the_nearest_level(tmp_path):
+    """Every value with every alpha."""
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    Image.fromarray(np.stack([value] * 3 + [alpha], -1).astype(np.uint8)).save(tmp_path / "a.png")
+    for background in (0, 255):
+        exact = (value * alpha + background * (255 - alpha)) / 255
+        ours = load_image(tmp_path / "a.png", (256, 256), background == 255)[0].numpy()
+        np.testing.assert_array_equal(ours, np.rint(exact))
+
+
 def test_resizing_is_pillows_bicubic_after_compositing(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (12, 16, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
