@@ -66,6 +66,10 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
         return viewed(request, gaussians, pipe, scene.background)
 
     report = Report(folder, done + 1, opt.iterations, device, run.quiet)
+    report.log(
+        f"Training from iteration {done + 1} on {device}: {len(scene.train_cameras)} train and "
+        f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians"
+    )
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
     watch = Stopwatch(device)
 

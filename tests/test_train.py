@@ -128,7 +128,7 @@ def test_what_the_run_says(trained):
     log = (folder / "train.log").read_text()
     for text in (printed, log):
         assert re.search(r"\[ +300\] +test: PSNR \d\d\.\d\d\d dB", text), text
-        assert "6 train, 2 test" in text or text is log
+        assert "6 train and 2 test views" in text
         assert f"render.py -m {folder}" in text
 
 
@@ -189,6 +189,40 @@ def test_errors_are_told_and_not_traced(tmp_path, capsys):
     assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(tmp_path / "m"), *QUIET]) == 1
     told = capsys.readouterr().err
     assert told.startswith("train.py: ") and "nowhere" in told and "Traceback" not in told
+
+
+def test_checkpoint_at_the_end_of_the_run(trained, colmap, tmp_path, capsys):
+    arguments = [
+        "-s",
+        str(colmap),
+        "-m",
+        str(tmp_path),
+        "--start_checkpoint",
+        str(trained[0] / "chkpnt150.pth"),
+    ]
+    assert train.main([*arguments, "--iterations", "150", *QUIET]) == 1
+    assert "iterations must be more than the 150 of the checkpoint, got 150" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_ordinary_iterations_do_not_wait_for_the_gpu(colmap, tmp_path, monkeypatch):
+    """Iterations 2 to 99; the last one is judged, and a hundredth one may densify."""
+    iterations, render_view = 0, train.render
+
+    def watched(*arguments, **options):
+        nonlocal iterations
+        iterations += 1
+        torch.cuda.set_sync_debug_mode("error" if 2 <= iterations <= 99 else "default")
+        return render_view(*arguments, **options)
+
+    monkeypatch.setattr(train, "render", watched)
+    options = ["--iterations", "101", "--device", "cuda", "--quiet", "--disable_viewer"]
+    try:
+        assert train.main(["-s", str(colmap), "-m", str(tmp_path), *options]) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert iterations == 101
 
 
 # Render and score

@@ -141,7 +141,12 @@ class Report:
         self._smooth: list[float] | None = None
         self._zero = torch.zeros((), device=device)
         self._bar = tqdm(
-            total=last, initial=first - 1, desc="Training", disable=quiet, smoothing=0.1, mininterval=0.2
+            total=last,
+            initial=first - 1,
+            desc="Training",
+            disable=quiet,
+            smoothing=0.1,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )
         self._last = last
         self._since = time.perf_counter(), first - 1
