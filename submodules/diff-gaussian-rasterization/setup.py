@@ -96,10 +96,7 @@ def find_torch():
             "pip builds in an empty environment, where your torch cannot be seen)."
         )
     if sys.platform == "win32":
-        fail(
-            "building on Windows itself is not supported: build under WSL2, where both "
-            "parts work."
-        )
+        fail("building on Windows itself is not supported: build under WSL2, where both parts work.")
     return torch
 
 
@@ -169,8 +166,8 @@ def want_cuda(torch) -> Path | None:
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
         fail(
             f"{home}/bin/nvcc is CUDA {version}, but torch {torch.__version__} was built with CUDA "
-            f"{torch.version.cuda}: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it, or "
-            "set TILESPLAT_CUDA=0 to build the CPU part alone."
+            f"{torch.version.cuda}: install the CUDA {torch.version.cuda} toolkit and set CUDA_HOME to it, "
+            "or set TILESPLAT_CUDA=0 to build the CPU part alone."
         )
     return home
 
@@ -257,7 +254,7 @@ class NinjaFile:
         self._add_sources()
 
     # An inline function that several objects hold is kept once, from the first of them. So plain objects come
-    # first, and each instruction set before the greater ones: no caller gets code for a greater set than its own.
+    # first, and each instruction set before the greater ones: no caller gets code for a greater set.
     def _add_sources(self) -> None:
         by_isa = []
         for source in sorted(CSRC.rglob("*.cpp")) + sorted(CSRC.rglob("*.cu")):
@@ -328,8 +325,8 @@ class NinjaFile:
             f"cxx = {self.compiler} {' '.join(cxx)}",
             f"nvcc = {nvcc}",
             *(
-                f"rule {rule}\n  command = ${rule} -MMD -MF $out.d $extra -c $in -o $out\n  depfile = $out.d\n"
-                "  deps = gcc\n  description = $out"
+                f"rule {rule}\n  command = ${rule} -MMD -MF $out.d $extra -c $in -o $out\n"
+                "  depfile = $out.d\n  deps = gcc\n  description = $out"
                 for rule in ("cxx", "nvcc")
             ),
             f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}\n  description = $out",

@@ -46,6 +46,14 @@ TORCH_LIBRARY(tilesplat, m) {
     m.def("adam_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, "
           "float beta1, float beta2, float eps, int step, Tensor? visible) -> ()");
 
+    // One training iteration in one call: render, loss, backward, Adam and the densification statistics. Everything is
+    // raw; params are means, sh_dc, sh_rest, opacities, scales, quats, with one learning rate each. Adds loss, L1 and 1 to
+    // `losses` [3], which stays on the device, so that nobody waits for it. `workspace` belongs to the backend.
+    m.def("train_step(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, "
+          "float beta2, float eps, int step, Tensor world_to_camera, Tensor K, Tensor background, Tensor target, "
+          "Tensor? mask, int sh_degree, bool antialiasing, float lambda_dssim, Tensor(d!)? grad_norm_sum, "
+          "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, Tensor(h!)[] workspace) -> ()");
+
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");
 
