@@ -60,7 +60,9 @@ def load(
         if "random" in state:
             _set_random_states(state["random"], gaussians.device)
         return state["iteration"]
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except ValueError as error:
+        raise DataError(f"{path}: does not fit this run: {error}") from None
+    except (LookupError, TypeError, RuntimeError, AttributeError) as error:
         raise DataError(f"{path}: does not fit this run ({error!r})") from None
 
 
