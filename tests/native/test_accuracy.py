@@ -33,22 +33,22 @@ OPTIONS = {
 }
 
 
-def compare(scene, device, share=0.0, slack=4.0, gradients=True):
+def compare(scenes, device, share=0.0):
     """Images and gradients of the float32 backend against truth, with float32 PyTorch as the measure."""
-    scene = scene.to(torch.float32)  # the truth starts from the same numbers
-    truth, true_grads = run(reference.rasterize, scene, torch.float64)
-    plain, plain_grads = run(reference.rasterize, scene, torch.float32)
-    out, grads = run(rasterize, scene, torch.float32, device)
+    scenes = [scene.to(torch.float32) for scene in (scenes if isinstance(scenes, list) else [scenes])]
+    truth = [run(reference.rasterize, scene, torch.float64) for scene in scenes]  # from the same numbers
+    plain = [run(reference.rasterize, scene, torch.float32) for scene in scenes]
+    ours = [run(rasterize, scene, torch.float32, device) for scene in scenes]
     for name in ("image", "alpha", "inv_depth"):
         assert_as_accurate_as(
-            getattr(out, name), getattr(plain, name), getattr(truth, name), name, slack, share
+            *([getattr(out, name) for out, _ in x] for x in (ours, plain, truth)), name, share=share
         )
-    assert (out.radii != truth.radii).sum() <= max(1, 2e-4 * len(truth.radii))
-    for name in true_grads if gradients else ():
-        assert_as_accurate_as(
-            grads[name], plain_grads[name], true_grads[name], f"gradient of {name}", slack, share
-        )
-    return truth
+    for name in truth[0][1]:
+        grads = ([grads[name] for _, grads in x] for x in (ours, plain, truth))
+        assert_as_accurate_as(*grads, f"gradient of {name}", share=share)
+    for (out, _), (true, _) in zip(ours, truth):
+        assert (out.radii != true.radii).sum() <= max(1, 2e-4 * len(true.radii))
+    return truth[0][0]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -61,21 +61,25 @@ def test_options(option, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (16, 16), (17, 15), (33, 20), (130, 7), (64, 64)])
 def test_sizes(size, device):
-    compare(make_scene(60, size, seed=sum(size)), device)
+    seeds = 8 if size[0] * size[1] < 100 else 2
+    compare([make_scene(60, size, seed) for seed in range(seeds)], device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("count", [0, 1, 7, 5000])
 def test_counts(count, device):
-    scene = make_scene(count, (64, 64), seed=count, scale=0.25 if count < 10 else 0.03)
-    truth = compare(scene, device, share=2e-4 if count > 1000 else 0.0)
+    few = count < 10
+    scenes = [
+        make_scene(count, (64, 64), seed, scale=0.25 if few else 0.03) for seed in range(8 if few else 1)
+    ]
+    truth = compare(scenes, device, share=0.0 if few else 2e-4)
     if count:
         assert_not_blank(truth.image, 0.05)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_two_hundred_thousand_splats(device):
-    scene = make_scene(200_000, (64, 48), seed=5, degree=1, scale=0.004, spread=1.5, max_opacity=0.3)
+    scene = make_scene(200_000, (40, 30), seed=5, degree=1, scale=0.004, spread=1.5, max_opacity=0.3)
     scene = scene.to(torch.float32)
     with torch.no_grad():
         truth = reference.rasterize(**scene.to(torch.float64).arguments())
@@ -99,15 +103,15 @@ def test_wide_and_tall_images(device):
         scene.means[:] = 0
         scene.scales[:] = 0.2 / min(width, height)
         focal = float(min(width, height))
-        scene.K = torch.tensor([[focal, 0, width - 10.0], [0, focal, height - 10.0], [0, 0, 1]])
+        scene.K = torch.tensor([[focal, 0, width - 9.5], [0, focal, height - 9.5], [0, 0, 1]])
         scene.world_to_camera = torch.eye(4)
         scene.world_to_camera[2, 3] = 1
         scene.opacities[:] = 0.9
         scene = scene.to(device)
         out = rasterize(**scene.arguments())
         j, i = divmod(out.alpha.argmax().item(), width)
-        assert abs(i + 0.5 - (width - 10)) <= 0.5 and abs(j + 0.5 - (height - 10)) <= 0.5
-        assert 0.5 < out.alpha.max() < 0.91
+        assert (i, j) == (width - 10, height - 10)
+        assert 0.89 < out.alpha.max() < 0.901
         assert out.alpha.sum() < 50
 
 

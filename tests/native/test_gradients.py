@@ -7,6 +7,7 @@ from diff_gaussian_rasterization import knn_mean_dist2, photometric_loss, raster
 
 from tests.native.scenes import (
     assert_not_blank,
+    cotangents,
     make_scene,
     relative_error,
     run,
@@ -46,8 +47,10 @@ def test_rasterize_passes_gradcheck(kind):
     leaves = scene.leaves()
 
     def f(*values):
+        """Five random sums over each output: few enough for all of their derivatives."""
         out = rasterize(**{**scene.arguments(), **dict(zip(leaves, values))})
-        return out.image, out.alpha, out.inv_depth
+        weights = [cotangents(scene, seed) for seed in range(5)]
+        return tuple(torch.stack([(o * w[i]).sum() for w in weights]) for i, o in enumerate(out[:3]))
 
     values = tuple(v.clone().requires_grad_() for v in leaves.values())
     assert torch.autograd.gradcheck(f, values, eps=1e-6, atol=1e-6, rtol=1e-5, nondet_tol=0.0)
@@ -72,7 +75,7 @@ def test_double_backend_is_the_reference_on_a_busy_scene(antialiasing):
         antialiasing=antialiasing
     )
     truth, true_grads = run(reference.rasterize, scene, torch.float64)
-    assert_not_blank(truth.image, 0.1)
+    assert_not_blank(truth.image, 0.05)
     out, grads = run(rasterize, scene, torch.float64)
     assert (out.image - truth.image).abs().max() < 1e-9
     assert (out.alpha - truth.alpha).abs().max() < 1e-9

@@ -42,7 +42,7 @@ def test_fused_ssim_is_the_original(case, device):
 )
 def test_ssim_is_as_accurate_as_pytorch(shape, padding, device):
     def evaluate(f, dtype, device="cpu"):
-        a, b = (t.to(device, dtype) for t in images(*shape))
+        a, b = (t.clone().to(device, dtype) for t in images(*shape))
         a.requires_grad_()
         value = f(a, b, padding)
         value.backward()
@@ -89,7 +89,7 @@ def test_photometric_loss_is_the_formula(size, kind, device):
         target = (target * 255).round().to(torch.uint8)
 
     def evaluate(f, dtype, device="cpu"):
-        i = image.to(device, dtype).requires_grad_()
+        i = image.detach().clone().to(device, dtype).requires_grad_()
         t = target.to(device) if target.dtype == torch.uint8 else target.to(device, dtype)
         m = None if mask is None else mask.to(device, dtype)
         loss, l1 = f(i, t, 0.2, m)

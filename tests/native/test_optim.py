@@ -55,7 +55,7 @@ def test_fused_adam_is_adam_over_200_steps(eps, device):
     truth, start = result(torch.optim.Adam, torch.float64, "cpu"), make_groups(torch.float64, "cpu")
     plain, ours = result(torch.optim.Adam, torch.float32, "cpu"), result(FusedAdam, torch.float32, device)
     for a, p, t, s, name in zip(ours, plain, truth, start, SHAPES):
-        assert (t - s["params"][0]).abs().max() > 0.05, "nothing moved"
+        assert (t - s["params"][0]).abs().max() > 0.005, "nothing moved"
         allowed = 4 * (p - t).abs().max() + 1e-6
         assert (a - t).abs().max() <= allowed, f"{name}: {(a - t).abs().max():.2e}, allowed {allowed:.2e}"
 
@@ -105,7 +105,7 @@ def test_a_closure_is_called_with_gradients():
 @pytest.mark.parametrize("device", DEVICES)
 def test_sparse_adam_is_the_original(device):
     case = golden.load("sparse_adam")
-    param = torch.nn.Parameter(torch.from_numpy(case["p0"]).to(device))
+    param = torch.nn.Parameter(torch.from_numpy(case["p0"]).clone().to(device))
     optimizer = SparseGaussianAdam([{"params": [param], "name": "p"}], lr=0.01, eps=1e-15)
     for i in range(5):
         param.grad = torch.from_numpy(case[f"grad{i}"]).to(device)

@@ -125,7 +125,6 @@ WRONG = [
         r"exactly one of \(quats and scales\) and cov3d.* quats None, scales \[6, 3\] float32",
     ),
     ("scales", lambda t: t.double(), rf"scales must be \[6, 3\] {CPU}, got \[6, 3\] float64"),
-    ("scales", lambda t: t.to("meta"), rf"scales must be \[6, 3\] {CPU}, got \[6, 3\] float32 on meta"),
     ("opacities", lambda t: t[:5], rf"opacities must be \[6, 1\] {CPU}, got \[5, 1\]"),
     ("opacities", lambda t: t[:5, 0], rf"opacities must be \[6\] {CPU}, got \[5\]"),
     ("sh_dc", lambda t: t[:, 0], rf"sh_dc must be \[6, 1, 3\] {CPU}, got \[6, 3\]"),
