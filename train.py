@@ -28,6 +28,7 @@ from arguments import (
     save_config,
 )
 from gaussian_renderer import render, render_pair
+from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request, Viewer
 from scene import Scene, checkpoint
 from scene.cameras import Camera
@@ -70,6 +71,11 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
         f"Training from iteration {done + 1} on {device}: {len(scene.train_cameras)} train and "
         f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians"
     )
+    fused = (
+        FusedIteration(len(scene.train_cameras), opt, pipe, device)
+        if can_fuse(model, opt, pipe, run)
+        else None
+    )
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
     watch = Stopwatch(device)
 
@@ -79,14 +85,19 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
         pipe.debug |= iteration - 1 == run.debug_from
 
         gaussians.schedule(iteration)  # learning rates, SH degree
-        camera = scene.train_cameras[queue.next()]
+        view = queue.next()
+        camera = scene.train_cameras[view]
         scene.train_cameras[queue.peek()].prefetch()
         background = torch.rand(3, device=device) if opt.random_background else scene.background
 
-        out = render(camera, gaussians, pipe, background, stats=density.stats_for(gaussians, iteration))
-        losses = compare(out, camera, gaussians, model, opt, iteration)
-        losses.total.backward()
-        gaussians.step(visible=out.radii > 0)
+        stats = density.stats_for(gaussians, iteration)
+        if fused:  # the four steps below in one native call
+            losses = Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
+        else:
+            out = render(camera, gaussians, pipe, background, stats=stats)
+            losses = compare(out, camera, gaussians, model, opt, iteration)
+            losses.total.backward()
+            gaussians.step(visible=out.radii > 0)
         report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
 
         last = iteration == opt.iterations

@@ -117,6 +117,7 @@ class RunParams:
     port: int = arg(6009, "port of the live viewer; the next free one if it is taken", minimum=0)
     disable_viewer: bool = arg(False, "no live viewer")
     quiet: bool = arg(False, "print errors only")
+    fused: bool = arg(True, "take each iteration in one native call where the options allow it")
     debug_from: int = arg(-1, "turn --debug on at this step")
     detect_anomaly: bool = arg(False, "let PyTorch look for the source of NaNs (slow)")
 

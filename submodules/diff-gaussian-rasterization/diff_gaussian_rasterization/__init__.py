@@ -11,6 +11,7 @@ from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
 from .knn import knn_mean_dist2
 from .losses import photometric_loss, ssim
 from .optim import FusedAdam, SparseGaussianAdam
+from .training import TrainStep
 from .types import Rendered, ScreenStats
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Rendered",
     "ScreenStats",
     "SparseGaussianAdam",
+    "TrainStep",
     "knn_mean_dist2",
     "mark_visible",
     "photometric_loss",

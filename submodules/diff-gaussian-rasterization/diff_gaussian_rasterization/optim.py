@@ -51,6 +51,20 @@ class FusedAdam(torch.optim.Optimizer):
             torch.ops.tilesplat.adam_step(params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, step, None)
         return loss
 
+    def begin_step(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float], tuple, float, int]:
+        """For a native call that moves the parameters itself: counts the step and returns what it needs.
+
+        Of one tensor per group: params, exp_avg, exp_avg_sq, learning rates, betas, eps, the step's number.
+        """
+        params = [group["params"][0] for group in self.param_groups]
+        states = [_state(self.state[param], param) for param in params]
+        for state in states:
+            state["step"] += 1
+        moments = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        lrs = [float(group["lr"]) for group in self.param_groups]
+        first = self.param_groups[0]
+        return params, *moments, lrs, first["betas"], first["eps"], int(states[0]["step"])
+
 
 class SparseGaussianAdam(torch.optim.Adam):
     """Adam that moves only the visible Gaussians, without bias correction. One tensor per group, row i is

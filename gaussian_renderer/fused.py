@@ -1,0 +1,54 @@
+"""The whole iteration in one native call: render, compare, backward and Adam.
+
+The same kernels as behind render() and photometric_loss(), in the same order, but no gradient passes through
+memory and the host only starts them. Whatever changes the loss or the image (exposures, depth maps, the
+_python options, sparse Adam) goes through autograd instead; both ways give the same parameters.
+"""
+
+import torch
+from diff_gaussian_rasterization import ScreenStats, TrainStep
+from torch import Tensor
+
+from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
+from scene.cameras import Camera
+from scene.gaussian_model import GaussianModel
+
+
+def can_fuse(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams) -> bool:
+    """Do these options leave the iteration as the native call knows it?"""
+    plain_loss = not model.train_test_exp and not model.depths
+    plain_render = not (pipe.convert_SHs_python or pipe.compute_cov3D_python)
+    debugged = pipe.debug or run.debug_from >= 0 or run.detect_anomaly
+    return run.fused and plain_loss and plain_render and opt.optimizer_type == "default" and not debugged
+
+
+class FusedIteration:
+    """Takes one step per call."""
+
+    def __init__(self, views: int, opt: OptimizationParams, pipe: PipelineParams, device: torch.device):
+        self._step = TrainStep(views, device)
+        self._lambda = opt.lambda_dssim
+        self._antialiasing = pipe.antialiasing
+
+    def __call__(
+        self,
+        view: int,
+        camera: Camera,
+        gaussians: GaussianModel,
+        background: Tensor,
+        stats: ScreenStats | None,
+    ) -> Tensor:
+        """Learn from one camera, the view-th of training. Returns loss and L1 loss, on the device."""
+        return self._step(
+            *gaussians.optimizer.begin_step(),
+            view=view,
+            world_to_camera=camera.world_to_camera,
+            K=camera.K,
+            background=background,
+            target=camera.image(),
+            mask=camera.mask(),
+            sh_degree=gaussians.active_sh_degree,
+            antialiasing=self._antialiasing,
+            lambda_dssim=self._lambda,
+            stats=stats,
+        )
