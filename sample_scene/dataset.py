@@ -32,8 +32,8 @@ class Options:
     width: int = 400
     height: int = 300
     views: int = 60
-    points: int = 6000
-    field_of_view: float = 60.0  # horizontal, degrees
+    points: int = 20_000
+    field_of_view: float = 52.0  # horizontal, degrees
     principal: tuple | None = None  # principal point in pixels, if not the center
     alpha: bool = False  # RGBA: the terrace and what stands on it; sky and meadow transparent
     exposures: float = 0.0  # size of a random color change of each view, as a factor
@@ -171,11 +171,13 @@ def _add_distractor(camera: Camera, image, depth, rng):
 def _surface_points(camera: Camera, picture, options: Options, rng):
     """Random pixels, lifted to 3D with the noise that structure from motion would leave: (xyz, rgb)."""
     count = int(np.ceil(2.2 * options.points / options.views))
-    rows, columns = rng.integers(0, camera.height, count), rng.integers(0, camera.width, count)
-    z = picture.depth[rows, columns]
-    image = picture.image[rows, columns]
+    gray = picture.image[..., :3].mean(axis=2)
+    interest = 0.02 + np.hypot(*np.gradient(gray))  # features are found where there is something to see
+    pixels = rng.choice(gray.size, count, p=(interest / interest.sum()).ravel())
+    rows, columns = np.divmod(pixels, camera.width)
+    z, image = picture.depth[rows, columns], picture.image[rows, columns]
     empty = np.isinf(z)
-    keep = ~empty | (rng.random(count) < 0.25)  # few features in the sky
+    keep = ~empty | (rng.random(count) < 0.5)  # few features in the sky
     if options.alpha:
         keep &= image[:, 3] > 0.5
     z = np.where(empty, SKY_DISTANCE, np.minimum(z, SKY_DISTANCE))

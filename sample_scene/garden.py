@@ -90,11 +90,11 @@ def fence():
         yield Ellipsoid((x, y, FLOOR + 1.31), STONE, radii=0.14)
     for height in (0.18, 0.92):
         yield rod((ends[0], y, FLOOR + height), (ends[1], y, FLOOR + height), 0.017, IRON)
-    for k in range(1, 16):
-        x = ends[0] + 0.19 + k * (ends[1] - ends[0] - 0.38) / 16
-        top = FLOOR + 0.98 + 0.10 * np.sin(np.pi * k / 16)
-        yield rod((x, y, FLOOR), (x, y, top), 0.011, IRON)
-        yield Ellipsoid((x, y, top + 0.025), IRON, radii=(0.02, 0.02, 0.04))
+    for k in range(1, 12):
+        x = ends[0] + 0.19 + k * (ends[1] - ends[0] - 0.38) / 12
+        top = FLOOR + 0.98 + 0.10 * np.sin(np.pi * k / 12)
+        yield rod((x, y, FLOOR), (x, y, top), 0.014, IRON)
+        yield Ellipsoid((x, y, top + 0.025), IRON, radii=(0.025, 0.025, 0.05))
 
 
 def topiary():

@@ -111,7 +111,7 @@ def marble(light: str, vein: str, scale=0.35, gloss=0.25):
     return paint
 
 
-def brick_color(u, v, size=(0.26, 0.1)):
+def brick_color(u, v, size=(0.38, 0.155)):
     """Running bond in the (u, v) plane, [3, n]; a joint is 1.2 cm."""
     row = np.floor(v / size[1])
     u = u + 0.5 * size[0] * (row % 2)
@@ -119,8 +119,8 @@ def brick_color(u, v, size=(0.26, 0.1)):
     du, dv = np.abs(u / size[0] - cell - 0.5) * size[0], np.abs(v / size[1] - row - 0.5) * size[1]
     joint = np.maximum(step(du, size[0] / 2 - 0.008, 0.012), step(dv, size[1] / 2 - 0.008, 0.012))
     tone = hashed(cell, row)
-    body = mix(rgb("#9a4a34"), rgb("#c98660"), tone) * (1 + 0.10 * noise(u * 0.9, v * 0.9, "fine"))
-    return mix(body, rgb("#b9ad9c"), joint)
+    body = mix(rgb("#a35a42"), rgb("#c08464"), tone) * (1 + 0.05 * noise(u * 0.9, v * 0.9, "fine"))
+    return mix(body, rgb("#b3a08c"), 0.8 * joint)
 
 
 def bricks(world, local):
@@ -152,7 +152,7 @@ def weathered(dark: str, light: str, scale=0.25, gloss=0.03):
     dark, light = rgb(dark), rgb(light)
 
     def paint(world, local):
-        t = unit(0.5 + 0.22 * solid(world, scale) + 0.10 * solid(world, 3 * scale, "fine"))
+        t = unit(0.5 + 0.22 * solid(world, scale) + 0.06 * solid(world, 3 * scale, "fine"))
         return Surface(mix(dark, light, t), gloss, 15.0)
 
     return paint
@@ -162,8 +162,8 @@ def leaves(dark: str, light: str, scale=0.22):
     dark, light = rgb(dark), rgb(light)
 
     def paint(world, local):
-        t = unit(0.45 + 0.3 * solid(world, scale, "fine") + 0.15 * solid(world, 0.3 * scale))
-        bump = 0.25 * np.stack([solid(world + 3, scale, "fine"), solid(world + 5, scale, "fine"), 0 * t])
+        t = unit(0.45 + 0.2 * solid(world, scale, "fine") + 0.2 * solid(world, 0.3 * scale))
+        bump = 0.15 * np.stack([solid(world + 3, scale, "fine"), solid(world + 5, scale, "fine"), 0 * t])
         return Surface(mix(dark, light, t), 0.04, 10.0, 0.0, bump)
 
     return paint
@@ -205,7 +205,7 @@ def terrace(world, local):
     slate = mix(rgb("#51606b"), rgb("#8d9aa0"), 0.55 * vein) * (0.88 + 0.2 * hashed(j, i))
     inner = mix(mix(cream, slate, dark), rgb("#6d665c"), joint)
     reach = np.maximum(np.abs(x), np.abs(y))
-    border = brick_color(np.where(np.abs(x) > np.abs(y), y, x), reach, (0.28, 0.125))
+    border = brick_color(np.where(np.abs(x) > np.abs(y), y, x), reach, (0.42, 0.125))
     outside = step(reach, 2.0, 0.008)
     return Surface(mix(inner, border, outside), 0.18 * (1 - outside), 40.0)
 
@@ -214,7 +214,7 @@ def meadow(world, local):
     """Grass in large and small patches, with a worn gravel path that leads away from the terrace."""
     x, y = world[0], world[1]
     broad, small = noise(0.013 * x, 0.013 * y), noise(0.11 * x, 0.11 * y, "fine")
-    grass = mix(rgb("#48612c"), rgb("#8b9a50"), unit(0.45 + 0.2 * broad + 0.17 * small))
+    grass = mix(rgb("#48612c"), rgb("#8b9a50"), unit(0.45 + 0.2 * broad + 0.11 * small))
     dry = step(noise(0.021 * x + 0.3, 0.021 * y + 0.6), 1.0, 1.0)
     grass = mix(grass, rgb("#b5a55c"), 0.6 * dry)
     off = np.abs(x - 0.8 * np.sin(0.45 * y)) + 0.07 * small

@@ -20,7 +20,7 @@ def dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def normalize(v: np.ndarray) -> np.ndarray:
-    return v / np.sqrt(dot(v, v))
+    return v / np.sqrt(dot(v, v) + np.float32(1e-24))
 
 
 def column(v) -> np.ndarray:
@@ -62,8 +62,12 @@ class Shape:
         return self.to_local @ (points - self.center)
 
     def hit(self, o: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """Distance of the first hit of each ray o + t d, [n]."""
-        return self.hit_local(self.local(o), self.to_local @ d)
+        """Distance of the first hit of each ray o + t d, [n].
+
+        Local rays start where they come nearest to the center: float32 would lose a thin rod from afar.
+        """
+        ahead = dot(self.center - o, d)
+        return ahead + self.hit_local(self.local(o + ahead * d), self.to_local @ d, EPSILON - ahead)
 
     def normal(self, points: np.ndarray) -> np.ndarray:
         """Outward unit normals at points of the surface, [3, n]."""
@@ -76,12 +80,12 @@ class Shape:
         return (along > -self.bound) & (dot(c, c) - along * along < self.bound * self.bound)
 
 
-def first_root(a, b, c) -> np.ndarray:
-    """The smaller root of a t^2 + 2 b t + c, else the larger one (seen from inside), else inf."""
+def first_root(a, b, c, least) -> np.ndarray:
+    """The smaller root of a t^2 + 2 b t + c beyond `least`, else the larger one, else inf."""
     with np.errstate(invalid="ignore", divide="ignore"):
         root = np.sqrt(b * b - a * c)  # NaN where the ray misses; NaN compares false below
         near, far = (-b - root) / a, (-b + root) / a
-        return np.where(near > EPSILON, near, np.where(far > EPSILON, far, FAR))
+        return np.where(near > least, near, np.where(far > least, far, FAR))
 
 
 @dataclass
@@ -92,9 +96,9 @@ class Ellipsoid(Shape):
         self.radii = column(np.broadcast_to(self.radii, 3))
         return self.radii.max()
 
-    def hit_local(self, o, d):
+    def hit_local(self, o, d, least):
         o, d = o / self.radii, d / self.radii
-        return first_root(dot(d, d), dot(o, d), dot(o, o) - 1)
+        return first_root(dot(d, d), dot(o, d), dot(o, o) - 1, least)
 
     def normal_local(self, p):
         return normalize(p / (self.radii * self.radii))
@@ -108,13 +112,13 @@ class Box(Shape):
         self.half = column(self.half)
         return np.linalg.norm(self.half)
 
-    def hit_local(self, o, d):
+    def hit_local(self, o, d, least):
         with np.errstate(divide="ignore", invalid="ignore"):
             inverse = 1 / d
             a, b = (-self.half - o) * inverse, (self.half - o) * inverse
         enter = np.minimum(a, b).max(axis=0)
         leave = np.maximum(a, b).min(axis=0)
-        return np.where((enter < leave) & (enter > EPSILON), enter, FAR)
+        return np.where((enter < leave) & (enter > least), enter, FAR)
 
     def normal_local(self, p):
         inside = np.abs(p) / self.half
@@ -144,20 +148,23 @@ class Rod(Shape):
         gap = dot(self.center - o, across)
         return (gap * gap <= self.radius**2 * dot(across, across) + 1e-9) & super().near(o, d)
 
-    def hit_local(self, o, d):
+    def hit_local(self, o, d, least):
         side = first_root(
-            d[0] * d[0] + d[1] * d[1], o[0] * d[0] + o[1] * d[1], o[0] ** 2 + o[1] ** 2 - self.radius**2
+            d[0] * d[0] + d[1] * d[1],
+            o[0] * d[0] + o[1] * d[1],
+            o[0] ** 2 + o[1] ** 2 - self.radius**2,
+            least,
         )
         with np.errstate(invalid="ignore", divide="ignore"):
             side = np.where(np.abs(o[2] + side * d[2]) <= self.length / 2, side, FAR)
             cap = (-np.sign(d[2]) * self.length / 2 - o[2]) / d[2]
             outside = (o[0] + cap * d[0]) ** 2 + (o[1] + cap * d[1]) ** 2 > self.radius**2
-            cap = np.where(outside | ~(cap > EPSILON), FAR, cap)
+            cap = np.where(outside | ~(cap > least), FAR, cap)
         return np.minimum(side, cap)
 
     def normal_local(self, p):
         cap = np.abs(p[2]) > self.length / 2 - 1e-3 * self.radius
-        flat = np.stack([p[0], p[1], np.zeros_like(p[0])]) / self.radius
+        flat = normalize(np.stack([p[0], p[1], np.zeros_like(p[0])]))
         return np.where(cap, np.stack([0 * p[0], 0 * p[0], np.sign(p[2])]), flat)
 
 
@@ -174,12 +181,12 @@ class Marched(Shape):
     steps = 48
     close = np.float32(8e-4)
 
-    def hit_local(self, o, d):
+    def hit_local(self, o, d, least):
         n = np.broadcast_shapes(o.shape, d.shape)[1]
         o, d = np.broadcast_to(o, (3, n)), np.broadcast_to(d, (3, n))
         along, out = -dot(o, d), np.full(n, FAR)
         half = np.sqrt(np.maximum(self.bound**2 - dot(o, o) + along * along, 0))
-        t, live = np.maximum(along - half, 4 * self.close), np.arange(n)
+        t, live = np.maximum(along - half, least + 4 * self.close), np.arange(n)
         for _ in range(self.steps):
             free = self.distance(o[:, live] + t[live] * d[:, live])
             done = free < self.close

@@ -213,10 +213,10 @@ class World:
             light, _, hit = self.radiance(o, d)
             samples = self.develop(light, hit, alpha).reshape(len(image), len(SUBPIXELS), -1)
             image[:, edges] = (image[:, edges] + samples.sum(axis=1)) / (len(SUBPIXELS) + 1)
+        image = _lens(image.reshape(-1, camera.height, camera.width))
         if alpha:
             image[:3] /= np.maximum(image[3:], 1e-6)
-        image = image.reshape(-1, camera.height, camera.width).transpose(1, 2, 0)
-        return Picture(image, (t * cosine).reshape(which.shape), which)
+        return Picture(image.transpose(1, 2, 0), (t * cosine).reshape(which.shape), which)
 
     def develop(self, light, which, alpha: bool):
         """Linear light to display values in [0, 1], [3, n]; with alpha, premultiplied and [4, n]."""
@@ -237,6 +237,15 @@ class Picture:
     shape: np.ndarray  # [H, W] index of the shape in World.shapes, -1 in the sky
 
 
+def _lens(image):
+    """What a good lens and the pixels' own size do: a blur of 0.65 pixels, [C, H, W]."""
+    for axis in (1, 2):
+        padded = np.pad(image, [(0, 0), (int(axis == 1),) * 2, (int(axis == 2),) * 2], mode="edge")
+        before, here, after = (np.take(padded, range(k, k + image.shape[axis]), axis) for k in range(3))
+        image = 0.21 * (before + after) + 0.58 * here
+    return image
+
+
 def _contrast(image, which):
     """The largest difference of a pixel to its four neighbors, [H * W]; another shape counts too."""
     found = np.zeros(which.shape, np.float32)
@@ -252,7 +261,7 @@ def _contrast(image, which):
 
 
 def orbit(
-    count: int, width: int, height: int, field_of_view: float = 60.0, principal=None, seed: int = 0
+    count: int, width: int, height: int, field_of_view: float = 52.0, principal=None, seed: int = 0
 ) -> list[Camera]:
     """Cameras on a dome around the terrace, spread evenly over all sides and over low and high views.
 
@@ -264,7 +273,7 @@ def orbit(
     cameras = []
     for i in range(count):
         turn, lift, out = ((i + 1 + 7 * seed) * step % 1 for step in (2**0.5, 5**0.5, 3**0.5))
-        azimuth, elevation, distance = 2 * np.pi * turn, np.radians(5 + 40 * lift**1.5), 4.6 + 1.3 * out
+        azimuth, elevation, distance = 2 * np.pi * turn, np.radians(7 + 37 * lift**2), 5.6 + 1.2 * out
         target = np.array([0.25 * np.cos(5 * azimuth), 0.25 * np.sin(3 * azimuth), 0.62])
         eye = target + distance * np.array(
             [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
