@@ -192,37 +192,56 @@ def test_errors_are_told_and_not_traced(tmp_path, capsys):
 
 
 def test_checkpoint_at_the_end_of_the_run(trained, colmap, tmp_path, capsys):
-    arguments = [
-        "-s",
-        str(colmap),
-        "-m",
-        str(tmp_path),
-        "--start_checkpoint",
-        str(trained[0] / "chkpnt150.pth"),
-    ]
-    assert train.main([*arguments, "--iterations", "150", *QUIET]) == 1
+    split = ["--eval", "--llffhold", "4"]
+    start = ["-s", str(colmap), "-m", str(tmp_path), "--start_checkpoint", str(trained[0] / "chkpnt150.pth")]
+    assert train.main([*start, *split, "--iterations", "150", *QUIET]) == 1
     assert "iterations must be more than the 150 of the checkpoint, got 150" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["--random_background"], ["--antialiasing"]], ids=lambda extra: str(extra)
+)
+def test_one_native_call_per_iteration_gives_the_same(extra, colmap, tmp_path):
+    """--fused is another way to the same parameters; Adam turns rounding into steps where gradients are
+    tiny."""
+    common = ["-s", colmap, "--iterations", 60, "--densify_from_iter", 1000, *EAGER, *extra]
+    ours = in_process(*common, "-m", tmp_path / "fused", "--fused")["scores"]["train"]["60"]
+    theirs = in_process(*common, "-m", tmp_path / "parts", "--no-fused")["scores"]["train"]["60"]
+    assert ours["psnr"] == pytest.approx(theirs["psnr"], abs=0.02)
+    a, b = vertices(tmp_path / "fused", 60), vertices(tmp_path / "parts", 60)
+    for name in ("x", "f_dc_0", "opacity", "scale_0"):
+        moved = np.abs(b[name] - vertices_at_start(colmap, tmp_path, name)).mean()
+        assert moved > 0 and np.abs(a[name] - b[name]).mean() < 0.02 * moved, name
+
+
+def vertices_at_start(dataset: Path, folder: Path, name: str) -> np.ndarray:
+    """One property of the model before training: after one step of no length."""
+    if not (folder / "start").exists():
+        rates = [f"--{kind}_lr" for kind in ("feature", "opacity", "scaling", "rotation")]
+        still = [
+            word for rate in [*rates, "--position_lr_init", "--position_lr_final"] for word in (rate, "0")
+        ]
+        in_process("-s", dataset, "-m", folder / "start", "--iterations", 1, *still)
+    return vertices(folder / "start", 1)[name]
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_ordinary_iterations_do_not_wait_for_the_gpu(colmap, tmp_path, monkeypatch):
-    """Iterations 2 to 99; the last one is judged, and a hundredth one may densify."""
-    iterations, render_view = 0, train.render
+@pytest.mark.parametrize("way", ["--fused", "--no-fused"])
+def test_ordinary_iterations_do_not_wait_for_the_gpu(way, colmap, tmp_path, monkeypatch):
+    """Iterations 2 to 99; a hundredth one may densify, and the last one is judged."""
+    step = train.Report.step
 
-    def watched(*arguments, **options):
-        nonlocal iterations
-        iterations += 1
-        torch.cuda.set_sync_debug_mode("error" if 2 <= iterations <= 99 else "default")
-        return render_view(*arguments, **options)
+    def watched(report, iteration, *arguments):
+        step(report, iteration, *arguments)
+        torch.cuda.set_sync_debug_mode("error" if 1 <= iteration < 99 else "default")
 
-    monkeypatch.setattr(train, "render", watched)
-    options = ["--iterations", "101", "--device", "cuda", "--quiet", "--disable_viewer"]
+    monkeypatch.setattr(train.Report, "step", watched)
+    options = ["--iterations", "101", "--device", "cuda", "--quiet", "--disable_viewer", way]
     try:
         assert train.main(["-s", str(colmap), "-m", str(tmp_path), *options]) == 0
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert iterations == 101
 
 
 # Render and score
@@ -402,7 +421,8 @@ def test_random_background_makes_surfaces_solid(colmap, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [["--optimizer_type", "sparse_adam"], ["--antialiasing"], ["--convert_SHs_python"],
-     ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--debug"], ["-r", "2"], ["--data_device", "cpu"],
+     ["--compute_cov3D_python"], ["--sh_degree", "0"], ["--no-fused"], ["--debug"],
+     ["-r", "2"], ["--data_device", "cpu"],
      ["--detect_anomaly", "--debug_from", "5"]],
     ids=lambda options: options[0],
 )  # fmt: skip
