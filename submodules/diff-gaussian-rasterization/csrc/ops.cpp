@@ -22,11 +22,11 @@ TORCH_LIBRARY(tilesplat, m) {
     m.def("rasterize(" GAUSSIANS CAMERA SETTINGS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
 
     // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
-    // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not asked for.
+    // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not `wanted`.
     // Adds to the densification statistics, each float32 [N], where they are given.
     m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS ", "
           "Tensor image, Tensor alpha, Tensor radii, Tensor[] state, "
-          "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool camera_grad, "
+          "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool[11] wanted, "
           "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
 
     // bool [N]: in front of the near plane, z > 0.2.
@@ -47,12 +47,15 @@ TORCH_LIBRARY(tilesplat, m) {
           "float beta1, float beta2, float eps, int step, Tensor? visible) -> ()");
 
     // One training iteration in one call: render, loss, backward, Adam and the densification statistics. Everything is
-    // raw; params are means, sh_dc, sh_rest, opacities, scales, quats, with one learning rate each. Adds loss, L1 and 1 to
-    // `losses` [3], which stays on the device, so that nobody waits for it. `workspace` belongs to the backend.
+    // raw; params are means, sh_dc, sh_rest, opacities, scales, quats, with one learning rate each. Adds loss, L1, 1 and 0
+    // to `losses` [4], which stays on the device, so that nobody waits for it.
+    // `capacity` is for how many (tile, splat) entries the GPU makes room. A step that wants more moves nothing and adds
+    // 0, 0, 0 and 1 to `losses`. With a capacity of 0 or less, the call waits for the exact number. `entries`, one int64 in
+    // pinned memory, receives that number some time after the call returns. The CPU needs neither.
     m.def("train_step(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, "
           "float beta2, float eps, int step, Tensor world_to_camera, Tensor K, Tensor background, Tensor target, "
           "Tensor? mask, int sh_degree, bool antialiasing, float lambda_dssim, Tensor(d!)? grad_norm_sum, "
-          "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, Tensor(h!)[] workspace) -> ()");
+          "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, int capacity, Tensor(h!)? entries) -> ()");
 
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");
@@ -229,6 +232,36 @@ void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_
             CHECK_TENSOR_DTYPE(visible, params[i], at::kBool, rows);
         }
     }
+}
+
+void check_train_params(at::TensorList params) {
+    TILESPLAT_CHECK(params.size() == 6, "params must be means, sh_dc, sh_rest, opacities, scales and quats, got ",
+                    params.size(), " tensors");
+}
+
+std::pair<int64_t, int64_t> check_target_size(const Tensor& target) {
+    TILESPLAT_CHECK(target.dim() == 3 && target.size(0) == 3, "target must be [3, H, W], got ", describe(target));
+    return {target.size(1), target.size(2)};
+}
+
+void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                 const std::vector<double>& lrs, int64_t step, const Tensor& target, const OptionalTensor& mask,
+                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum,
+                 const Tensor& losses, const OptionalTensor& entries, bool allow_double) {
+    check_inputs(in, allow_double);
+    check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, allow_double);
+    TILESPLAT_CHECK(step >= 1, "step must be at least 1, got ", step);
+    TILESPLAT_CHECK(in.rest() <= 15, "sh_rest must have at most 15 coefficients per channel, got ", in.rest());
+    const Tensor& means = in.means;
+    const int64_t N = in.count();
+    const bool bytes = target.scalar_type() == at::kByte;
+    CHECK_TENSOR_DTYPE(target, means, bytes ? at::kByte : means.scalar_type(), 3, in.height, in.width);
+    CHECK_TENSOR(mask, means, in.height, in.width);
+    CHECK_TENSOR_DTYPE(grad_norm_sum, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(visits, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(abs_grad_norm_sum, means, at::kFloat, N);
+    CHECK_TENSOR_DTYPE(losses, means, at::kFloat, 4);
+    if (entries) check_tensor(*entries, "entries", {1}, at::kLong, at::kCPU);
 }
 
 void check_points(const Tensor& points, const char* name, bool allow_double) {

@@ -7,6 +7,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -62,6 +63,9 @@ struct RasterizeInputs {
 // Everything above, checked against `means`, which must be float32 (or float64 where `allow_double`).
 void check_inputs(const RasterizeInputs& in, bool allow_double);
 
+// Which gradients `rasterize_backward` is asked for, in the order in which it returns them.
+using GradsWanted = std::array<bool, 11>;
+
 // The cotangents and statistics of `rasterize_backward`.
 void check_backward(const RasterizeInputs& in, const Tensor& image, const Tensor& alpha, const Tensor& radii,
                     const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
@@ -77,6 +81,18 @@ void check_photometric(const Tensor& image, const Tensor& target, const Optional
 // Lists of equal length; every param, grad and moment of one shape; rows match `visible`.
 void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, const OptionalTensor& visible, bool allow_double);
+
+// The six parameters of `train_step`: means, sh_dc, sh_rest, opacities, scales, quats.
+void check_train_params(at::TensorList params);
+
+// Height and width of target [3, H, W].
+std::pair<int64_t, int64_t> check_target_size(const Tensor& target);
+
+// Everything else that `train_step` is given; `in` are its parameters, seen as the inputs of `rasterize`.
+void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                 const std::vector<double>& lrs, int64_t step, const Tensor& target, const OptionalTensor& mask,
+                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum,
+                 const Tensor& losses, const OptionalTensor& entries, bool allow_double);
 
 // points [N, 3].
 void check_points(const Tensor& points, const char* name, bool allow_double);

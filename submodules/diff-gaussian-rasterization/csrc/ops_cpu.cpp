@@ -186,8 +186,8 @@ enum Grads { kMeans, kQuats, kScales, kCov3d, kOpacities, kShDc, kShRest, kColor
 
 template <typename T>
 std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
-                                const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads, bool camera_grad,
-                                const cpu::Statistics& statistics) {
+                                const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads,
+                                const GradsWanted& wanted, const cpu::Statistics& statistics) {
     const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
     const gs::View<T> v = view<T>(in);
     const auto& kernels = cpu::kernels<T>();
@@ -204,9 +204,10 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     grads[kShDc] = like(in.sh_dc);
     grads[kShRest] = like(in.sh_rest);
     grads[kColors] = like(in.colors);
-    grads[kWorldToCamera] = camera_grad ? pooled({4, 4}, number) : pooled({0}, number);
-    grads[kBackground] = pooled({3}, number);
-    grads[kMeans2d] = pooled({in.count(), 3}, number);
+    const auto if_wanted = [&](Grads i, at::IntArrayRef shape) { return pooled(wanted[i] ? shape : at::IntArrayRef{0}, number); };
+    grads[kWorldToCamera] = if_wanted(kWorldToCamera, {4, 4});
+    grads[kBackground] = if_wanted(kBackground, {3});
+    grads[kMeans2d] = if_wanted(kMeans2d, {in.count(), 3});
     const auto at = [&](Grads i) -> T* { return grads[i].numel() ? data<T>(grads[i]) : nullptr; };
     gs::GaussianGrads<T> out = {};
     out.means = at(kMeans), out.quats = at(kQuats), out.scales = at(kScales), out.cov3d = at(kCov3d);
@@ -230,7 +231,7 @@ std::vector<Tensor> rasterize_backward(
     const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
     int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
     const Tensor& image, const Tensor& alpha, const Tensor& radii, const std::vector<Tensor>& state,
-    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, bool camera_grad,
+    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, GradsWanted wanted,
     const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
     const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
                              camera_center, background, width, height, sh_degree};
@@ -243,7 +244,7 @@ std::vector<Tensor> rasterize_backward(
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
-                              {data<T>(grad_image), data<T>(grad_alpha), data<T>(grad_inv_depth)}, camera_grad, statistics);
+                              {data<T>(grad_image), data<T>(grad_alpha), data<T>(grad_inv_depth)}, wanted, statistics);
     };
     return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
 }
@@ -396,24 +397,15 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                 double beta1, double beta2, double eps, int64_t step, const Tensor& world_to_camera, const Tensor& K,
                 const Tensor& background, const Tensor& target, const OptionalTensor& mask, int64_t sh_degree,
                 bool antialiasing, double lambda_dssim, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
-                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, at::TensorList) {
-    TILESPLAT_CHECK(params.size() == cpu::kTrained, "params must be means, sh_dc, sh_rest, opacities, scales and quats, got ",
-                    params.size(), " tensors");
+                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t, const OptionalTensor& entries) {
+    check_train_params(params);
     const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
-    TILESPLAT_CHECK(target.dim() == 3, "target must be [3, H, W], got ", describe(target));
+    const auto [height, width] = check_target_size(target);
     const RasterizeInputs in{params[0], quats, scales, none, params[3], sh_dc, sh_rest, none, world_to_camera, K, none,
-                             background, target.size(2), target.size(1), sh_degree};
-    check_inputs(in, true);
-    check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, true);
+                             background, width, height, sh_degree};
+    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum, losses,
+                entries, true);
     const Tensor& means = params[0];
-    const int64_t N = in.count();
-    if (target.scalar_type() == at::kByte) CHECK_TENSOR_DTYPE(target, means, at::kByte, 3, in.height, in.width);
-    else CHECK_TENSOR(target, means, 3, in.height, in.width);
-    CHECK_TENSOR(mask, means, in.height, in.width);
-    CHECK_TENSOR_DTYPE(grad_norm_sum, means, at::kFloat, N);
-    CHECK_TENSOR_DTYPE(visits, means, at::kFloat, N);
-    CHECK_TENSOR_DTYPE(abs_grad_norm_sum, means, at::kFloat, N);
-    CHECK_TENSOR_DTYPE(losses, means, at::kFloat, 3);
 
     const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
     const auto run = [&](auto zero) {

@@ -95,6 +95,67 @@ class TotalsReadback {
     cudaEvent_t ready_;
 };
 
+// Gaussians as one camera sees them.
+struct Projected {
+    Tensor splats, radii, keys, indices, tile_sets, totals;
+    cuda::Screen screen;
+    int64_t count;
+
+    Projected(const Device& device, const Gaussians<float>& g, const View<float>& v) : count(g.count) {
+        splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
+        radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
+        indices = device.empty({count}, at::kInt), totals = device.empty({2}, at::kLong);
+        tile_sets = device.bytes(count * sizeof(cuda::TileSet));
+        screen = {data<cuda::Splat>(splats),     data<int32_t>(radii),        data<uint32_t>(keys),
+                  data<uint32_t>(indices),       data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
+        cuda::preprocess(g, v, screen, device.stream);
+    }
+};
+
+// Splats front to back, and how many entries the ones before each have.
+struct DepthOrder {
+    Tensor order, offsets;
+
+    DepthOrder(const Device& device, const Projected& p) {
+        const Tensor keys_sorted = device.empty({p.count}, at::kInt);
+        order = device.empty({p.count}, at::kInt), offsets = device.empty({p.count}, at::kInt);
+        const size_t bytes = std::max(cuda::depth_sort_workspace(p.count), cuda::offsets_workspace(p.count));
+        const Tensor scratch = device.bytes(bytes);
+        cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
+                            data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
+        cuda::count_offsets(p.count, p.screen.tile_sets, data<uint32_t>(order), p.screen.totals, data<uint32_t>(offsets),
+                            scratch.data_ptr(), bytes, device.stream);
+    }
+};
+
+// The splats of every tile, front to back.
+struct TileLists {
+    Tensor ids, ranges;
+
+    TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const DepthOrder& depth,
+              int64_t capacity) {
+        const int64_t id_bytes = int64_t(cuda::tile_id_bytes(grid));
+        const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
+        const Tensor unsorted = device.empty({capacity}, at::kInt);
+        ids = device.empty({capacity}, at::kInt), ranges = device.empty({grid.tiles(), 2}, at::kInt);
+        const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
+        const Tensor scratch = device.bytes(bytes);
+        cuda::emit({p.count, data<uint32_t>(depth.order), data<uint32_t>(depth.offsets), p.screen.tile_sets,
+                    p.screen.splats, p.screen.totals, grid, capacity, tiles.data_ptr(), data<uint32_t>(unsorted)},
+                   device.stream);
+        cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(unsorted),
+                            data<uint32_t>(ids), data<uint32_t>(ranges), scratch.data_ptr(), bytes},
+                           device.stream);
+    }
+};
+
+int64_t checked_entries(const cuda::Totals& totals) {
+    TORCH_CHECK(totals.entries <= uint64_t(cuda::kMaxEntries), "an image may have at most ", cuda::kMaxEntries,
+                " pairs of tile and splat, got ", totals.entries,
+                ": render it at a smaller size or with fewer Gaussians");
+    return int64_t(totals.entries);
+}
+
 // The order of the tensors in `state`.
 enum State { kSplats, kIds, kRanges, kInvDepth, kStateCount };
 
@@ -109,48 +170,18 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                              camera_center, background, width, height, sh_degree};
     check_inputs(in, false);
     const Device device(means);
-    const int64_t N = in.count();
     const cuda::TileGrid grid{int(width), int(height)};
-
-    const Tensor splats = device.empty({N, sizeof(cuda::Splat) / sizeof(float)}), radii = device.empty({N}, at::kInt);
-    const Tensor keys = device.empty({N}, at::kInt), indices = device.empty({N}, at::kInt);
-    const Tensor tile_counts = device.empty({N}, at::kInt), totals = device.empty({2}, at::kLong);
-    const cuda::Screen screen = {data<cuda::Splat>(splats),     data<int32_t>(radii),        data<uint32_t>(keys),
-                                 data<uint32_t>(indices),       data<uint32_t>(tile_counts), data<cuda::Totals>(totals)};
-    cuda::preprocess(gaussians(in, scale_modifier, antialiasing, raw), view(in), screen, device.stream);
-    TotalsReadback readback(screen.totals, device.stream);
-
-    const Tensor keys_sorted = device.empty({N}, at::kInt), order = device.empty({N}, at::kInt);
-    const Tensor offsets = device.empty({N}, at::kInt);
-    const size_t scratch_bytes = std::max(cuda::depth_sort_workspace(N), cuda::offsets_workspace(N));
-    const Tensor scratch = device.bytes(scratch_bytes);
-    cuda::sort_by_depth(N, screen.depth_keys, data<uint32_t>(keys_sorted), screen.indices, data<uint32_t>(order),
-                        scratch.data_ptr(), scratch_bytes, device.stream);
-    cuda::count_offsets(N, screen.tile_counts, data<uint32_t>(order), data<uint32_t>(offsets), scratch.data_ptr(),
-                        scratch_bytes, device.stream);
-
-    const uint64_t wanted = readback.wait().entries;
-    TORCH_CHECK(wanted <= uint64_t(cuda::kMaxEntries), "an image may have at most ", cuda::kMaxEntries,
-                " pairs of tile and splat, got ", wanted, ": render it at a smaller size or with fewer Gaussians");
-    const int64_t entries = int64_t(wanted), id_bytes = int64_t(cuda::tile_id_bytes(grid));
-    const Tensor tiles = device.bytes(entries * id_bytes), tiles_sorted = device.bytes(entries * id_bytes);
-    const Tensor ids = device.empty({entries}, at::kInt), ids_sorted = device.empty({entries}, at::kInt);
-    const Tensor ranges = device.empty({grid.tiles(), 2}, at::kInt);
-    const size_t sort_bytes = entries ? cuda::tile_sort_workspace(grid, entries) : 0;
-    const Tensor sort_scratch = device.bytes(sort_bytes);
-    cuda::emit({N, data<uint32_t>(order), data<uint32_t>(offsets), screen.tile_counts, screen.splats, screen.radii, grid,
-                tiles.data_ptr(), data<uint32_t>(ids)},
-               device.stream);
-    cuda::sort_by_tile({grid, entries, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(ids),
-                        data<uint32_t>(ids_sorted), data<uint32_t>(ranges), sort_scratch.data_ptr(), sort_bytes},
-                       device.stream);
+    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in));
+    TotalsReadback readback(projected.screen.totals, device.stream);
+    const DepthOrder depth(device, projected);
+    const TileLists lists(device, grid, projected, depth, checked_entries(readback.wait()));
 
     const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
     const Tensor inv_depth = device.empty({1, height, width});
-    cuda::blend_forward({grid, screen.splats, data<uint32_t>(ids_sorted), data<uint32_t>(ranges), data<float>(background),
-                         data<float>(color), data<float>(alpha), data<float>(inv_depth)},
+    cuda::blend_forward({grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
+                         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth)},
                         device.stream);
-    return {color, alpha, inv_depth, radii, {splats, ids_sorted, ranges, inv_depth}};
+    return {color, alpha, inv_depth, projected.radii, {projected.splats, lists.ids, lists.ranges, inv_depth}};
 }
 
 std::vector<Tensor> rasterize_backward(
@@ -159,7 +190,7 @@ std::vector<Tensor> rasterize_backward(
     const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
     int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
     const Tensor& image, const Tensor& alpha, const Tensor& radii, const std::vector<Tensor>& state,
-    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, bool camera_grad,
+    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, GradsWanted wanted,
     const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
     const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
                              camera_center, background, width, height, sh_degree};
@@ -180,16 +211,17 @@ std::vector<Tensor> rasterize_backward(
                           data<float>(splat_grads)},
                          device.stream);
 
-    const auto like = [&](const OptionalTensor& input) { return input ? at::empty_like(*input) : device.empty({0}); };
-    const Tensor g_world_to_camera = camera_grad ? device.empty({4, 4}) : device.empty({0});
-    std::vector<Tensor> grads = {at::empty_like(means), like(quats),  like(scales),  like(cov3d),
-                                 at::empty_like(opacities), like(sh_dc), like(sh_rest), like(colors),
-                                 g_world_to_camera, device.empty({3}), device.empty({N, 3})};
-    const auto wanted = [&](size_t i) { return grads[i].numel() ? data<float>(grads[i]) : nullptr; };
-    const GaussianGrads<float> out = {wanted(0), wanted(1), wanted(2), wanted(3),  wanted(4), wanted(5),
-                                      wanted(6), wanted(7), wanted(8), wanted(9), wanted(10), data<float>(grad_norm_sum),
+    const OptionalTensor inputs[] = {means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera,
+                                     background, means};
+    std::vector<Tensor> grads;
+    for (size_t i = 0; i < wanted.size(); ++i)
+        grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
+    const auto at = [&](size_t i) { return grads[i].numel() ? data<float>(grads[i]) : nullptr; };
+    const GaussianGrads<float> out = {at(0), at(1), at(2), at(3), at(4),  at(5),
+                                      at(6), at(7), at(8), at(9), at(10), data<float>(grad_norm_sum),
                                       data<float>(visits), data<float>(abs_grad_norm_sum)};
-    cuda::background_grad(grid, data<float>(alpha), data<float>(grad_image), out.background, device.stream);
+    if (out.background)
+        cuda::background_grad(grid, data<float>(alpha), data<float>(grad_image), out.background, device.stream);
     cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
                                data<float>(splat_grads), grad_inv_depth.has_value(), out},
                               device.stream);
@@ -254,12 +286,10 @@ Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::ve
     return g_a;
 }
 
-std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
-                                                    double lambda_dssim) {
-    check_photometric(image, target, mask, false);
-    const Device device(image);
+// Fills loss [], l1 [] and the gradient g_image [3, H, W].
+void photometric(const Device& device, const Tensor& image, const Tensor& target, const OptionalTensor& mask,
+                 double lambda_dssim, const Tensor& loss, const Tensor& l1, const Tensor& g_image) {
     SsimCall call(device, 3, image.size(1), image.size(2), false);
-    const Tensor loss = device.empty({}), l1 = device.empty({}), g_image = at::empty_like(image);
     const Tensor maps = device.empty({3, 3, image.size(1), image.size(2)}), partial_l1 = device.empty({call.blocks});
     const bool bytes = target.scalar_type() == at::kByte;
     call.args.a = data<float>(image);
@@ -274,10 +304,22 @@ std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const T
     cuda::ssim_backward({call.args, nullptr, float(-lambda_dssim), float(1.0 - lambda_dssim), call.count,
                          data<float>(g_image)},
                         device.stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
+                                                    double lambda_dssim) {
+    check_photometric(image, target, mask, false);
+    const Device device(image);
+    const Tensor loss = device.empty({}), l1 = device.empty({}), g_image = at::empty_like(image);
+    photometric(device, image, target, mask, lambda_dssim, loss, l1, g_image);
     return {loss, l1, g_image};
 }
 
 // ---- Adam, neighbors -----------------------------------------------------------------------------------------------
+
+cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2) {
+    return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
+}
 
 void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
@@ -287,12 +329,9 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
     if (params.empty()) return;
     const Device device(params[0]);
     const double bias1 = visible ? 1.0 : 1.0 - std::pow(beta1, double(step));
-    const double bias2 = visible ? 1.0 : 1.0 - std::pow(beta2, double(step));
     for (size_t first = 0; first < params.size(); first += cuda::kMaxAdamTensors) {
         cuda::Adam call{};
-        call.beta2 = float(beta2), call.eps = float(eps);
-        call.rest1 = float(1.0 - beta1), call.rest2 = float(1.0 - beta2);
-        call.inv_sqrt_bias2 = float(1.0 / std::sqrt(bias2));
+        call.rates = adam_rates(beta1, beta2, eps, visible ? 1.0 : 1.0 - std::pow(beta2, double(step)));
         call.visible = data<bool>(visible);
         for (size_t i = first; i < params.size() && call.count < cuda::kMaxAdamTensors; ++i) {
             const int64_t size = params[i].numel(), rows = params[i].dim() ? params[i].size(0) : 1;
@@ -317,6 +356,69 @@ Tensor knn_mean_dist2(const Tensor& points) {
     return result;
 }
 
+// ---- the fused training step ---------------------------------------------------------------------------------------
+
+// How many entries to make room for. Without a capacity, wait for their number.
+int64_t room_for_entries(const Device& device, const Projected& p, int64_t capacity, const OptionalTensor& entries) {
+    if (capacity <= 0) {
+        const int64_t exact = checked_entries(TotalsReadback(p.screen.totals, device.stream).wait());
+        if (entries) *data<int64_t>(entries) = exact;
+        return exact;
+    }
+    if (entries)
+        C10_CUDA_CHECK(cudaMemcpyAsync(entries->data_ptr(), &p.screen.totals->entries, sizeof(int64_t),
+                                       cudaMemcpyDeviceToHost, device.stream));
+    return std::min(capacity, cuda::kMaxEntries);
+}
+
+void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, const std::vector<double>& lrs,
+                double beta1, double beta2, double eps, int64_t step, const Tensor& world_to_camera, const Tensor& K,
+                const Tensor& background, const Tensor& target, const OptionalTensor& mask, int64_t sh_degree,
+                bool antialiasing, double lambda_dssim, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t capacity,
+                const OptionalTensor& entries) {
+    check_train_params(params);
+    const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
+    const auto [height, width] = check_target_size(target);
+    const RasterizeInputs in{params[0], quats, scales, none, params[3], sh_dc, sh_rest, none, world_to_camera, K, none,
+                             background, width, height, sh_degree};
+    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum, losses,
+                entries, false);
+    const Device device(params[0]);
+    const cuda::TileGrid grid{int(width), int(height)};
+    const Gaussians<float> g = gaussians(in, 1.0, antialiasing, true);
+    const View<float> v = view(in);
+
+    const Projected projected(device, g, v);
+    const DepthOrder depth(device, projected);
+    const int64_t room = room_for_entries(device, projected, capacity, entries);
+    const TileLists lists(device, grid, projected, depth, room);
+    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(lists.ranges);
+
+    const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
+    const Tensor g_image = device.empty({3, height, width}), loss = device.empty({}), l1 = device.empty({});
+    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), data<float>(alpha),
+                         nullptr},
+                        device.stream);
+    photometric(device, image, target, mask, lambda_dssim, loss, l1, g_image);
+
+    const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
+    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, data<float>(image), data<float>(alpha), nullptr,
+                          data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
+                         device.stream);
+
+    const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
+    const auto trained = [&](int i) -> cuda::Trained {
+        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1)};
+    };
+    cuda::preprocess_backward_adam(
+        {g, v, projected.screen.radii, projected.screen.splats, data<float>(splat_grads), trained(0), trained(1), trained(2),
+         trained(3), trained(4), trained(5), adam_rates(beta1, beta2, eps, bias2), data<float>(grad_norm_sum),
+         data<float>(visits), data<float>(abs_grad_norm_sum), projected.screen.totals, room, data<float>(loss),
+         data<float>(l1), data<float>(losses)},
+        device.stream);
+}
+
 }  // namespace
 }  // namespace gs
 
@@ -329,4 +431,5 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("photometric_loss", gs::photometric_loss);
     m.impl("adam_step", gs::adam_step);
     m.impl("knn_mean_dist2", gs::knn_mean_dist2);
+    m.impl("train_step", gs::train_step);
 }

@@ -104,7 +104,7 @@ class _Rasterize(torch.autograd.Function):
         )
         grads = torch.ops.tilesplat.rasterize_backward(
             *inputs, *ctx.settings, image, alpha, radii, list(state), grad_image, grad_alpha, grad_inv_depth,
-            wanted[8], *counters,
+            wanted[:11], *counters,
         )  # fmt: skip
         # The first eleven arguments, in their order. An empty tensor's gradient comes back as [0], whatever
         # its shape.

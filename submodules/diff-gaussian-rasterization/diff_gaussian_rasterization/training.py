@@ -8,16 +8,35 @@ from torch import Tensor
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
 from .types import ScreenStats
 
+ROOM_TO_GROW = 1.25  # between two visits of a view
+GRAIN = 1 << 16  # sizes of buffers are multiples, so that the allocator finds a fitting one
+
 
 class TrainStep:
     """Steps of Gaussians given as raw parameters (log scales, opacity logits, quaternions of any length).
 
     Equal to rasterize(raw=True), photometric_loss(), backward and FusedAdam one after the other, up to the
     order of sums.
+
+    A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's number is
+    remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view want much more
+    than before, the step moves nothing, and is counted in what __call__ returns.
     """
 
     def __init__(self, views: int, device: torch.device):
-        self.device = device
+        self.device = torch.device(device)
+        # Written by the GPU, read here without waiting: what a view wanted at its last visit, whenever that arrives.
+        self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._peaks = [0] * views
+
+    def _room(self, view: int) -> int:
+        """For how many pairs to make room; 0 to count them first. Few splats reach far after their opacities were
+        reset, and grow back between two visits: the peak is forgotten slowly."""
+        last = int(self._entries[view])
+        if last == 0:
+            return 0
+        self._peaks[view] = max(last, int(0.9 * self._peaks[view]))
+        return -(-int(ROOM_TO_GROW * self._peaks[view]) // GRAIN) * GRAIN
 
     @torch.no_grad()
     def __call__(
@@ -41,8 +60,8 @@ class TrainStep:
         lambda_dssim: float,
         stats: ScreenStats | None,
     ) -> Tensor:
-        """Returns [loss, L1 loss, 1] on the device."""
-        losses = torch.zeros(3, device=self.device)
+        """Returns [loss, L1 loss, 1, 0] on the device; [0, 0, 0, 1] if the step was skipped."""
+        losses = torch.zeros(4, device=self.device)
         sums = (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
         torch.ops.tilesplat.train_step(
             params,
@@ -62,6 +81,7 @@ class TrainStep:
             lambda_dssim,
             *sums,
             losses,
-            [],
+            self._room(view),
+            self._entries[view : view + 1],
         )
         return losses

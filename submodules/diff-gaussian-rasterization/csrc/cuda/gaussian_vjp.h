@@ -78,24 +78,38 @@ __device__ __forceinline__ GaussianGrad gaussian_vjp(const Gaussians<float>& g, 
     return out;
 }
 
-// The color's part: gradients of the coefficients replace the coefficients in `rest` (the lane's row in shared memory).
-// Returns the gradient of mean - camera center.
+// A channel that was clamped at zero is dark for a reason.
+__device__ __forceinline__ Vec3<float> through_clamp(const Splat& s, Vec3<float> g_color) {
+    return {s.r > 0.f ? g_color.x : 0.f, s.g > 0.f ? g_color.y : 0.f, s.b > 0.f ? g_color.z : 0.f};
+}
+
+// The color's part. `rest` are the coefficients of this Gaussian. Returns the gradient of mean - camera center, and the
+// basis: the gradient of coefficient k is basis[k] times that of the color.
 template <int Degree>
 __device__ __forceinline__ Vec3<float> sh_color_vjp(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
-                                                    Vec3<float> g_color, float* rest, Vec3<float>& g_dc) {
-    constexpr int kCount = sh_count(Degree);
+                                                    Vec3<float> g_color, const float* rest,
+                                                    float (&basis)[sh_count(Degree)]) {
     const Vec3<float> offset = sub(load3(g.means, i), camera.center);
     const float inv_length = inverse_length(offset);
     const Vec3<float> direction = normalize(offset, inv_length);
-    float basis[kCount], weight[kCount];
+    float weight[sh_count(Degree)];
     sh_basis<Degree>(direction, basis);
-    g_dc = mul(basis[0], g_color);
 #pragma unroll
-    for (int k = 1; k < kCount; ++k) {
-        weight[k] = dot(g_color, load3(rest, k - 1));
-        store3(rest, k - 1, mul(basis[k], g_color));
-    }
+    for (int k = 1; k < sh_count(Degree); ++k) weight[k] = dot(g_color, load3(rest, k - 1));
     return normalize_vjp(direction, inv_length, sh_basis_vjp<Degree>(direction, weight));
+}
+
+// What density control collects of a Gaussian that the view shows; any of the sums may be null. Returns the gradient of
+// the mean in NDC units.
+__device__ __forceinline__ Vec2<float> add_statistics(const SplatGrad& g, int width, int height, int64_t i,
+                                                      float* grad_norm_sum, float* visits, float* abs_grad_norm_sum) {
+    const Vec2<float> half = {0.5f * float(width), 0.5f * float(height)};
+    const Vec2<float> ndc = {g.mean.x * half.x, g.mean.y * half.y};
+    const Vec2<float> abs_ndc = {g.abs_mean.x * half.x, g.abs_mean.y * half.y};
+    if (grad_norm_sum) grad_norm_sum[i] += sqrtf(ndc.x * ndc.x + ndc.y * ndc.y);
+    if (visits) visits[i] += 1.f;
+    if (abs_grad_norm_sum) abs_grad_norm_sum[i] += sqrtf(abs_ndc.x * abs_ndc.x + abs_ndc.y * abs_ndc.y);
+    return ndc;
 }
 
 }  // namespace gs::cuda

@@ -56,13 +56,6 @@ __device__ __forceinline__ void write_geometry(const GaussianGrads<float>& out, 
     }
 }
 
-__device__ __forceinline__ void add_statistics(const GaussianGrads<float>& out, int64_t i, Vec2<float> ndc,
-                                               Vec2<float> abs_ndc) {
-    if (out.grad_norm_sum) out.grad_norm_sum[i] += sqrtf(ndc.x * ndc.x + ndc.y * ndc.y);
-    if (out.visits) out.visits[i] += 1.f;
-    if (out.abs_grad_norm_sum) out.abs_grad_norm_sum[i] += sqrtf(abs_ndc.x * abs_ndc.x + abs_ndc.y * abs_ndc.y);
-}
-
 // Adds the block's share of the camera gradient. All threads must call.
 __device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, bool center_given, Vec3<float> mean,
                                                 const GaussianGrad& g, Vec3<float> g_offset, float* shared,
@@ -120,13 +113,16 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
         mean = load3(g.means, i);
         g_color = grad.splat.color;
         if constexpr (Degree >= 0) {
-            const Splat& s = p.splats[i];  // a channel that was clamped at zero is dark for a reason
-            g_color = {s.r > 0.f ? g_color.x : 0.f, s.g > 0.f ? g_color.y : 0.f, s.b > 0.f ? g_color.z : 0.f};
-            g_offset = sh_color_vjp<Degree>(g, camera, i, g_color, warp_rest + lane_id() * kRestPitch<Degree>, g_dc);
+            float* const own_rest = warp_rest + lane_id() * kRestPitch<Degree>;
+            float basis[sh_count(Degree)];
+            g_color = through_clamp(p.splats[i], g_color);
+            g_offset = sh_color_vjp<Degree>(g, camera, i, g_color, own_rest, basis);
+            g_dc = mul(basis[0], g_color);
+#pragma unroll
+            for (int k = 1; k < sh_count(Degree); ++k) store3(own_rest, k - 1, mul(basis[k], g_color));
         }
-        const Vec2<float> half = {0.5f * float(p.view.width), 0.5f * float(p.view.height)};
-        ndc = {grad.splat.mean.x * half.x, grad.splat.mean.y * half.y};
-        add_statistics(out, i, ndc, {grad.splat.abs_mean.x * half.x, grad.splat.abs_mean.y * half.y});
+        ndc = add_statistics(grad.splat, p.view.width, p.view.height, i, out.grad_norm_sum, out.visits,
+                             out.abs_grad_norm_sum);
     }
     if (inside) {
         write_geometry(out, i, grad, add(grad.mean, g_offset));

@@ -8,7 +8,7 @@
 //   photometric_loss      image -> loss and its gradient
 //   blend_backward        gradient of the image -> gradient of every splat
 //   preprocess_backward   gradient of every splat -> gradients of the Gaussians and the camera
-//   adam                  the step
+//   adam                  the step. preprocess_backward_adam is both in one, for the fused training step
 //
 // Every pointer is to device memory unless it says otherwise. A stage only enqueues work on `stream` and throws
 // std::runtime_error when CUDA reports an error. Nothing here allocates: buffers come from the caller.
@@ -49,12 +49,21 @@ struct Totals {                // counted by preprocess; zeroed by it, too
     unsigned long long visible;
 };
 
+// The tiles that a splat can reach, as found by preprocess: emit writes them down without asking again. One 16-byte load.
+struct alignas(16) TileSet {
+    uint16_t x0, y0;           // first tile of the rectangle
+    uint16_t columns, rows;    // its size
+    uint32_t mask;             // up to kMaskTiles tiles: bit y columns + x is set where the splat reaches; else unused
+    uint32_t count;            // tiles reached
+};
+constexpr int kMaskTiles = 32;
+
 struct Screen {
     Splat* splats;             // [N]  only where radius > 0
     int32_t* radii;            // [N]
     uint32_t* depth_keys;      // [N]  ascending with depth; kCulledKey where radius = 0
     uint32_t* indices;         // [N]  0, 1, 2, ...
-    uint32_t* tile_counts;     // [N]
+    TileSet* tile_sets;        // [N]  only where radius > 0
     Totals* totals;            // [1]
 };
 constexpr uint32_t kCulledKey = 0x7fffffffu;
@@ -69,30 +78,33 @@ void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, cons
 
 // offsets[r] = number of entries of the splats before the r-th in depth order.
 size_t offsets_workspace(int64_t count);
-void count_offsets(int64_t count, const uint32_t* tile_counts, const uint32_t* depth_order, uint32_t* offsets,
-                   void* workspace, size_t workspace_bytes, Stream stream);
+void count_offsets(int64_t count, const TileSet* tile_sets, const uint32_t* depth_order, const Totals* totals,
+                   uint32_t* offsets, void* workspace, size_t workspace_bytes, Stream stream);
 
 // Tile ids take 16 bits where they fit: half the bytes to sort.
 inline bool small_tile_ids(const TileGrid& grid) { return grid.tiles() < 65536; }
 inline size_t tile_id_bytes(const TileGrid& grid) { return small_tile_ids(grid) ? 2 : 4; }
 
+// Where the host does not know the number of entries, `capacity` is a guess: entries beyond it, which are the farthest,
+// are dropped (totals->entries tells), and room to spare is filled with tile number grid.tiles(), which sorts last.
 struct Emit {
     int64_t count;                // N
     const uint32_t* depth_order;  // [N]
     const uint32_t* offsets;      // [N] by rank in depth order
-    const uint32_t* tile_counts;  // [N]
+    const TileSet* tile_sets;     // [N]
     const Splat* splats;          // [N]
-    const int32_t* radii;         // [N]
+    const Totals* totals;         // [1]
     TileGrid grid;
-    void* tiles;                  // [entries] uint16 or uint32, see tile_id_bytes
-    uint32_t* ids;                // [entries] index of the splat
+    int64_t capacity;
+    void* tiles;                  // [capacity] uint16 or uint32, see tile_id_bytes
+    uint32_t* ids;                // [capacity] index of the splat
 };
 void emit(const Emit& args, Stream stream);
 
 size_t tile_sort_workspace(const TileGrid& grid, int64_t entries);
 struct SortByTile {
     TileGrid grid;
-    int64_t entries;
+    int64_t entries;              // or the capacity that emit filled
     void *tiles, *tiles_out;      // [entries]
     uint32_t *ids, *ids_out;      // [entries]
     uint32_t* ranges;             // [tiles, 2] begin, end
@@ -188,15 +200,45 @@ struct AdamTensor {
     int64_t row;                 // values per Gaussian, to look up `visible`
     float step_size;             // lr / (1 - beta1^t)
 };
-struct Adam {
-    AdamTensor tensors[kMaxAdamTensors];
-    int count;
+struct AdamRates {
     float beta2, eps;
     float rest1, rest2;          // 1 - beta1, 1 - beta2: rounded from double, since 1 - 0.999f is off by 1e-5
     float inv_sqrt_bias2;        // 1 / sqrt(1 - beta2^t)
+};
+struct Adam {
+    AdamTensor tensors[kMaxAdamTensors];
+    int count;
+    AdamRates rates;
     const bool* visible;         // [N] or null
 };
 void adam(const Adam& args, Stream stream);
+
+// ---- preprocess_backward and Adam as one stage ---------------------------------------------------------------------
+
+struct Trained {               // aligned to 16 bytes
+    float* param;
+    float* exp_avg;
+    float* exp_avg_sq;
+    float step_size;             // lr / (1 - beta1^t)
+};
+struct PreprocessBackwardAdam {
+    Gaussians<float> gaussians;  // raw, with spherical harmonics; the same memory as the params below
+    View<float> view;
+    const int32_t* radii;        // [N]
+    const Splat* splats;         // [N]
+    const float* grads;          // [N, kGradSize]
+    Trained means, sh_dc, sh_rest, opacities, scales, quats;
+    AdamRates rates;
+    float* grad_norm_sum;        // [N] or null, likewise the next two: see GaussianGrads
+    float* visits;
+    float* abs_grad_norm_sum;
+    const Totals* totals;        // of preprocess. If it counted more entries
+    int64_t capacity;            // than this, the gradients are wrong: nothing moves, and losses[3] += 1.
+    const float *loss, *l1;      // [1]  of this step, added to losses[0] and losses[1]; losses[2] += 1
+    float* losses;               // [4]
+};
+constexpr int kMaxRestCount = 15;
+void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream);
 
 // ---- nearest neighbors ---------------------------------------------------------------------------------------------
 

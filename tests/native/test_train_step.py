@@ -1,0 +1,238 @@
+"""The fused training step is rasterize, photometric_loss, backward and Adam, one after the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from diff_gaussian_rasterization import FusedAdam, ScreenStats, photometric_loss, rasterize
+from torch import Tensor
+
+from tests.native.scenes import DEVICES, Scene, assert_not_blank, make_scene, relative_error, to_raw
+
+NAMES = ("means", "sh_dc", "sh_rest", "opacities", "scales", "quats")
+LRS = (2e-3, 3e-3, 1e-3, 2e-2, 5e-3, 4e-3)
+BETAS, EPS, LAMBDA = (0.9, 0.999), 1e-8, 0.2
+
+
+@dataclass
+class Outcome:
+    params: list[Tensor]
+    exp_avg: list[Tensor]
+    exp_avg_sq: list[Tensor]
+    stats: ScreenStats
+    losses: Tensor  # loss, L1, steps taken, steps skipped
+
+
+def training_scene(
+    count: int, size=(64, 48), degree: int = 3, stored: int | None = None, seed: int = 0
+) -> Scene:
+    """Raw, a third of it behind the camera; `stored` is the degree that sh_rest has room for."""
+    scene = to_raw(make_scene(count, size, seed=seed, degree=degree if stored is None else stored))
+    scene.means[1::3] += 2.5 * (torch.linalg.inv(scene.world_to_camera)[:3, 3] - scene.means[1::3])
+    return scene.but(sh_degree=degree)
+
+
+def target_like(scene: Scene, dtype: torch.dtype) -> Tensor:
+    g = torch.Generator().manual_seed(5)
+    small = torch.rand(1, 3, 6, 7, generator=g)
+    size = (scene.height, scene.width)
+    image = torch.nn.functional.interpolate(small, size=size, mode="bilinear", align_corners=True)[0]
+    return (image * 255).round().to(torch.uint8) if dtype == torch.uint8 else image.to(dtype)
+
+
+def fresh(scene: Scene, device: str, dtype: torch.dtype, absolute: bool) -> Outcome:
+    params = [getattr(scene, name).to(device, dtype, copy=True).contiguous() for name in NAMES]
+    zeros = [[torch.zeros_like(p) for p in params] for _ in range(2)]
+    stats = ScreenStats.zeros(len(params[0]), device, absolute=absolute)
+    return Outcome(params, *zeros, stats, torch.zeros(4, device=device))
+
+
+def camera(scene: Scene, step: int, device: str, dtype: torch.dtype) -> dict:
+    """Every step looks from a slightly different place."""
+    view = scene.world_to_camera.clone()
+    view[0, 3] += 0.05 * step
+    return {
+        "world_to_camera": view.to(device, dtype),
+        "K": scene.K.to(device, dtype),
+        "background": scene.background.to(device, dtype),
+    }
+
+
+def train_separately(scene, steps, target, mask, device, dtype=torch.float32, absolute=True) -> Outcome:
+    out = fresh(scene, device, dtype, absolute)
+    leaves = {name: p.requires_grad_() for name, p in zip(NAMES, out.params)}
+    optimizer = FusedAdam([{"params": [p], "lr": lr} for p, lr in zip(out.params, LRS)], betas=BETAS, eps=EPS)
+    for step in range(1, steps + 1):
+        image = rasterize(
+            **leaves, **camera(scene, step, device, dtype), width=scene.width, height=scene.height,
+            sh_degree=scene.sh_degree, antialiasing=scene.antialiasing, raw=True, stats=out.stats,
+        ).image  # fmt: skip
+        loss, l1 = photometric_loss(image, target, LAMBDA, mask)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        out.losses += torch.stack([loss.detach(), l1, torch.ones_like(l1), torch.zeros_like(l1)])
+    if scene.means.numel():
+        assert_not_blank(image.detach(), 0.01)
+    for i, p in enumerate(out.params):
+        state = optimizer.state[p]
+        out.exp_avg[i], out.exp_avg_sq[i] = state["exp_avg"], state["exp_avg_sq"]
+        p.requires_grad_(False)
+    return out
+
+
+def fused_step(
+    out: Outcome, scene, step, target, mask, device, dtype=torch.float32, capacity=0, entries=None
+):
+    view = camera(scene, step, device, dtype)
+    stats = out.stats
+    torch.ops.tilesplat.train_step(
+        out.params, out.exp_avg, out.exp_avg_sq, list(LRS), *BETAS, EPS, step, view["world_to_camera"], view["K"],
+        view["background"], target, mask, scene.sh_degree, scene.antialiasing, LAMBDA,
+        stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum, out.losses, capacity, entries,
+    )  # fmt: skip
+
+
+def train_fused(
+    scene, steps, target, mask, device, dtype=torch.float32, absolute=True, capacity=0
+) -> Outcome:
+    out = fresh(scene, device, dtype, absolute)
+    for step in range(1, steps + 1):
+        fused_step(out, scene, step, target, mask, device, dtype, capacity)
+    return out
+
+
+def assert_same(fused: Outcome, separate: Outcome, start: Scene, tolerance: float) -> None:
+    for i, name in enumerate(NAMES):
+        before = getattr(start, name).to(separate.params[i])
+        for what, a, b in (
+            ("moves", fused.params[i] - before, separate.params[i] - before),
+            ("first moments", fused.exp_avg[i], separate.exp_avg[i]),
+            ("second moments", fused.exp_avg_sq[i], separate.exp_avg_sq[i]),
+        ):
+            assert a.shape == b.shape
+            assert relative_error(a, b) <= tolerance, f"{what} of {name}: {relative_error(a, b):.1e}"
+    for key in ("grad_norm_sum", "visits", "abs_grad_norm_sum"):
+        a, b = getattr(fused.stats, key), getattr(separate.stats, key)
+        if b is not None:
+            assert relative_error(a, b) <= tolerance, key
+    assert relative_error(fused.losses, separate.losses) <= 1e-5
+
+
+def compare(scene: Scene, device, steps=5, target_dtype=torch.uint8, masked=False, absolute=True, capacity=0):
+    target = target_like(scene, target_dtype).to(device)
+    mask = None
+    if masked:
+        mask = torch.ones(scene.height, scene.width, device=device)
+        mask[: scene.height // 3] = 0.25
+    separate = train_separately(scene, steps, target, mask, device, absolute=absolute)
+    fused = train_fused(scene, steps, target, mask, device, absolute=absolute, capacity=capacity)
+    # Sums over pixels in another order; where the gradient nearly cancels, Adam makes something of the rest.
+    assert_same(fused, separate, scene, 1e-3)
+    if len(scene.means) > 10:
+        moved = (separate.params[0] - scene.means.to(separate.params[0])).abs().amax(1) > 0
+        assert 0.3 < moved.float().mean() < 0.9, "some are seen, and some are not"
+    return fused, separate
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_every_degree(degree, device):
+    compare(training_scene(300, degree=degree), device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("degree", [0, 1, 2])
+def test_degrees_that_are_not_in_use_yet(degree, device):
+    """Their gradient is zero, and so they stay."""
+    scene = training_scene(300, degree=degree, stored=3)
+    fused, _ = compare(scene, device)
+    unused = (degree + 1) ** 2 - 1
+    assert torch.equal(fused.params[2][:, unused:].cpu(), scene.sh_rest[:, unused:].float())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 128, 129, 300])
+def test_any_count(count, device):
+    scene = training_scene(count, size=(33, 20), degree=2)
+    scene.means[:1] = 0.0  # in the middle of the view
+    compare(scene, device, steps=3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("size", [(16, 16), (50, 37), (100, 5)])
+def test_ragged_sizes(size, device):
+    compare(training_scene(300, size=size), device, steps=3)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_options(device):
+    compare(training_scene(200).but(antialiasing=True), device)
+    compare(training_scene(200), device, target_dtype=torch.float32, absolute=False)
+    compare(training_scene(200), device, masked=True)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_room_to_spare_changes_nothing(device):
+    compare(training_scene(300), device, capacity=100_000)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_rows_out_of_view_go_on_moving(device):
+    """As with torch.optim.Adam: their gradient is zero, their momentum is not."""
+    scene = training_scene(200)
+    target = target_like(scene, torch.uint8).to(device)
+    out = train_fused(scene, 3, target, None, device)
+    before = [p.clone() for p in out.params]
+    away = scene.but(world_to_camera=scene.world_to_camera.clone())
+    away.world_to_camera[2, 3] -= 100  # everything is behind the camera now
+    visits = out.stats.visits.clone()
+    avg = [m.clone() for m in out.exp_avg]
+    fused_step(out, away, 4, target, None, device)
+    assert torch.equal(out.stats.visits, visits)
+    for name, p, old, m, old_m in zip(NAMES, out.params, before, out.exp_avg, avg):
+        assert (p - old).abs().max() > 0, name
+        assert torch.allclose(m, 0.9 * old_m, rtol=1e-5), name
+
+
+@pytest.mark.parametrize("device", [d for d in DEVICES if d != "cpu"])
+def test_a_step_without_enough_room_is_skipped_and_counted(device):
+    scene = training_scene(300)
+    target = target_like(scene, torch.uint8).to(device)
+    entries = torch.zeros(1, dtype=torch.int64).pin_memory()
+    out = train_fused(scene, 2, target, None, device)
+    everything = [*out.params, *out.exp_avg, *out.exp_avg_sq, *vars(out.stats).values()]
+    before, losses = [t.clone() for t in everything], out.losses.clone()
+
+    fused_step(out, scene, 3, target, None, device, capacity=100, entries=entries)
+    torch.cuda.synchronize()
+    wanted = entries.item()
+    assert wanted > 100
+    assert all(torch.equal(a, b) for a, b in zip(everything, before))
+    assert torch.equal(out.losses[:3], losses[:3]) and out.losses[3] == 1
+
+    fused_step(out, scene, 3, target, None, device, capacity=wanted, entries=entries)
+    torch.cuda.synchronize()
+    assert entries.item() == wanted and out.losses[2] == losses[2] + 1 and out.losses[3] == 1
+    assert not torch.equal(out.params[0], before[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_wrong_arguments_are_named(device):
+    scene = training_scene(10)
+    target = target_like(scene, torch.uint8).to(device)
+    out = fresh(scene, device, torch.float32, False)
+    with pytest.raises(ValueError, match=r"target must be \[3, H, W\], got \[48, 64\] uint8"):
+        fused_step(out, scene, 1, target[0], None, device)
+    with pytest.raises(ValueError, match=r"step must be at least 1, got 0"):
+        fused_step(out, scene, 0, target, None, device)
+    with pytest.raises(ValueError, match=r"mask must be \[48, 64\] float32 .*, got \[64\] float32"):
+        fused_step(out, scene, 1, target, torch.ones(64, device=device), device)
+    out.losses = out.losses[:3]
+    with pytest.raises(ValueError, match=r"losses must be \[4\] float32 .*, got \[3\] float32"):
+        fused_step(out, scene, 1, target, None, device)
+    out.params.pop()
+    with pytest.raises(ValueError, match=r"params must be means, .* and quats, got 5 tensors"):
+        fused_step(out, scene, 1, target, None, device)
