@@ -18,20 +18,23 @@ class TrainStep:
     Equal to rasterize(raw=True), photometric_loss(), backward and FusedAdam one after the other, up to the
     order of sums.
 
-    A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's number is
-    remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view want much more
-    than before, the step moves nothing, and is counted in what __call__ returns.
+    A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's
+    number is remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view
+    want much more than before, the step moves nothing, and says so in what __call__ returns.
     """
 
     def __init__(self, views: int, device: torch.device):
         self.device = torch.device(device)
-        # Written by the GPU, read here without waiting: what a view wanted at its last visit, whenever that arrives.
+        # Written by the GPU and read here without waiting: what a view wanted at its last visit.
         self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         self._peaks = [0] * views
 
     def _room(self, view: int) -> int:
-        """For how many pairs to make room; 0 to count them first. Few splats reach far after their opacities were
-        reset, and grow back between two visits: the peak is forgotten slowly."""
+        """For how many pairs to make room; 0 to count them first.
+
+        Splats reach less far when their opacities have been reset, and grow back between two visits: peaks
+        are forgotten slowly.
+        """
         last = int(self._entries[view])
         if last == 0:
             return 0
