@@ -90,7 +90,8 @@ def fused_step(
     stats = out.stats
     torch.ops.tilesplat.train_step(
         out.params, out.exp_avg, out.exp_avg_sq, list(LRS), *BETAS, EPS, step,
-        view["world_to_camera"], view["K"], view["background"], target, mask, scene.sh_degree, scene.antialiasing, LAMBDA,
+        view["world_to_camera"], view["K"], view["background"], target, mask,
+        scene.sh_degree, scene.antialiasing, LAMBDA,
         stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum, out.losses, capacity, entries,
     )  # fmt: skip
 
