@@ -50,8 +50,8 @@ class Scene:
     def arguments(self) -> dict:
         return {
             "means": self.means, "quats": self.quats, "scales": self.scales, "opacities": self.opacities,
-            "sh_dc": self.sh_dc, "sh_rest": self.sh_rest, "world_to_camera": self.world_to_camera, "K": self.K,
-            "width": self.width, "height": self.height, "sh_degree": SH_DEGREE, "raw": True,
+            "sh_dc": self.sh_dc, "sh_rest": self.sh_rest, "world_to_camera": self.world_to_camera,
+            "K": self.K, "width": self.width, "height": self.height, "sh_degree": SH_DEGREE, "raw": True,
             "background": torch.zeros(3, device=self.means.device),
         }  # fmt: skip
 
@@ -75,16 +75,16 @@ class Statistics:
 
 SYNTHETIC = {
     # 50,000 splats at 400x300, about 57 contributions per pixel
-    "cpu50k": Statistics(50_000, 400, 300, pixels=2.6, visible=1.0, opacity=-2.2, opacity_spread=1.0),
-    # what a trained outdoor scene of a million looks like: V 0.6 M, K 2.5 M, E about 150, F about 50
+    "cpu50k": Statistics(50_000, 400, 300, pixels=2.13, visible=1.0, opacity=-2.2, opacity_spread=1.0),
+    # what a trained outdoor scene of a million looks like: V 0.6 M, K 2.5 M, E about 120, F about 50
     "gpu1m": Statistics(
-        1_000_000, 1297, 840, pixels=2.2, visible=0.6, spread=0.6, opacity=-2.0, opacity_spread=1.2
+        1_000_000, 1297, 840, pixels=2.0, visible=0.6, spread=0.75, opacity=1.0, opacity_spread=2.0
     ),
 }
 
 
 def synthetic(s: Statistics, device: str) -> Scene:
-    """Splats of random shape, uniform over the image and in depth; those not visible are behind the camera."""
+    """Splats of random shape, uniform over the image and in depth; the invisible are behind the camera."""
     g = torch.Generator().manual_seed(0)
     focal = 0.9 * s.width
     z = 2 + 8 * torch.rand(s.count, 1, generator=g)
@@ -140,7 +140,7 @@ def from_ply(path: Path, width: int, height: int, device: str) -> Scene:
 
 @torch.no_grad()
 def counters(scene: Scene, sampled_tiles: int = 48) -> dict[str, float]:
-    """N, V, K, E, F. The last three from tiles sampled evenly; exact where the image has no more tiles than that."""
+    """N, V, K, E, F. The last three from tiles sampled evenly; exact where there are no more tiles."""
     s = {k: v.cpu() if isinstance(v, Tensor) else v for k, v in scene.arguments().items()}
     quats, scales = torch.nn.functional.normalize(s["quats"], dim=1), s["scales"].exp()
     # In pieces, to keep memory small.
@@ -181,7 +181,7 @@ def counters(scene: Scene, sampled_tiles: int = 48) -> dict[str, float]:
 
 
 def _tile_alphas(splats, ids: Tensor, tx: int, ty: int, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Alpha of each splat at each pixel of a tile [h, w, M], and how many splats each pixel looks at [h, w]."""
+    """Alpha of each splat at each pixel of a tile [h, w, M]; how many splats each pixel looks at [h, w]."""
     w, h = min(16, width - 16 * tx), min(16, height - 16 * ty)
     x = torch.arange(w) + 16 * tx + 0.5
     y = torch.arange(h) + 16 * ty + 0.5
@@ -217,7 +217,7 @@ def _wait(device: str) -> None:
 
 
 def stage_times(function, device: str, runs: int = 10) -> dict[str, float]:
-    """Median milliseconds by stage, where the backend tells: CUDA through the profiler, the CPU by its own clock."""
+    """Mean milliseconds by stage: CUDA kernels from the profiler, the CPU by its own clock."""
     if device == "cuda":
         from torch.profiler import ProfilerActivity, profile
 
