@@ -172,14 +172,12 @@ def _surface_points(camera: Camera, picture, options: Options, rng):
     """Random pixels, lifted to 3D with the noise that structure from motion would leave: (xyz, rgb)."""
     count = int(np.ceil(2.2 * options.points / options.views))
     gray = picture.image[..., :3].mean(axis=2)
-    interest = 0.02 + np.hypot(*np.gradient(gray))  # features are found where there is something to see
+    interest = 0.04 + np.hypot(*np.gradient(gray))  # features are found where there is something to see
     pixels = rng.choice(gray.size, count, p=(interest / interest.sum()).ravel())
     rows, columns = np.divmod(pixels, camera.width)
     z, image = picture.depth[rows, columns], picture.image[rows, columns]
     empty = np.isinf(z)
-    keep = ~empty | (rng.random(count) < 0.5)  # few features in the sky
-    if options.alpha:
-        keep &= image[:, 3] > 0.5
+    keep = image[:, 3] > 0.5 if options.alpha else np.ones(count, bool)
     z = np.where(empty, SKY_DISTANCE, np.minimum(z, SKY_DISTANCE))
     x = (columns + 0.5 - camera.K[0, 2]) / camera.K[0, 0]
     y = (rows + 0.5 - camera.K[1, 2]) / camera.K[1, 1]

@@ -207,7 +207,7 @@ def terrace(world, local):
     reach = np.maximum(np.abs(x), np.abs(y))
     border = brick_color(np.where(np.abs(x) > np.abs(y), y, x), reach, (0.42, 0.125))
     outside = step(reach, 2.0, 0.008)
-    return Surface(mix(inner, border, outside), 0.18 * (1 - outside), 40.0)
+    return Surface(mix(inner, border, outside), 0.05 * (1 - outside), 40.0)
 
 
 def meadow(world, local):

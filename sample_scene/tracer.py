@@ -271,9 +271,13 @@ def orbit(
     cx, cy = principal or (width / 2, height / 2)
     K = np.array([[focal, 0, cx], [0, focal, cy], [0, 0, 1]])
     cameras = []
+    taken = [7 * seed, 7 * seed]
     for i in range(count):
-        turn, lift, out = ((i + 1 + 7 * seed) * step % 1 for step in (2**0.5, 5**0.5, 3**0.5))
-        azimuth, elevation, distance = 2 * np.pi * turn, np.radians(7 + 37 * lift**2), 5.6 + 1.2 * out
+        flies = (i + i // 8) % 2  # half of them walk, half of them fly; so do the held-out ones, every 8th
+        taken[flies] += 1
+        turn, lift, out = (taken[flies] * step % 1 for step in (2**0.5, 5**0.5, 3**0.5))
+        azimuth, distance = 2 * np.pi * turn, 5.6 + 1.2 * out
+        elevation = np.radians(10 + 33 * lift if flies else 6.5 + 3 * lift)
         target = np.array([0.25 * np.cos(5 * azimuth), 0.25 * np.sin(3 * azimuth), 0.62])
         eye = target + distance * np.array(
             [np.cos(azimuth) * np.cos(elevation), np.sin(azimuth) * np.cos(elevation), np.sin(elevation)]
