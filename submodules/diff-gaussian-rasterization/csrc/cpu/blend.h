@@ -1,7 +1,6 @@
 // blend.h: front to back over each tile's splats, one 4x4 block of pixels in sixteen lanes.
 //
-// A tile's splats are staged in batches. Staging also tests each against the tile's sixteen blocks, sixteen splats at
-// once, with the ellipse on which its alpha is 1/255. Then block after block walks the set bits of its list, its
+// A tile's splats are staged in batches. Staging also tests each against the tile's sixteen blocks (bin.h). Then block after block walks the set bits of its list, its
 // sixteen pixels staying in registers, and drops out when all of them are saturated.
 #pragma once
 #include "../common/constants.h"
@@ -81,51 +80,99 @@ GS_INLINE F log2_alpha(const Splat<Number>& s, F dx, F dy) {
     return fma(dx, fma(F(s.a), dx, F(s.b) * dy), fma(F(s.c) * dy, dy, F(s.bias)));
 }
 
-// Tests sixteen splats against the sixteen blocks of a tile: bit i of hits[b] says that splat i can reach alpha 1/255
-// in block b. The test is that of tiles.h, with everything taken out of the loop that a row or column shares.
-GS_INLINE void test_blocks(const F* field, const TilePlace& t, uint32_t* hits) {
-    const F x = field[0], y = field[1], a = field[2], b = field[3], c = field[4];
-    const F zero = F(0), edge = F(kBlock - 1);
-    const F reach = field[5] + F(7.994353436858858 + 2e-3);     // log2(255 opacity) and a margin
-    const F slope_x = b * F(-0.5) / a, slope_y = b * F(-0.5) / c;  // best x for given y, and the other way
-    const F slack = F(1 - 4e-6);
-    F ex[4], x0[4], x1[4], best_y[4], qx[4], ey[4], y0[4], y1[4], best_x[4], qy[4];
-    for (int k = 0; k < 4; ++k) {
-        x0[k] = F(t.x + kBlock * k + 0.5) - x, x1[k] = x0[k] + edge;
-        y0[k] = F(t.y + kBlock * k + 0.5) - y, y1[k] = y0[k] + edge;
-        ex[k] = clamp(zero, x0[k], x1[k]), ey[k] = clamp(zero, y0[k], y1[k]);
-        best_y[k] = slope_y * ex[k], best_x[k] = slope_x * ey[k];
-        qx[k] = fma(a * ex[k], ex[k] * slack, reach), qy[k] = fma(c * ey[k], ey[k] * slack, reach);
-    }
-    for (int row = 0; row < 4; ++row) {
-        for (int col = 0; col < 4; ++col) {
-            const F v = clamp(best_y[col], y0[row], y1[row]), u = clamp(best_x[row], x0[col], x1[col]);
-            const F along_x = fma(v, fma(c * slack, v, b * ex[col]), qx[col]);
-            const F along_y = fma(u, fma(a * slack, u, b * ey[row]), qy[row]);
-            hits[4 * row + col] = bits(max(along_x, along_y) >= zero);
-        }
-    }
+// The tile's blocks as a grid of boxes.
+GS_INLINE Grid block_grid(const TilePlace& t) {
+    return {F(t.x + 0.5), F(t.y + 0.5), kBlock, F(INFINITY), F(INFINITY)};
 }
 
-// What a block carries through a tile's list.
+// What a block carries through a tile's list. `through` is the light that passes all splats so far, be they blended or not:
+// a pixel takes light until `through` falls below kStopAt. `T` is the light that passes those that were blended.
 struct BlockState {
-    F T, red, green, blue, inv_depth, threshold;  // threshold: 1/255, or infinity for a pixel that is done
+    F through, T, red, green, blue, inv_depth;
     I last;
 };
+
+// alpha >= 1/255, said of its logarithm: known before the exponential is.
+constexpr double kLog2AlphaMin = -7.994353436858858;
+
+// A batch of a tile's list. One more than there are: behind the last comes one that shows nowhere.
+struct Batch {
+    Splat<Number> splat[kBatch + 1];
+    int32_t position[kBatch + 1];  // in the tile's list
+    uint64_t hits[kBlocks];        // bit j: splat j may show in this block
+    uint16_t touched[kBatch + 1];  // bit b: it did in block b
+};
+
+GS_INLINE int first_bit(uint64_t list) { return list ? __builtin_ctzll(list) : kBatch; }
+
+// Blends the listed splats into one block, four at a time: their alphas do not depend on one another. Nor does anything
+// wait for the test whether a pixel is done: `through` only falls, so once it is below the limit it stays there.
+GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b, F px, F py) {
+    constexpr int kGroup = 4;
+    BlockState s = state;
+    while (list) {
+        int j[kGroup];
+        F alpha[kGroup];
+        M lit[kGroup];
+        _Pragma("GCC unroll 4") for (int k = 0; k < kGroup; ++k) {
+            j[k] = first_bit(list);
+            list &= list - 1;
+            const Splat<Number>& splat = batch.splat[j[k]];
+            const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
+            lit[k] = q >= F(kLog2AlphaMin);
+            alpha[k] = zero_unless(lit[k], min(ex2_near(q), F(kAlphaMax)));
+        }
+        _Pragma("GCC unroll 4") for (int k = 0; k < kGroup; ++k) {
+            const Splat<Number>& splat = batch.splat[j[k]];
+            const F weight = alpha[k] * s.through;
+            s.through = fma(-alpha[k], s.through, s.through);
+            const M blended = s.through >= F(kStopAt), lit_now = lit[k] & blended;
+            s.T = select(blended, s.through, s.T);
+            s.red = fma_where(blended, weight, F(splat.red), s.red);
+            s.green = fma_where(blended, weight, F(splat.green), s.green);
+            s.blue = fma_where(blended, weight, F(splat.blue), s.blue);
+            s.inv_depth = fma_where(blended, weight, F(splat.inv_z), s.inv_depth);
+            s.last = select(lit_now, &batch.position[j[k]], s.last);
+            batch.touched[j[k]] |= uint16_t(uint32_t(any(lit_now)) << b);
+        }
+        if (!any(s.through >= F(kStopAt))) break;
+    }
+    state = s;
+}
+
+// Entries [base, base + count) of the tile into the batch, tested against the blocks.
+GS_INLINE void stage(const Frame<Number>& f, const TilePlace& t, int64_t base, int count, Batch& batch) {
+    std::memset(batch.hits, 0, sizeof batch.hits);
+    std::memset(batch.touched, 0, sizeof batch.touched);
+    for (int g = 0; g < count; g += kLanes) {
+        F row[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+            const int e = g + i < count ? g + i : count - 1;
+            const Splat<Number>& s = f.splats[f.entries[base + e].splat];
+            row[i] = load(&s.x);
+            store(&batch.splat[g + i].x, row[i]);
+        }
+        transpose(row);
+        M group[kBlocks];
+        test_grid<false>(row, block_grid(t), group);
+        for (int b = 0; b < kBlocks; ++b) batch.hits[b] |= uint64_t(bits(group[b])) << g;
+    }
+    const uint64_t real = count == kBatch ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+    for (uint64_t& h : batch.hits) h &= real;
+}
 
 static void blend_tile(const Frame<Number>& f, const Number* background, const Image<Number>& out, int64_t tile) {
     const TilePlace t = place(f, tile);
     const PixelCenters centers(t);
     const int64_t begin = f.tile_begin[tile], end = f.tile_begin[tile + 1];
     BlockState state[kBlocks];
-    Splat<Number> staged[kBatch];
-    uint64_t hits[kBlocks];
-    uint16_t touched[kBatch];
+    Batch batch;
+    batch.splat[kBatch] = {0, 0, 0, 0, 0, Number(-1e30), 0, 0, 0, 0, 0, {}};
 
-    uint32_t alive = 0;  // blocks with a pixel that still takes light
+    uint32_t alive = 0;  // blocks with an open pixel
     for (int b = 0; b < kBlocks; ++b) {
         const M inside = t.inside(b);
-        state[b] = {F(1), F(0), F(0), F(0), F(0), select(inside, F(kAlphaMin), F(INFINITY)), I(-1)};
+        state[b] = {select(inside, F(1), F(0)), F(1), F(0), F(0), F(0), F(0), I(-1)};
         alive |= uint32_t(any(inside)) << b;
     }
 
@@ -135,57 +182,17 @@ static void blend_tile(const Frame<Number>& f, const Number* background, const I
             std::memset(f.touched + base, 0, (end - base) * sizeof *f.touched);
             break;
         }
-        std::memset(hits, 0, sizeof hits);
-        std::memset(touched, 0, sizeof touched);
-        for (int g = 0; g < count; g += kLanes) {
-            F row[kLanes];
-            for (int i = 0; i < kLanes; ++i) {
-                const int e = g + i < count ? g + i : count - 1;
-                const Splat<Number>& s = f.splats[f.entries[base + e].splat];
-                row[i] = load(&s.x);
-                store(&staged[g + i].x, row[i]);
-            }
-            transpose(row);
-            uint32_t group[kBlocks];
-            test_blocks(row, t, group);
-            for (int b = 0; b < kBlocks; ++b) hits[b] |= uint64_t(group[b]) << g;
-        }
-        const uint64_t real = count == kBatch ? ~uint64_t(0) : (uint64_t(1) << count) - 1;
+        stage(f, t, base, count, batch);
+        for (int e = 0; e <= kBatch; ++e) batch.position[e] = int32_t(base - begin) + e;
         const int64_t next = base + kBatch, next_end = next + kBatch < end ? next + kBatch : end;
         for (int64_t e = next; e < next_end; ++e) __builtin_prefetch(&f.splats[f.entries[e].splat]);
 
         for (uint32_t todo = alive; todo; todo &= todo - 1) {
             const int b = __builtin_ctz(todo);
-            const F px = centers.x[b & 3], py = centers.y[b >> 2];
-            BlockState s = state[b];
-            for (uint64_t list = hits[b] & real; list; list &= list - 1) {
-                const int j = __builtin_ctzll(list);
-                const Splat<Number>& splat = staged[j];
-                const F alpha = min(ex2(log2_alpha(splat, px - F(splat.x), py - F(splat.y))), F(kAlphaMax));
-                M lit = alpha >= s.threshold;
-                F weight = alpha * s.T;
-                const M stop = lit & (s.T - weight < F(kStopAt));
-                if (__builtin_expect(any(stop), 0)) {
-                    s.threshold = select(stop, F(INFINITY), s.threshold);
-                    lit = lit & !stop;
-                    if (!any(s.threshold < F(1))) {
-                        alive &= ~(1u << b);
-                        if (!any(lit)) break;
-                        list = list & (~list + 1);  // this splat is the last
-                    }
-                }
-                weight = zero_unless(lit, weight);
-                s.T = s.T - weight;
-                s.red = fma(weight, F(splat.red), s.red);
-                s.green = fma(weight, F(splat.green), s.green);
-                s.blue = fma(weight, F(splat.blue), s.blue);
-                s.inv_depth = fma(weight, F(splat.inv_z), s.inv_depth);
-                s.last = select(lit, I(int(base - begin) + j), s.last);
-                touched[j] |= uint16_t(uint32_t(any(lit)) << b);
-            }
-            state[b] = s;
+            blend_block(state[b], batch.hits[b], batch, b, centers.x[b & 3], centers.y[b >> 2]);
+            if (!any(state[b].through >= F(kStopAt))) alive &= ~(1u << b);
         }
-        std::memcpy(f.touched + base, touched, count * sizeof *touched);
+        std::memcpy(f.touched + base, batch.touched, count * sizeof *f.touched);
     }
 
     const int64_t plane = int64_t(f.width) * f.height;

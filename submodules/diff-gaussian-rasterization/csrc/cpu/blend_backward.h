@@ -1,9 +1,11 @@
 // blend_backward.h: back to front over each tile's splats, and what each of them would have to change.
 //
-// The tile's 256 pixels carry two numbers from splat to splat: the light T that reaches the splat, and the dot product
-// `behind` of the image gradient with the color that comes from behind it. A splat visits only the blocks it added
-// light to. Its sums over pixels stay in registers through all its blocks, and end up in one record:
-//     0      sum of g, g being dL/d(log alpha) of a pixel
+// A pixel carries two numbers from splat to splat: the light T that reaches the splat, and the dot product `behind` of the
+// image gradient with the color that comes from behind it. The tile's list is taken in batches, each in two passes:
+//   1. block after block, its sixteen pixels in registers, over the splats that added light to it; every visit leaves a
+//      weight alpha T, which is dcolor, and g = dL/d(log alpha);
+//   2. splat after splat, over the blocks it added light to: sums of those over pixels, in registers, into one record:
+//     0      sum of g
 //     1..5   sums of g dx, g dy, g dx^2, g dx dy, g dy^2, (dx, dy) = pixel - mean
 //     6..8   dL/dcolor        9   dL/d(1/z)       10, 11   sums of |dL/dmean| per pixel, if wanted
 #pragma once
@@ -12,11 +14,86 @@
 
 namespace gs::cpu::GS_ISA {
 
-struct BackwardState {
-    F T[kBlocks], behind[kBlocks];
-    F red[kBlocks], green[kBlocks], blue[kBlocks], inv_depth[kBlocks];  // gradient of the image
-    I last[kBlocks];
+struct BlockBackward {
+    F T, behind;
+    F red, green, blue, inv_depth;  // gradient of the image
+    I last;
 };
+
+// What one splat did to one block.
+struct Visit { F weight, g; };
+
+struct BackwardBatch {
+    Splat<Number> splat[kBatch];
+    int32_t position[kBatch];     // in the tile's list
+    uint16_t touched[kBatch];     // bit b: the splat added light to block b
+    int32_t first_visit[kBatch];  // visits lie splat after splat, each splat's in the order of its blocks
+    Visit visit[kBatch * kBlocks];
+};
+
+template <bool kInvDepth>
+GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch& batch, int b, F px, F py) {
+    BlockBackward s = state;
+    const uint32_t before = (1u << b) - 1;
+    while (list) {
+        const int j = 63 - __builtin_clzll(list);
+        list ^= uint64_t(1) << j;
+        const Splat<Number>& splat = batch.splat[j];
+        const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
+        const F uncapped = ex2_near(q), alpha = min(uncapped, F(kAlphaMax));
+        const M lit = at_most(q >= F(kLog2AlphaMin), I(batch.position[j]), s.last);
+        F along = fma(F(splat.red), s.red, fma(F(splat.green), s.green, F(splat.blue) * s.blue));
+        if (kInvDepth) along = fma(F(splat.inv_z), s.inv_depth, along);
+        // dL/dalpha = T along - behind / (1 - alpha), T being the light before the splat, s.T (1 - alpha)^-1.
+        const F inv = recip(F(1) - alpha), g_alpha = inv * fma(s.T, along, -s.behind);
+        s.T = select(lit, s.T * inv, s.T);
+        Visit& v = batch.visit[batch.first_visit[j] + __builtin_popcount(batch.touched[j] & before)];
+        v.weight = zero_unless(lit, alpha * s.T);
+        v.g = zero_unless(lit, g_alpha * uncapped);  // the cap lets the gradient through
+        s.behind = fma(v.weight, along, s.behind);
+    }
+    state = s;
+}
+
+// The sums of one splat over its visits.
+template <bool kInvDepth, bool kAbsolute>
+GS_INLINE F sum_visits(const Splat<Number>& splat, uint32_t blocks, int count, const Visit* v, const BlockBackward* state,
+                       const PixelCenters& centers) {
+    constexpr int kSums = kAbsolute ? 12 : kInvDepth ? 10 : 9;
+    F total[12];
+    for (F& t : total) t = F(0);
+    const F x = F(splat.x), y = F(splat.y);
+    for (int k = 0; k < count; ++k, ++v) {
+        const int b = __builtin_ctz(blocks);
+        blocks &= blocks - 1;
+        const BlockBackward& s = state[b];
+        const F dx = centers.x[b & 3] - x, dy = centers.y[b >> 2] - y, gx = v->g * dx, gy = v->g * dy;
+        total[0] = total[0] + v->g;
+        total[1] = total[1] + gx;
+        total[2] = total[2] + gy;
+        total[3] = fma(gx, dx, total[3]);
+        total[4] = fma(gx, dy, total[4]);
+        total[5] = fma(gy, dy, total[5]);
+        total[6] = fma(v->weight, s.red, total[6]);
+        total[7] = fma(v->weight, s.green, total[7]);
+        total[8] = fma(v->weight, s.blue, total[8]);
+        if (kInvDepth) total[9] = fma(v->weight, s.inv_depth, total[9]);
+        if (kAbsolute) {  // dL/dmean of this pixel is g Q (dx, dy); Q = -2 ln 2 (a, b/2, c)
+            total[10] = total[10] + abs(fma(F(2 * splat.a), gx, F(splat.b) * gy));
+            total[11] = total[11] + abs(fma(F(2 * splat.c), gy, F(splat.b) * gx));
+        }
+    }
+    return sums<kSums>(total);
+}
+
+// Indices 0 .. count, those with the same number of blocks side by side: loops of one length in a row cost no
+// mispredicted branches.
+GS_INLINE void sort_by_block_count(const uint16_t* touched, int count, uint8_t* order) {
+    uint8_t place[kBlocks + 2] = {}, blocks[kBatch];
+    for (int j = 0; j < count; ++j) ++place[(blocks[j] = uint8_t(__builtin_popcount(touched[j]))) + 1];
+    for (int n = 0; n < kBlocks; ++n) place[n + 1] = uint8_t(place[n + 1] + place[n]);
+    for (int j = 0; j < count; ++j) order[place[blocks[j]]++] = uint8_t(j);
+}
 
 template <bool kInvDepth, bool kAbsolute>
 static void blend_backward_tile(const Frame<Number>& f, const Number* background, const ImageGrads<Number>& grad,
@@ -24,66 +101,51 @@ static void blend_backward_tile(const Frame<Number>& f, const Number* background
     const TilePlace t = place(f, tile);
     const PixelCenters centers(t);
     const int64_t begin = f.tile_begin[tile], end = f.tile_begin[tile + 1], plane = int64_t(f.width) * f.height;
-    BackwardState s;
+    BlockBackward state[kBlocks];
     F sum_red = F(0), sum_green = F(0), sum_blue = F(0);
     for (int b = 0; b < kBlocks; ++b) {
+        BlockBackward& s = state[b];
         const int64_t at = tile * kBlocks * kLanes + b * kLanes;
-        s.T[b] = load(f.transmittance + at);
-        s.last[b] = load(f.last + at);
-        s.red[b] = load_block(grad.color, t, b);
-        s.green[b] = load_block(grad.color + plane, t, b);
-        s.blue[b] = load_block(grad.color + 2 * plane, t, b);
-        if (kInvDepth) s.inv_depth[b] = load_block(grad.inv_depth, t, b);
-        F from_back = s.red[b] * F(background[0]) + s.green[b] * F(background[1]) + s.blue[b] * F(background[2]);
+        s.T = load(f.transmittance + at);
+        s.last = load(f.last + at);
+        s.red = load_block(grad.color, t, b);
+        s.green = load_block(grad.color + plane, t, b);
+        s.blue = load_block(grad.color + 2 * plane, t, b);
+        s.inv_depth = kInvDepth ? load_block(grad.inv_depth, t, b) : F(0);
+        F from_back = s.red * F(background[0]) + s.green * F(background[1]) + s.blue * F(background[2]);
         if (grad.alpha) from_back = from_back - load_block(grad.alpha, t, b);
-        s.behind[b] = s.T[b] * from_back;
-        sum_red = fma(s.T[b], s.red[b], sum_red);
-        sum_green = fma(s.T[b], s.green[b], sum_green);
-        sum_blue = fma(s.T[b], s.blue[b], sum_blue);
+        s.behind = s.T * from_back;
+        sum_red = fma(s.T, s.red, sum_red);
+        sum_green = fma(s.T, s.green, sum_green);
+        sum_blue = fma(s.T, s.blue, sum_blue);
     }
     background_sum[0] = sum(sum_red), background_sum[1] = sum(sum_green), background_sum[2] = sum(sum_blue);
 
-    constexpr int kSums = kAbsolute ? 12 : kInvDepth ? 10 : 9;
-    for (int64_t e = end - 1; e >= begin; --e) {
-        if (e - 16 >= begin) __builtin_prefetch(&f.splats[f.entries[e - 16].splat]);
-        const Splat<Number>& splat = f.splats[f.entries[e].splat];
-        Number* record = records + int64_t(f.entries[e].slot) * kRecord;
-        F total[12];
-        for (F& v : total) v = F(0);
-        const I position = I(int(e - begin));
-        for (uint32_t blocks = f.touched[e]; blocks; blocks &= blocks - 1) {
-            const int b = __builtin_ctz(blocks);
-            const F dx = centers.x[b & 3] - F(splat.x), dy = centers.y[b >> 2] - F(splat.y);
-            const F uncapped = ex2(log2_alpha(splat, dx, dy));
-            const F alpha = min(uncapped, F(kAlphaMax));
-            const M lit = (alpha >= F(kAlphaMin)) & (position <= s.last[b]);
-            // From here on T is the light before this splat.
-            const F inv = recip(F(1) - alpha), T_after = s.T[b], T = select(lit, T_after * inv, T_after);
-            const F weight = zero_unless(lit, alpha * T);
-            F along = fma(F(splat.red), s.red[b], fma(F(splat.green), s.green[b], F(splat.blue) * s.blue[b]));
-            if (kInvDepth) along = fma(F(splat.inv_z), s.inv_depth[b], along);
-            const F g_alpha = inv * fma(T_after, along, -s.behind[b]);
-            const F g = zero_unless(lit, g_alpha * uncapped);  // the cap lets the gradient through
-            s.T[b] = T;
-            s.behind[b] = fma(weight, along, s.behind[b]);
-
-            const F gx = g * dx, gy = g * dy;
-            total[0] = total[0] + g;
-            total[1] = total[1] + gx;
-            total[2] = total[2] + gy;
-            total[3] = fma(gx, dx, total[3]);
-            total[4] = fma(gx, dy, total[4]);
-            total[5] = fma(gy, dy, total[5]);
-            total[6] = fma(weight, s.red[b], total[6]);
-            total[7] = fma(weight, s.green[b], total[7]);
-            total[8] = fma(weight, s.blue[b], total[8]);
-            if (kInvDepth) total[9] = fma(weight, s.inv_depth[b], total[9]);
-            if (kAbsolute) {  // dL/dmean of this pixel is g Q (dx, dy); Q = -2 ln 2 (a, b/2, c)
-                total[10] = total[10] + abs(fma(F(2 * splat.a), gx, F(splat.b) * gy));
-                total[11] = total[11] + abs(fma(F(2 * splat.c), gy, F(splat.b) * gx));
-            }
+    BackwardBatch batch;
+    for (int64_t base = begin + (end - begin - 1) / kBatch * kBatch; base >= begin && begin < end; base -= kBatch) {
+        const int count = end - base < kBatch ? int(end - base) : kBatch;
+        std::memset(batch.touched, 0, sizeof batch.touched);
+        std::memcpy(batch.touched, f.touched + base, count * sizeof *f.touched);
+        int visits = 0;
+        for (int j = 0; j < count; ++j) {
+            batch.first_visit[j] = visits;
+            batch.position[j] = int32_t(base - begin) + j;
+            visits += __builtin_popcount(batch.touched[j]);
+            store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
         }
-        store(record, sums<kSums>(total));
+        for (int64_t e = base - kBatch; e >= begin && e < base; ++e) __builtin_prefetch(&f.splats[f.entries[e].splat]);
+        for (int b = 0; b < kBlocks; ++b) {
+            const uint64_t list = column_of_bits(batch.touched, b);
+            if (list) revisit_block<kInvDepth>(state[b], list, batch, b, centers.x[b & 3], centers.y[b >> 2]);
+        }
+        uint8_t order[kBatch];
+        sort_by_block_count(batch.touched, count, order);
+        for (int i = 0; i < count; ++i) {
+            const int j = order[i], blocks = __builtin_popcount(batch.touched[j]);
+            store(records + int64_t(f.entries[base + j].slot) * kRecord,
+                  sum_visits<kInvDepth, kAbsolute>(batch.splat[j], batch.touched[j], blocks,
+                                                   batch.visit + batch.first_visit[j], state, centers));
+        }
     }
 }
 

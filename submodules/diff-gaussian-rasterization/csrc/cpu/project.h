@@ -173,8 +173,9 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
         const F bias = select(shown, log(opacity) * F(kLog2e), F(-1e30));
         store_some(radii + i, to_int(zero_unless(drawn, radius)), lanes);
 
-        const F out[kFields] = {m.x, m.y, s.conic.xx * F(-0.5 * kLog2e), s.conic.xy * F(-kLog2e),
-                                s.conic.yy * F(-0.5 * kLog2e), bias, zero, zero, zero, one / s.p.z, radius, s.p.z};
+        const F out[kFields] = {m.x, m.y, select(shown, s.conic.xx * F(-0.5 * kLog2e), F(-1)),
+                                zero_unless(shown, s.conic.xy * F(-kLog2e)),
+                                select(shown, s.conic.yy * F(-0.5 * kLog2e), F(-1)), bias, zero, zero, zero, one / s.p.z, radius, s.p.z};
         for (int k = 0; k < kFields; ++k) {
             if (k < 6 || k > 8) compress(field[k] + count, out[k], drawn);
         }

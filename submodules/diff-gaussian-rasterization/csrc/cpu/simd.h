@@ -73,16 +73,25 @@ GS_OP M operator>=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GE_OQ)}
 GS_OP M operator==(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
 GS_OP M operator!=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_NEQ_UQ)}; }
 GS_OP M operator<=(I a, I b) { return {_mm512_cmple_epi32_mask(a.v, b.v)}; }
+GS_OP I operator-(I a, I b) { return _mm512_sub_epi32(a.v, b.v); }
+GS_OP I with_bits(M m, I a, int b) { return _mm512_mask_or_epi32(a.v, m.v, a.v, _mm512_set1_epi32(b)); }
 GS_OP M operator&(M a, M b) { return {__mmask16(a.v & b.v)}; }
 GS_OP M operator|(M a, M b) { return {__mmask16(a.v | b.v)}; }
 GS_OP M operator!(M a) { return {__mmask16(~a.v)}; }
 GS_OP uint32_t bits(M m) { return m.v; }
 GS_OP bool any(M m) { return m.v != 0; }
 GS_OP M from_bits(uint32_t b) { return {__mmask16(b)}; }
+GS_OP M and_not(M a, M b) { return {__mmask16(a.v & ~b.v)}; }
+// In the chosen lanes: a < b, and so on. The others are false.
+GS_OP M less(M m, F a, F b) { return {_mm512_mask_cmp_ps_mask(m.v, a.v, b.v, _CMP_LT_OQ)}; }
+GS_OP M not_less(M m, F a, F b) { return {_mm512_mask_cmp_ps_mask(m.v, a.v, b.v, _CMP_GE_OQ)}; }
+GS_OP M at_most(M m, I a, I b) { return {_mm512_mask_cmple_epi32_mask(m.v, a.v, b.v)}; }
 
 GS_OP F select(M m, F a, F b) { return _mm512_mask_blend_ps(m.v, b.v, a.v); }
 GS_OP I select(M m, I a, I b) { return _mm512_mask_blend_epi32(m.v, b.v, a.v); }
 GS_OP F zero_unless(M m, F a) { return _mm512_maskz_mov_ps(m.v, a.v); }
+GS_OP F fma_where(M m, F a, F b, F c) { return _mm512_mask3_fmadd_ps(a.v, b.v, c.v, m.v); }  // c elsewhere
+GS_OP I select(M m, const int32_t* a, I b) { return _mm512_mask_set1_epi32(b.v, m.v, *a); }
 GS_OP F min(F a, F b) { return _mm512_min_ps(a.v, b.v); }  // b where either is not a number
 GS_OP F max(F a, F b) { return _mm512_max_ps(a.v, b.v); }
 GS_OP F sqrt(F a) { return _mm512_sqrt_ps(a.v); }
@@ -126,6 +135,21 @@ GS_OP F ex2(F a) {
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147182e-1f));
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
     return _mm512_scalef_ps(p, n);
+}
+
+// 2^a where -126 < a < 127; anything elsewhere. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from
+// where it goes straight into the exponent.
+GS_OP F ex2_near(F a) {
+    const __m512 magic = _mm512_set1_ps(12582912.f), shifted = _mm512_add_ps(a.v, magic);
+    const __m512 f = _mm512_sub_ps(a.v, _mm512_sub_ps(shifted, magic));
+    __m512 p = _mm512_set1_ps(1.33952379e-3f);
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61846430e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55032958e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226510e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147182e-1f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 }
 
 // The binary exponent as a number, and the rest, within [1/sqrt 2, sqrt 2): for log().
@@ -237,6 +261,14 @@ GS_OP M operator<=(I a, I b) {
     GS_EACH r.v[k] = GS_TRUTH(a.v[k] <= b.v[k]);
     return r;
 }
+GS_OP I operator-(I a, I b) {
+    GS_EACH a.v[k] -= b.v[k];
+    return a;
+}
+GS_OP I with_bits(M m, I a, int b) {  // a | b in the chosen lanes
+    GS_EACH a.v[k] |= m.v[k] & (W{} + Integer(b));
+    return a;
+}
 GS_OP M operator&(M a, M b) {
     GS_EACH a.v[k] &= b.v[k];
     return a;
@@ -286,7 +318,13 @@ GS_OP I select(M m, I a, I b) {
     GS_EACH a.v[k] = m.v[k] ? a.v[k] : b.v[k];
     return a;
 }
+GS_OP I select(M m, const int32_t* a, I b) { return select(m, I(*a), b); }
 GS_OP F zero_unless(M m, F a) { return select(m, a, F(0)); }
+GS_OP M and_not(M a, M b) { return a & !b; }
+GS_OP M less(M m, F a, F b) { return m & (a < b); }
+GS_OP M not_less(M m, F a, F b) { return m & (a >= b); }
+GS_OP M at_most(M m, I a, I b) { return m & (a <= b); }
+GS_INLINE F fma_where(M m, F a, F b, F c) { return zero_unless(m, a) * b + c; }
 GS_OP F min(F a, F b) {
     GS_EACH a.v[k] = a.v[k] < b.v[k] ? a.v[k] : b.v[k];
     return a;
@@ -396,6 +434,7 @@ GS_OP F ex2(F a) {
     GS_EACH a.v[k] = std::exp2(a.v[k]);
     return a;
 }
+GS_INLINE F ex2_near(F a) { return ex2(a); }
 GS_OP F log(F a) {
     GS_EACH a.v[k] = std::log(a.v[k]);
     return a;
@@ -422,6 +461,20 @@ GS_OP F ex2(F a) {
         const W scale = ((W)shifted + 127) << 23;  // the sum's high bits fall out of the shift
         const V y = p * (V)scale;
         r.v[k] = a.v[k] >= -126.f ? (a.v[k] <= 127.5f ? y : y * V(V{} + 3.4e38f)) : V{};
+    }
+    return r;
+}
+GS_OP F ex2_near(F a) {
+    F r;
+    GS_EACH {
+        const V magic = V{} + 12582912.f, shifted = a.v[k] + magic, f = a.v[k] - (shifted - magic);
+        V p = V{} + 1.33952379e-3f;
+        p = p * f + 9.61846430e-3f;
+        p = p * f + 5.55032958e-2f;
+        p = p * f + 2.40226510e-1f;
+        p = p * f + 6.93147182e-1f;
+        p = p * f + 1.f;
+        r.v[k] = (V)((W)p + ((W)shifted << 23));
     }
     return r;
 }
@@ -473,6 +526,24 @@ GS_OP F log(F a) {
     return select(a > F(1.17549435e-38f), select(a < F(INFINITY), y, a), edge);
 }
 #endif
+
+// Bit `bit` of each of 64 numbers.
+GS_INLINE uint64_t column_of_bits(const uint16_t* p, int bit) {
+#if GS_WIDTH == 16
+    const __m512i m = _mm512_set1_epi16(int16_t(1 << bit));
+    return uint64_t(_mm512_test_epi16_mask(_mm512_loadu_si512(p), m)) |
+           uint64_t(_mm512_test_epi16_mask(_mm512_loadu_si512(p + 32), m)) << 32;
+#else
+    // Eight numbers at a time: their bits, spread over eight bytes, are gathered into one by a multiplication.
+    uint64_t column = 0;
+    for (int i = 0; i < 64; i += 8) {
+        uint64_t bytes = 0;
+        for (int k = 0; k < 8; ++k) bytes |= uint64_t(p[i + k] >> bit & 1) << (8 * k);
+        column |= (bytes * 0x0102040810204080u >> 56) << i;
+    }
+    return column;
+#endif
+}
 
 // ---- built from the above -------------------------------------------------------------------------------------
 
