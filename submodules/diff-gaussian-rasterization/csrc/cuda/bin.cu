@@ -14,7 +14,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// tile_counts[depth_order[i]] as an iterator, for the scan.
+// The number of tiles of the splats in depth order, as an iterator for the scan. The culled ones come last.
 struct CountsInDepthOrder {
     using iterator_category = std::random_access_iterator_tag;
     using value_type = uint32_t;
@@ -22,12 +22,16 @@ struct CountsInDepthOrder {
     using pointer = const uint32_t*;
     using reference = uint32_t;
 
-    const uint32_t* counts;
+    const TileSet* sets;
     const uint32_t* order;
+    const Totals* totals;
+    int64_t at = 0;
 
-    __host__ __device__ uint32_t operator*() const { return counts[*order]; }
-    __host__ __device__ uint32_t operator[](int64_t i) const { return counts[order[i]]; }
-    __host__ __device__ CountsInDepthOrder operator+(int64_t i) const { return {counts, order + i}; }
+    __host__ __device__ uint32_t operator*() const { return (*this)[0]; }
+    __host__ __device__ uint32_t operator[](int64_t i) const {
+        return uint64_t(at + i) < totals->visible ? sets[order[at + i]].count : 0;
+    }
+    __host__ __device__ CountsInDepthOrder operator+(int64_t i) const { return {sets, order, totals, at + i}; }
 };
 
 int bits_for(uint32_t largest) {
@@ -36,48 +40,99 @@ int bits_for(uint32_t largest) {
     return bits;
 }
 
-// A thread per splat, in depth order.
+// Position of the n-th set bit, n = 0, 1, ...
+__device__ __forceinline__ int nth_set_bit(uint32_t mask, int n) {
+    int at = 0;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+        const int below = __popc(mask & ((1u << width) - 1u));
+        if (n >= below) n -= below, mask >>= width, at += width;
+    }
+    return at;
+}
+
+__device__ __forceinline__ uint32_t warp_inclusive_sum(uint32_t v) {
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+        const uint32_t before = __shfl_up_sync(kFullWarp, v, offset);
+        if (lane_id() >= offset) v += before;
+    }
+    return v;
+}
+
+// The first lane whose inclusive sum exceeds `position`, which all do at lane 31.
+__device__ __forceinline__ int owner_of(uint32_t position, uint32_t inclusive) {
+    int owner = 0;
+#pragma unroll
+    for (int step = kWarp / 2; step > 0; step /= 2)
+        if (__shfl_sync(kFullWarp, inclusive, owner + step - 1) <= position) owner += step;
+    return owner;
+}
+
+// A warp holds 32 splats, neighbors in depth order, so their entries follow each other in memory. Its lanes write
+// neighboring entries: each looks up which splat its entry belongs to, and which of that splat's tiles it is.
 template <typename TileId>
 __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
-    const int64_t rank = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const Totals totals = *p.totals;
+    const uint64_t capacity = uint64_t(p.capacity);
     TileId* const tiles = static_cast<TileId*>(p.tiles);
+    const TileId no_tile = TileId(p.grid.tiles_x * p.grid.tiles_y);
+    for (uint64_t i = totals.entries + thread; i < capacity; i += uint64_t(gridDim.x) * kThreads) {
+        tiles[i] = no_tile;
+        p.ids[i] = 0;
+    }
 
-    uint32_t index = 0, wanted = 0, offset = 0;
-    Footprint f{};
-    if (rank < p.count) {
-        index = p.depth_order[rank];
-        wanted = p.tile_counts[index];
-        offset = p.offsets[rank];
-        if (wanted) {
-            const float4* splat = reinterpret_cast<const float4*>(p.splats + index);
-            f = footprint(splat[0], splat[1], float(p.radii[index]), p.grid);
+    const int lane = lane_id();
+    if (uint64_t(thread - lane) >= totals.visible) return;
+    uint32_t index = 0, offset = 0;
+    TileSet own{};
+    if (uint64_t(thread) < totals.visible) {
+        index = p.depth_order[thread];
+        offset = p.offsets[thread];
+        own = p.tile_sets[index];
+    }
+
+    const bool small = !is_large(own);
+    const uint32_t inclusive = warp_inclusive_sum(small ? own.count : 0);
+    const uint32_t total = __shfl_sync(kFullWarp, inclusive, kWarp - 1);
+    const uint32_t before = inclusive - (small ? own.count : 0);
+    const uint32_t corner = uint32_t(own.y0) * uint32_t(p.grid.tiles_x) + own.x0;
+    for (uint32_t first = 0; first < total; first += kWarp) {
+        const uint32_t position = ::min(first + lane, total - 1);
+        const int owner = owner_of(position, inclusive);
+        const uint32_t n = position - __shfl_sync(kFullWarp, before, owner);
+        const uint32_t mask = __shfl_sync(kFullWarp, own.mask, owner);
+        const int columns = __shfl_sync(kFullWarp, int(own.columns), owner);
+        const uint32_t tile_corner = __shfl_sync(kFullWarp, corner, owner);
+        const uint32_t at = __shfl_sync(kFullWarp, offset, owner) + n;
+        const uint32_t id = __shfl_sync(kFullWarp, index, owner);
+
+        const int bit = nth_set_bit(mask, int(n));
+        const int row = int((float(bit) + 0.5f) * reciprocal_fast(float(columns)));  // exact: bit < 32
+        if (first + lane < total && at < capacity) {
+            tiles[at] = TileId(tile_corner + row * p.grid.tiles_x + (bit - row * columns));
+            p.ids[at] = id;
         }
     }
 
-    // Several values of the owner are needed where the warp helps out: they are fetched from the owner's registers
-    // through its lane number.
-    const int self = lane_id();
-    uint32_t* const ids = p.ids;
-    const Emit* const args = &p;
-    const int64_t warp_rank = rank - self;
-    const uint32_t found = walk_tiles(wanted > 0, f, uint32_t(self), p.grid, [=](uint32_t owner, uint32_t nth, int tile) {
-        uint32_t at = offset, id = index, room = wanted;
-        if (owner != uint32_t(self)) {  // rare: a large splat of another lane
-            id = args->depth_order[warp_rank + owner];
-            at = args->offsets[warp_rank + owner];
-            room = args->tile_counts[id];
-        }
-        if (nth < room) {
-            tiles[at + nth] = TileId(tile);
-            ids[at + nth] = id;
-        }
-    });
-
-    // preprocess counted with the same function, so both agree; should rounding ever differ between the two kernels,
-    // no entry may stay unwritten: a tile past the last is sorted to the end, where nobody reads.
-    for (uint32_t i = found; i < wanted; ++i) {
-        tiles[offset + i] = TileId(p.grid.tiles_x * p.grid.tiles_y);
-        ids[offset + i] = index;
+    unsigned large = __ballot_sync(kFullWarp, !small);
+    while (large) {
+        const int owner = __ffs(large) - 1;
+        large &= large - 1;
+        const uint32_t id = __shfl_sync(kFullWarp, index, owner), begin = __shfl_sync(kFullWarp, offset, owner);
+        const TileSet set = p.tile_sets[id];
+        const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
+        const auto write = [&](uint32_t nth, TileId tile) {
+            if (nth >= set.count || uint64_t(begin) + nth >= capacity) return;
+            tiles[begin + nth] = tile;
+            p.ids[begin + nth] = id;
+        };
+        const uint32_t found = walk_tiles(footprint(splat[0], splat[1]), set, p.grid,
+                                          [&](uint32_t nth, int tile) { write(nth, TileId(tile)); });
+        // preprocess counted with the same function; should rounding ever differ between the two kernels, no entry may
+        // stay unwritten.
+        for (uint32_t nth = found + lane; nth < set.count; nth += kWarp) write(nth, no_tile);
     }
 }
 
@@ -130,16 +185,16 @@ void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, cons
 
 size_t offsets_workspace(int64_t count) {
     size_t bytes = 0;
-    check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, CountsInDepthOrder{nullptr, nullptr},
+    check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, CountsInDepthOrder{nullptr, nullptr, nullptr},
                                         static_cast<uint32_t*>(nullptr), int(count)),
           "sizing the scan of tile counts");
     return bytes;
 }
 
-void count_offsets(int64_t count, const uint32_t* tile_counts, const uint32_t* depth_order, uint32_t* offsets,
-                   void* workspace, size_t workspace_bytes, Stream stream) {
+void count_offsets(int64_t count, const TileSet* tile_sets, const uint32_t* depth_order, const Totals* totals,
+                   uint32_t* offsets, void* workspace, size_t workspace_bytes, Stream stream) {
     if (count == 0) return;
-    check(cub::DeviceScan::ExclusiveSum(workspace, workspace_bytes, CountsInDepthOrder{tile_counts, depth_order},
+    check(cub::DeviceScan::ExclusiveSum(workspace, workspace_bytes, CountsInDepthOrder{tile_sets, depth_order, totals},
                                         offsets, int(count), native(stream)),
           "scanning tile counts");
 }

@@ -61,9 +61,10 @@ template <int Degree>
 constexpr int kRestPitch = kRestFloats<Degree> | 1;
 
 // Copies the first kRestFloats floats of 32 consecutive rows of sh_rest into shared memory, with whole-warp loads:
-// a lane reading its own 180-byte row would touch 32 sectors per instruction. Rows outside `wanted` are skipped.
+// a lane reading its own 180-byte row would touch 32 sectors per instruction. Rows outside `wanted` are skipped. The
+// copy has arrived after await_rest.
 template <int Degree>
-__device__ __forceinline__ void stage_rest(const Gaussians<float>& g, int64_t first, unsigned wanted, float* shared) {
+__device__ __forceinline__ void start_rest(const Gaussians<float>& g, int64_t first, unsigned wanted, float* shared) {
     constexpr int kFloats = kRestFloats<Degree>, kPitch = kRestPitch<Degree>;
     const int stride = 3 * g.rest_count;
     const float* rows = g.sh_rest + first * stride;
@@ -77,7 +78,6 @@ __device__ __forceinline__ void stage_rest(const Gaussians<float>& g, int64_t fi
             const unsigned rows_of_these = (1u << (i / kFloats)) | (1u << ((i + 3) / kFloats));
             if (i < kWarp * kFloats && (wanted & rows_of_these)) copy_async16(shared + i, rows + i);
         }
-        copy_async_wait();
     } else {
 #pragma unroll 5
         for (int i = lane; i < kWarp * kFloats; i += kWarp) {
@@ -85,7 +85,17 @@ __device__ __forceinline__ void stage_rest(const Gaussians<float>& g, int64_t fi
             if (wanted >> row & 1) shared[row * kPitch + column] = rows[int64_t(row) * stride + column];
         }
     }
+}
+
+__device__ __forceinline__ void await_rest() {
+    copy_async_wait();
     __syncwarp();
+}
+
+template <int Degree>
+__device__ __forceinline__ void stage_rest(const Gaussians<float>& g, int64_t first, unsigned wanted, float* shared) {
+    start_rest<Degree>(g, first, wanted, shared);
+    await_rest();
 }
 
 }  // namespace gs::cuda

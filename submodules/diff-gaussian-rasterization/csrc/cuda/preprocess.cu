@@ -8,14 +8,16 @@
 namespace gs::cuda {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 128;  // small blocks: shared memory is what limits how many fit
 constexpr int kNoSh = -1;  // colors are given
 
 struct Projected {
     Vec2<float> mean;
     Sym2<float> conic;
     Sym2<float> cov;  // blurred
+    float det;        // of cov
     float opacity, radius, depth;
+    TileRect rect;    // of the published rule
 };
 
 // False if the Gaussian is not in this view.
@@ -30,6 +32,7 @@ __device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<
     const float det = exact_determinant(out.cov);
     if (det == 0.f) return false;
 
+    out.det = det;
     out.depth = p.z;
     out.mean = project_mean(camera, p);
     out.conic = inverse(out.cov, det);
@@ -37,7 +40,8 @@ __device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<
     out.opacity = load_opacity(g, i) * (g.antialiasing ? antialias_factor(sharp) : 1.f);
     if (det < 0.f) out.opacity = 0.f;  // rounding left no ellipse
     const bool finite = isfinite(out.conic.xx + out.conic.xy + out.conic.yy + out.opacity) && out.radius < 1e9f;
-    return finite && !empty(tile_rect(out.mean, out.radius, grid.tiles_x, grid.tiles_y));
+    out.rect = tile_rect(out.mean, out.radius, grid.tiles_x, grid.tiles_y);
+    return finite && !empty(out.rect);
 }
 
 // Not clamped yet.
@@ -54,78 +58,117 @@ __device__ __forceinline__ Vec3<float> sh_color(const Gaussians<float>& g, const
     return color;
 }
 
+// The first half of a Splat: where, and how it fades.
+struct Falloff {
+    float4 place, shape;
+    bool reaches;  // alpha = 1/255 somewhere
+};
+
+__device__ __forceinline__ Falloff falloff_of(const Projected& s) {
+    Falloff f;
+    const float log2_opacity = log2f(s.opacity);  // NaN below 0: reaches nothing
+    const float reach = kLn2 * (log2_opacity - kLog2AlphaMin), slack = 1.0001f * sqrtf(2.f * reach);
+    f.reaches = reach >= 0.f;
+    f.place = {s.mean.x, s.mean.y, f.reaches ? slack * sqrtf(s.cov.xx) + 0.01f : -1e30f,
+               f.reaches ? slack * sqrtf(s.cov.yy) + 0.01f : -1e30f};
+    f.shape = {-0.5f * kLog2e * s.conic.xx, -kLog2e * s.conic.xy, -0.5f * kLog2e * s.conic.yy, log2_opacity};
+    return f;
+}
+
+// All 32 lanes must call: they help those with large splats.
+__device__ __forceinline__ TileSet find_tiles(bool seen, const Projected& s, const Falloff& f, const TileGrid& grid) {
+    TileSet set{};
+    if (seen && f.reaches) {
+        const Outline o = outline(s.mean, s.cov, s.det, kLn2 * (f.shape.w - kLog2AlphaMin));
+        const TileRect r = tight_rect(o, s.rect, grid);
+        if (!empty(r)) {
+            set.x0 = uint16_t(r.x0), set.y0 = uint16_t(r.y0);
+            set.columns = uint16_t(r.x1 - r.x0), set.rows = uint16_t(r.y1 - r.y0);
+            if (!is_large(set)) {
+                set.mask = tile_mask(o, r, grid);
+                set.count = __popc(set.mask);
+            }
+        }
+    }
+    unsigned large = __ballot_sync(kFullWarp, is_large(set));
+    while (large) {
+        const int owner = __ffs(large) - 1;
+        large &= large - 1;
+        const auto get = [owner](auto v) { return __shfl_sync(kFullWarp, v, owner); };
+        const Footprint print = footprint({get(f.place.x), get(f.place.y), 0.f, 0.f},
+                                          {get(f.shape.x), get(f.shape.y), get(f.shape.z), get(f.shape.w)});
+        TileSet theirs{};
+        theirs.x0 = uint16_t(get(int(set.x0))), theirs.y0 = uint16_t(get(int(set.y0)));
+        theirs.columns = uint16_t(get(int(set.columns))), theirs.rows = uint16_t(get(int(set.rows)));
+        const uint32_t count = walk_tiles(print, theirs, grid, [](uint32_t, int) {});
+        if (lane_id() == owner) set.count = count;
+    }
+    return set;
+}
+
+// Adds the block's splats to the totals. All threads must call.
+__device__ __forceinline__ void add_totals(bool seen, uint32_t tiles, Totals* totals) {
+    __shared__ unsigned long long sums[kThreads / kWarp];
+    __shared__ int seen_in[kThreads / kWarp];
+    const unsigned long long sum = warp_sum(static_cast<unsigned long long>(seen ? tiles : 0u));
+    const unsigned lanes = __ballot_sync(kFullWarp, seen);
+    if (lane_id() == 0) sums[threadIdx.x / kWarp] = sum, seen_in[threadIdx.x / kWarp] = __popc(lanes);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    unsigned long long entries = 0, visible = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) entries += sums[w], visible += seen_in[w];
+    if (visible) {
+        atomicAdd(&totals->entries, entries);
+        atomicAdd(&totals->visible, visible);
+    }
+}
+
 template <int Degree>
 __global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid,
                                                               Screen out) {
     __shared__ Camera<float> camera;
-    __shared__ unsigned long long entries, visible;
     __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
-    if (threadIdx.x == 0) {
+    if (threadIdx.x == 0)
         camera = make_camera(view.world_to_camera, view.intrinsics, view.camera_center, view.width, view.height);
-        entries = visible = 0;
-    }
     __syncthreads();
 
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     Projected s{};
     bool seen = i < g.count && project(g, camera, i, grid, s);
-    unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
-
-    Vec3<float> color = {0.f, 0.f, 0.f};
+    const unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
+    TileSet set{};
     if (seen_lanes) {
-        if constexpr (Degree == kNoSh) {
-            if (seen) color = load3(g.colors, i);
-        } else {
-            float* own_rest = rest;
-            if constexpr (Degree > 0) {
-                float* warp_rest = rest + (threadIdx.x / kWarp) * kWarp * kRestPitch<Degree>;
-                stage_rest<Degree>(g, i - lane_id(), seen_lanes, warp_rest);
-                own_rest = warp_rest + lane_id() * kRestPitch<Degree>;
-            }
-            if (seen) color = sh_color<Degree>(g, camera, i, own_rest);
+        float* own_rest = rest;
+        if constexpr (Degree > 0) {  // these arrive while tiles are found
+            float* warp_rest = rest + (threadIdx.x / kWarp) * kWarp * kRestPitch<Degree>;
+            start_rest<Degree>(g, i - lane_id(), seen_lanes, warp_rest);
+            own_rest = warp_rest + lane_id() * kRestPitch<Degree>;
+        }
+        const Falloff falloff = seen ? falloff_of(s) : Falloff{};
+        set = find_tiles(seen, s, falloff, grid);
+
+        Vec3<float> color = {0.f, 0.f, 0.f};
+        if constexpr (Degree > 0) await_rest();
+        if (seen) {
+            if constexpr (Degree == kNoSh) color = load3(g.colors, i);
+            else color = sh_color<Degree>(g, camera, i, own_rest);
         }
         seen = seen && isfinite(color.x + color.y + color.z);
         if (Degree != kNoSh) color = {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
-
-        float4 place{}, shape{};
-        if (seen) {
-            const float log2_opacity = log2f(s.opacity);  // NaN below 0: reaches nothing
-            const float reach = kLn2 * (log2_opacity - kLog2AlphaMin);
-            const float sigmas = sqrtf(2.f * reach);      // NaN where alpha stays below 1/255
-            const float slack = 1.0001f * sigmas;
-            place = {s.mean.x, s.mean.y, reach >= 0.f ? slack * sqrtf(s.cov.xx) + 0.01f : -1e30f,
-                     reach >= 0.f ? slack * sqrtf(s.cov.yy) + 0.01f : -1e30f};
-            shape = {-0.5f * kLog2e * s.conic.xx, -kLog2e * s.conic.xy, -0.5f * kLog2e * s.conic.yy, log2_opacity};
-        }
-        const Footprint f = footprint(place, shape, s.radius, grid);
-        const uint32_t tiles = walk_tiles(seen, f, 0u, grid, [](uint32_t, uint32_t, int) {});
         if (seen) {
             float4* splat = reinterpret_cast<float4*>(out.splats + i);
-            splat[0] = place;
-            splat[1] = shape;
+            splat[0] = falloff.place;
+            splat[1] = falloff.shape;
             splat[2] = {color.x, color.y, color.z, 1.f / s.depth};
+            out.tile_sets[i] = set;
         }
-        if (i < g.count) out.tile_counts[i] = seen ? tiles : 0u;
-        const unsigned long long sum = warp_sum(static_cast<unsigned long long>(seen ? tiles : 0u));
-        seen_lanes = __ballot_sync(kFullWarp, seen);
-        if (lane_id() == 0) {
-            atomicAdd(&entries, sum);
-            atomicAdd(&visible, static_cast<unsigned long long>(__popc(seen_lanes)));
-        }
-    } else if (i < g.count) {
-        out.tile_counts[i] = 0;
     }
     if (i < g.count) {
         out.radii[i] = seen ? int32_t(s.radius) : 0;
         out.depth_keys[i] = seen ? __float_as_uint(s.depth) : kCulledKey;
         out.indices[i] = uint32_t(i);
     }
-
-    __syncthreads();
-    if (threadIdx.x == 0 && visible) {
-        atomicAdd(&out.totals->entries, entries);
-        atomicAdd(&out.totals->visible, visible);
-    }
+    add_totals(seen, set.count, out.totals);
 }
 
 __global__ void __launch_bounds__(kThreads) mark_visible_kernel(int64_t count, const float* means, const float* w,
