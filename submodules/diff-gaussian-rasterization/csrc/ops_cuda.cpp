@@ -286,24 +286,24 @@ Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::ve
     return g_a;
 }
 
-// Fills loss [], l1 [] and the gradient g_image [3, H, W].
-void photometric(const Device& device, const Tensor& image, const Tensor& target, const OptionalTensor& mask,
-                 double lambda_dssim, const Tensor& loss, const Tensor& l1, const Tensor& g_image) {
+// Fills the gradient g_image [3, H, W]; the loss is left as sums of blocks.
+SsimCall photometric(const Device& device, const Tensor& image, const Tensor& target, const OptionalTensor& mask,
+                     double lambda_dssim, const Tensor& g_image) {
     SsimCall call(device, 3, image.size(1), image.size(2), false);
-    const Tensor maps = device.empty({3, 3, image.size(1), image.size(2)}), partial_l1 = device.empty({call.blocks});
+    const Tensor maps = device.empty({3, 3, image.size(1), image.size(2)});
+    call.partial_l1 = device.empty({call.blocks});
     const bool bytes = target.scalar_type() == at::kByte;
     call.args.a = data<float>(image);
     call.args.b_float = bytes ? nullptr : data<float>(target);
     call.args.b_bytes = bytes ? data<uint8_t>(target) : nullptr;
     call.args.mask = data<float>(mask);
     call.args.maps = data<float>(maps);
-    call.args.partial_l1 = data<float>(partial_l1);
+    call.args.partial_l1 = data<float>(call.partial_l1);
     cuda::ssim_forward(call.args, device.stream);
-    cuda::photometric_value(call.args.partial_ssim, call.args.partial_l1, call.blocks, call.count, float(lambda_dssim),
-                            data<float>(loss), data<float>(l1), device.stream);
     cuda::ssim_backward({call.args, nullptr, float(-lambda_dssim), float(1.0 - lambda_dssim), call.count,
                          data<float>(g_image)},
                         device.stream);
+    return call;
 }
 
 std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
@@ -311,7 +311,9 @@ std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const T
     check_photometric(image, target, mask, false);
     const Device device(image);
     const Tensor loss = device.empty({}), l1 = device.empty({}), g_image = at::empty_like(image);
-    photometric(device, image, target, mask, lambda_dssim, loss, l1, g_image);
+    const SsimCall call = photometric(device, image, target, mask, lambda_dssim, g_image);
+    cuda::photometric_value(call.args.partial_ssim, call.args.partial_l1, call.blocks, call.count, float(lambda_dssim),
+                            data<float>(loss), data<float>(l1), device.stream);
     return {loss, l1, g_image};
 }
 
@@ -396,11 +398,11 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(lists.ranges);
 
     const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
-    const Tensor g_image = device.empty({3, height, width}), loss = device.empty({}), l1 = device.empty({});
+    const Tensor g_image = device.empty({3, height, width});
     cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), data<float>(alpha),
                          nullptr},
                         device.stream);
-    photometric(device, image, target, mask, lambda_dssim, loss, l1, g_image);
+    const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
     const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
     cuda::blend_backward({grid, projected.screen.splats, ids, ranges, data<float>(image), data<float>(alpha), nullptr,
@@ -414,8 +416,9 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     cuda::preprocess_backward_adam(
         {g, v, projected.screen.radii, projected.screen.splats, data<float>(splat_grads), trained(0), trained(1), trained(2),
          trained(3), trained(4), trained(5), adam_rates(beta1, beta2, eps, bias2), data<float>(grad_norm_sum),
-         data<float>(visits), data<float>(abs_grad_norm_sum), projected.screen.totals, room, data<float>(loss),
-         data<float>(l1), data<float>(losses)},
+         data<float>(visits), data<float>(abs_grad_norm_sum), projected.screen.totals, room,
+         {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count, float(lambda_dssim)},
+         data<float>(losses)},
         device.stream);
 }
 

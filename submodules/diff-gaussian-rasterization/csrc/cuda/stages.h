@@ -221,6 +221,12 @@ struct Trained {               // aligned to 16 bytes
     float* exp_avg_sq;
     float step_size;             // lr / (1 - beta1^t)
 };
+struct LossSums {                // as ssim_forward left them
+    const float *ssim, *l1;      // [blocks]
+    int64_t blocks;
+    double count;                // of values that are averaged
+    float lambda;                // the loss is (1 - lambda) L1 + lambda (1 - SSIM)
+};
 struct PreprocessBackwardAdam {
     Gaussians<float> gaussians;  // raw, with spherical harmonics; the same memory as the params below
     View<float> view;
@@ -234,8 +240,8 @@ struct PreprocessBackwardAdam {
     float* abs_grad_norm_sum;
     const Totals* totals;        // of preprocess. If it counted more entries
     int64_t capacity;            // than this, the gradients are wrong: nothing moves, and losses[3] += 1.
-    const float *loss, *l1;      // [1]  of this step, added to losses[0] and losses[1]; losses[2] += 1
-    float* losses;               // [4]
+    LossSums loss;
+    float* losses;               // [4] += loss, L1, 1, 0
 };
 constexpr int kMaxRestCount = 15;
 void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream);

@@ -81,14 +81,21 @@ __device__ __forceinline__ void copy_async(float* shared, const float* global, i
     for (int i = whole + int(threadIdx.x); i < count; i += kThreads) shared[i] = global[i];
 }
 
-__device__ __forceinline__ void add_losses(const PreprocessBackwardAdam& p, bool skipped) {
-    if (skipped) {
-        p.losses[3] += 1.f;
-    } else {
-        p.losses[0] += *p.loss;
-        p.losses[1] += *p.l1;
-        p.losses[2] += 1.f;
-    }
+// By one block. Sums in double, so that the size of the image does not show.
+__device__ __forceinline__ void add_losses(const LossSums& sums, float* losses) {
+    __shared__ double total_ssim, total_l1;
+    if (threadIdx.x == 0) total_ssim = total_l1 = 0.0;
+    __syncthreads();
+    double ssim = 0.0, l1 = 0.0;
+    for (int64_t i = threadIdx.x; i < sums.blocks; i += kThreads) ssim += sums.ssim[i], l1 += sums.l1[i];
+    atomicAdd(&total_ssim, ssim);
+    atomicAdd(&total_l1, l1);
+    __syncthreads();
+    if (threadIdx.x != 0) return;
+    const double mean_ssim = total_ssim / sums.count, mean_l1 = total_l1 / sums.count;
+    losses[0] += float((1.0 - sums.lambda) * mean_l1 + sums.lambda * (1.0 - mean_ssim));
+    losses[1] += float(mean_l1);
+    losses[2] += 1.f;
 }
 
 template <int Degree>
@@ -96,10 +103,6 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     preprocess_backward_adam_kernel(const __grid_constant__ PreprocessBackwardAdam p, uint32_t rest_inverse) {
     using Shared = Shared<Degree>;
     __shared__ Shared s;
-    const bool skipped = int64_t(p.totals->entries) > p.capacity;
-    if (blockIdx.x == 0 && threadIdx.x == 0) add_losses(p, skipped);
-    if (skipped) return;
-
     const Gaussians<float>& g = p.gaussians;
     const int stride = 3 * g.rest_count;
     const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
@@ -107,9 +110,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     copy_async(s.rest, p.sh_rest.param + first * stride, rows * stride);
     if (threadIdx.x == 0)
         s.camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+    const bool inside = i < g.count, seen = inside && p.radii[i] > 0;
+    if (int64_t(p.totals->entries) > p.capacity) {
+        if (i == 0) p.losses[3] += 1.f;
+        return;
+    }
+    if (blockIdx.x == 0) add_losses(p.loss, p.losses);
     __syncthreads();
 
-    const bool inside = i < g.count, seen = inside && p.radii[i] > 0;
     GaussianGrad grad{};
     if (seen) grad = gaussian_vjp(g, s.camera, i, p.grads);
     copy_async_wait();
