@@ -40,8 +40,8 @@ __device__ __forceinline__ Outline outline(Vec2<float> mean, Sym2<float> cov, fl
 // The tiles of `r` whose pixel centers the interval can touch: the outer ones are cut off.
 __device__ __forceinline__ void cut(int& first, int& end, float low, float high) {
     const float size = float(kTileSize);
-    first = ::max(first, int(ceilf((low - (size - 0.5f)) * (1.f / size))));
-    end = ::min(end, int(floorf((high - 0.5f) * (1.f / size))) + 1);
+    first = int(fmaxf(float(first), ceilf((low - (size - 0.5f)) * (1.f / size))));  // as floats: these may be infinite
+    end = int(fminf(float(end), floorf((high - 0.5f) * (1.f / size)) + 1.f));
 }
 
 // The rectangle of the published rule without the tiles beside the outline's bounding box.
@@ -67,7 +67,8 @@ __device__ __forceinline__ uint32_t tile_mask(const Outline& o, TileRect r, cons
         const float left = o.mean.x + fmaf(o.slope, dy_left, -sqrtf(max(0.f, o.narrow * in_left))) - kOutlineSlack;
         int first = r.x0, end = r.x1;
         cut(first, end, left, right);
-        if (end > first && left <= float(grid.width) - 0.5f) mask |= (0xffffffffu >> (32 - (end - first))) << (shift + first - r.x0);
+        if (end > first && left <= float(grid.width) - 0.5f)
+            mask |= (0xffffffffu >> (32 - (end - first))) << (shift + first - r.x0);
     }
     return mask;
 }
