@@ -128,9 +128,9 @@ struct DepthOrder {
     }
 };
 
-// The splats of every tile, front to back.
+// The splats of every tile, front to back, and room for what blending remembers of them.
 struct TileLists {
-    Tensor ids, ranges;
+    Tensor ids, ranges, record;
 
     TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const DepthOrder& depth,
               int64_t capacity) {
@@ -138,6 +138,7 @@ struct TileLists {
         const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
         const Tensor unsorted = device.empty({capacity}, at::kInt);
         ids = device.empty({capacity}, at::kInt), ranges = device.empty({grid.tiles(), 2}, at::kInt);
+        record = device.empty({cuda::record_size(grid, capacity), 2}, at::kInt);
         const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
         const Tensor scratch = device.bytes(bytes);
         cuda::emit({p.count, data<uint32_t>(depth.order), data<uint32_t>(depth.offsets), p.screen.tile_sets,
@@ -157,7 +158,7 @@ int64_t checked_entries(const cuda::Totals& totals) {
 }
 
 // The order of the tensors in `state`.
-enum State { kSplats, kIds, kRanges, kInvDepth, kStateCount };
+enum State { kSplats, kIds, kRanges, kInvDepth, kRecord, kStateCount };
 
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
@@ -179,9 +180,11 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
     const Tensor inv_depth = device.empty({1, height, width});
     cuda::blend_forward({grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
-                         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth)},
+                         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
+                         data<cuda::Taken>(lists.record)},
                         device.stream);
-    return {color, alpha, inv_depth, projected.radii, {projected.splats, lists.ids, lists.ranges, inv_depth}};
+    return {color, alpha, inv_depth, projected.radii,
+            {projected.splats, lists.ids, lists.ranges, inv_depth, lists.record}};
 }
 
 std::vector<Tensor> rasterize_backward(
@@ -205,10 +208,10 @@ std::vector<Tensor> rasterize_backward(
 
     const Tensor splat_grads = device.zeros({N, cuda::kGradSize});
     const auto* splats = data<cuda::Splat>(state[kSplats]);
-    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), data<float>(image),
-                          data<float>(alpha), data<float>(state[kInvDepth]), data<float>(grad_image),
-                          data<float>(grad_alpha), data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(),
-                          data<float>(splat_grads)},
+    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]),
+                          data<cuda::Taken>(state[kRecord]), data<float>(image), data<float>(alpha),
+                          data<float>(state[kInvDepth]), data<float>(grad_image), data<float>(grad_alpha),
+                          data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
                          device.stream);
 
     const OptionalTensor inputs[] = {means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera,
@@ -396,17 +399,19 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const int64_t room = room_for_entries(device, projected, capacity, entries);
     const TileLists lists(device, grid, projected, depth, room);
     const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(lists.ranges);
+    auto* const record = data<cuda::Taken>(lists.record);
 
     const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
     const Tensor g_image = device.empty({3, height, width});
     cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), data<float>(alpha),
-                         nullptr},
+                         nullptr, record},
                         device.stream);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
     const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
-    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, data<float>(image), data<float>(alpha), nullptr,
-                          data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
+    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, record, data<float>(image), data<float>(alpha),
+                          nullptr, data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(),
+                          data<float>(splat_grads)},
                          device.stream);
 
     const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));

@@ -4,6 +4,9 @@
 // One block per 16x16 tile, four warps; a warp owns 8x8 pixels, a lane the two pixels (x, y) and (x, y + 4). The tile's
 // entries pass through shared memory in batches. Of 32 staged splats, each lane asks whether one can reach its warp's
 // pixels at all; the warp then visits only those that can.
+//
+// The forward leaves a record: for every warp and 32 entries, which of them some pixel of the warp's upper or lower half
+// took. The backward visits those, and asks nothing again.
 #pragma once
 #include "../common/tiles.h"
 #include "device.h"
@@ -12,11 +15,12 @@ namespace gs::cuda {
 
 constexpr int kBlendThreads = 128;
 constexpr int kBatch = kBlendThreads;  // splats staged at a time, one per thread
+constexpr int kGroups = kBatch / kWarp;
 constexpr int kWarpPixels = 8;         // a warp's square is 8x8
 constexpr float kNever = INFINITY;     // as `threshold`: this pixel takes no more splats
 
 struct Batch {
-    float4 place[kBatch];  // x, y, extent_x, extent_y
+    float4 place[kBatch];  // x, y, extent_x, extent_y; or x, y, id
     float4 shape[kBatch];  // xx, xy, yy, log2_opacity
     float4 look[kBatch];   // r, g, b, inv_depth
 };
@@ -45,9 +49,17 @@ __device__ __forceinline__ Pixels own_pixels(const TileGrid& grid) {
     return p;
 }
 
+enum class Place { kExtent, kId };  // what follows x and y in a batch
+
+template <Place kPlace>
 __device__ __forceinline__ void stage(Batch& batch, const Splat* splats, uint32_t id) {
     const float4* splat = reinterpret_cast<const float4*>(splats + id);
-    copy_async16(&batch.place[threadIdx.x], splat);
+    if (kPlace == Place::kExtent) {
+        copy_async16(&batch.place[threadIdx.x], splat);
+    } else {
+        copy_async8(&batch.place[threadIdx.x], splat);
+        batch.place[threadIdx.x].z = __uint_as_float(id);
+    }
     copy_async16(&batch.shape[threadIdx.x], splat + 1);
     copy_async16(&batch.look[threadIdx.x], splat + 2);
 }
@@ -67,10 +79,23 @@ __device__ __forceinline__ Exponents exponents(const Pixels& p, float2 mean, flo
     return e;
 }
 
+// Where the record of 32 entries of this block's tile is, for the calling warp. The first numbers of a record are for
+// the number of such groups that each warp has walked.
+static_assert(kBlendThreads / kWarp == kBlendWarps);
+
+__device__ __forceinline__ int64_t walked_at() { return int64_t(blockIdx.x) * kBlendWarps + threadIdx.x / kWarp; }
+
+__device__ __forceinline__ int64_t record_at(const TileGrid& grid, uint32_t begin, uint32_t group) {
+    // Tiles share no group of 32, so each may begin one more than its predecessors' entries would fill.
+    const int64_t first = int64_t(begin) / kWarp + blockIdx.x + int64_t(grid.tiles_x) * grid.tiles_y;
+    return (first + group) * kBlendWarps + threadIdx.x / kWarp;
+}
+
 // One pixel's opinion of one splat. Everything is zero where the pixel does not take it: it is too faint there, or the
 // pixel is done. A pixel is done (threshold = kNever) when this splat would leave less than kStopAt of the light.
 struct Contribution {
     float alpha_free;  // opacity times falloff, before the cap
+    float alpha;
     float weight;      // alpha times the transmittance in front
     float next;        // the transmittance behind
 };
@@ -80,14 +105,14 @@ __device__ __forceinline__ Contribution contribution(float e, float log2_opacity
     Contribution c;
     // A falloff above one is rounding, in splats thousands of times longer than wide: taken as one.
     c.alpha_free = e >= threshold ? exp2_fast(fminf(e, log2_opacity)) : 0.f;
-    float alpha = fminf(c.alpha_free, float(kAlphaMax));
-    c.next = __fmaf_rn(-alpha, transmittance, transmittance);
+    c.alpha = fminf(c.alpha_free, float(kAlphaMax));
+    c.next = __fmaf_rn(-c.alpha, transmittance, transmittance);
     if (c.next < float(kStopAt)) {
         threshold = kNever;
-        alpha = c.alpha_free = 0.f;
+        c.alpha = c.alpha_free = 0.f;
         c.next = transmittance;
     }
-    c.weight = __fmul_rn(alpha, transmittance);
+    c.weight = __fmul_rn(c.alpha, transmittance);
     return c;
 }
 

@@ -37,11 +37,10 @@ struct PixelState {
     // Returns the weight; g is dLoss / dlog(alpha). The cap on alpha lets the gradient through.
     __device__ __forceinline__ float pass(float e, float log2_opacity, float4 look, float& g) {
         const Contribution c = contribution(e, log2_opacity, transmittance, threshold);
-        const float alpha = fminf(c.alpha_free, float(kAlphaMax));
         float share = fmaf(look.x, g_r, fmaf(look.y, g_g, look.z * g_b));
         if (kInvDepthWanted) share = fmaf(look.w, g_inv_depth, share);
         behind = fmaf(-c.weight, share, behind);
-        g = c.alpha_free * fmaf(transmittance, share, -behind * reciprocal_fast(1.f - alpha));
+        g = c.alpha_free * fmaf(transmittance, share, -behind * reciprocal_fast(1.f - c.alpha));
         transmittance = c.next;
         return c.weight;
     }
@@ -52,7 +51,6 @@ __global__ void __launch_bounds__(kBlendThreads) blend_backward_kernel(BlendBack
     constexpr int kAbsAt = kBlue + 1 + (kInvDepthWanted ? 1 : 0);
     constexpr int kValues = kAbsAt + (kAbsolute ? 2 : 0);
     __shared__ Batch batches[2];
-    __shared__ uint32_t ids[2][kBatch];
 
     const Pixels pixels = own_pixels(p.grid);
     PixelState<kInvDepthWanted> first(p, pixels.inside0, pixels.column, pixels.row);
@@ -63,48 +61,48 @@ __global__ void __launch_bounds__(kBlendThreads) blend_backward_kernel(BlendBack
     const bool writes = first_with_slot(slot, lane);
     if (kAbsolute && !kInvDepthWanted && slot >= kAbsAt) slot += kAbsX - kAbsAt;
 
+    float* const own_slot = p.grads + slot;
+
     const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[blockIdx.x];
     const uint32_t thread = threadIdx.x;
     uint32_t next_id = range.x + thread < range.y ? p.ids[range.x + thread] : 0;
-    if (range.x + thread < range.y) {
-        stage(batches[0], p.splats, next_id);
-        ids[0][thread] = next_id;
-    }
+    if (range.x + thread < range.y) stage<Place::kId>(batches[0], p.splats, next_id);
     next_id = range.x + kBatch + thread < range.y ? p.ids[range.x + kBatch + thread] : 0;
 
-    bool done = false;
+    // The record of four groups, a batch, is read a batch ahead, by as many lanes.
+    const uint32_t walked = range.x < range.y ? p.record[walked_at()].upper : 0;
+    const auto load_record = [&](uint32_t group) {
+        group += lane % kGroups;
+        return group < walked ? p.record[record_at(p.grid, range.x, group)] : Taken{0, 0};
+    };
+    Taken next_taken = load_record(0);
+    uint32_t groups_left = walked;
     int turn = 0;
     for (uint32_t begin = range.x; begin < range.y; begin += kBatch, turn ^= 1) {
         copy_async_wait();
-        if (__syncthreads_and(done)) break;  // this batch has arrived, and nobody reads the other one any more
+        if (__syncthreads_and(groups_left == 0)) break;  // this batch has arrived, and nobody reads the other one any more
         const uint32_t next = begin + kBatch;
-        if (next + thread < range.y) {
-            stage(batches[turn ^ 1], p.splats, next_id);
-            ids[turn ^ 1][thread] = next_id;
-        }
+        if (next + thread < range.y) stage<Place::kId>(batches[turn ^ 1], p.splats, next_id);
         next_id = next + kBatch + thread < range.y ? p.ids[next + kBatch + thread] : 0;
-        if (done) continue;
+        if (groups_left == 0) continue;
 
         const Batch& batch = batches[turn];
-        const uint32_t count = ::min(range.y - begin, uint32_t(kBatch));
-        for (uint32_t group = 0; group < count; group += kWarp) {
-            const float4 place = batch.place[group + lane], conic = batch.shape[group + lane];
-            const bool hit = group + lane < count && reaches(Vec2<float>{place.x, place.y},
-                                                             Sym2<float>{-2.f * conic.x, -conic.y, -2.f * conic.z},
-                                                             conic.w - kLog2AlphaMin, pixels.box);
-            unsigned hits = __ballot_sync(kFullWarp, hit);
-            while (hits) {
-                const uint32_t k = group + __ffs(hits) - 1;
-                hits &= hits - 1;
-                const float2 mean = *reinterpret_cast<const float2*>(&batch.place[k]);
-                const float4 shape = batch.shape[k];
-                const Exponents e = exponents(pixels, mean, shape);
-                if (!__any_sync(kFullWarp, e.e0 >= first.threshold || e.e1 >= second.threshold)) continue;
-
-                const float4 look = batch.look[k];
-                float g0, g1;
-                const float w0 = first.pass(e.e0, shape.w, look, g0);
-                const float w1 = second.pass(e.e1, shape.w, look, g1);
+        const Taken taken = next_taken;
+        next_taken = load_record((next - range.x) / kWarp);
+        const uint32_t groups = ::min(groups_left, uint32_t(kGroups));
+        groups_left -= groups;
+        for (uint32_t group = 0; group < groups; ++group) {
+            const unsigned upper = __shfl_sync(kFullWarp, taken.upper, group), lower = __shfl_sync(kFullWarp, taken.lower, group);
+            unsigned visits = upper | lower;
+            while (visits) {
+                const unsigned bit = visits & (0u - visits);
+                visits ^= bit;
+                const uint32_t k = group * kWarp + __ffs(bit) - 1;
+                const float4 place = batch.place[k], shape = batch.shape[k], look = batch.look[k];
+                const Exponents e = exponents(pixels, {place.x, place.y}, shape);
+                float g0 = 0.f, g1 = 0.f, w0 = 0.f, w1 = 0.f;
+                if (upper & bit) w0 = first.pass(e.e0, shape.w, look, g0);
+                if (lower & bit) w1 = second.pass(e.e1, shape.w, look, g1);
                 const float g0y = g0 * e.dy0, g1y = g1 * e.dy1;
 
                 float v[kValues];
@@ -124,12 +122,8 @@ __global__ void __launch_bounds__(kBlendThreads) blend_backward_kernel(BlendBack
                     v[kAbsAt + 1] = fabsf(g0 * fmaf(2.f * shape.z, e.dy0, bx)) + fabsf(g1 * fmaf(2.f * shape.z, e.dy1, bx));
                 }
                 const float total = transpose_sum(v, lane);
-                const uint32_t id = ids[turn][k];
-                if (writes) atomicAdd(p.grads + int64_t(id) * kGradSize + slot, total);
+                if (writes) atomicAdd(own_slot + int64_t(__float_as_uint(place.z)) * kGradSize, total);
             }
-            __syncwarp();
-            done = __all_sync(kFullWarp, first.threshold == kNever && second.threshold == kNever);
-            if (done) break;
         }
     }
 }

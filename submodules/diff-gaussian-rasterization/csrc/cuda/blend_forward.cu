@@ -39,17 +39,18 @@ __global__ void __launch_bounds__(kBlendThreads) blend_forward_kernel(BlendForwa
     const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[blockIdx.x];
     const uint32_t thread = threadIdx.x;
     // Two loads follow each other for every splat, its id and its data: ids are fetched one batch further ahead.
-    if (range.x + thread < range.y) stage(batches[0], p.splats, p.ids[range.x + thread]);
+    if (range.x + thread < range.y) stage<Place::kExtent>(batches[0], p.splats, p.ids[range.x + thread]);
     uint32_t next_id = range.x + kBatch + thread < range.y ? p.ids[range.x + kBatch + thread] : 0;
 
     bool done = false;
     int turn = 0;
+    uint32_t walked = 0;
     for (uint32_t begin = range.x; begin < range.y; begin += kBatch, turn ^= 1) {
         copy_async_wait();
         // This batch has arrived, and nobody reads the other one any more.
         if (__syncthreads_and(done)) break;
         const uint32_t next = begin + kBatch;
-        if (next + thread < range.y) stage(batches[turn ^ 1], p.splats, next_id);
+        if (next + thread < range.y) stage<Place::kExtent>(batches[turn ^ 1], p.splats, next_id);
         next_id = next + kBatch + thread < range.y ? p.ids[next + kBatch + thread] : 0;
         if (done) continue;
 
@@ -61,24 +62,34 @@ __global__ void __launch_bounds__(kBlendThreads) blend_forward_kernel(BlendForwa
                              candidate.x - candidate.z <= pixels.box.x1 && candidate.y + candidate.w >= pixels.box.y0 &&
                              candidate.y - candidate.w <= pixels.box.y1;
             unsigned hits = __ballot_sync(kFullWarp, hit);
+            Taken taken = {0, 0};
             while (hits) {
-                const uint32_t k = group + __ffs(hits) - 1;
-                hits &= hits - 1;
+                const unsigned bit = hits & (0u - hits);
+                hits ^= bit;
+                const uint32_t k = group + __ffs(bit) - 1;
                 const float2 mean = *reinterpret_cast<const float2*>(&batch.place[k]);
                 const float4 shape = batch.shape[k];
                 const Exponents e = exponents(pixels, mean, shape);
-                if (e.e0 >= first.threshold || e.e1 >= second.threshold) {
-                    const float4 look = batch.look[k];
-                    first.take(e.e0, shape.w, look);
-                    second.take(e.e1, shape.w, look);
+                const bool upper = __any_sync(kFullWarp, e.e0 >= first.threshold);
+                const bool lower = __any_sync(kFullWarp, e.e1 >= second.threshold);
+                if (upper) {
+                    first.take(e.e0, shape.w, batch.look[k]);
+                    taken.upper |= bit;
+                }
+                if (lower) {
+                    second.take(e.e1, shape.w, batch.look[k]);
+                    taken.lower |= bit;
                 }
             }
+            if (p.record && lane_id() == 0) p.record[record_at(p.grid, range.x, walked)] = taken;
+            ++walked;
             __syncwarp();
             done = __all_sync(kFullWarp, first.threshold == kNever && second.threshold == kNever);
             if (done) break;
         }
     }
 
+    if (p.record && lane_id() == 0) p.record[walked_at()] = {walked, 0};
     if (pixels.inside0) first.store(p, pixels.column, pixels.row);
     if (pixels.inside1) second.store(p, pixels.column, pixels.row + 4);
 }

@@ -113,6 +113,15 @@ struct SortByTile {
 };
 void sort_by_tile(const SortByTile& args, Stream stream);
 
+// What blend_forward tells blend_backward, about 32 entries each: see blend.h.
+struct alignas(8) Taken {
+    uint32_t upper, lower;
+};
+constexpr int kBlendWarps = 4;  // of a tile
+inline int64_t record_size(const TileGrid& grid, int64_t entries) {
+    return (entries / 32 + 2 * int64_t(grid.tiles())) * kBlendWarps;
+}
+
 struct BlendForward {
     TileGrid grid;
     const Splat* splats;        // [N]
@@ -122,6 +131,7 @@ struct BlendForward {
     float* color;               // [3, H, W]
     float* alpha;               // [H, W]
     float* inv_depth;           // [H, W] or null
+    Taken* record;              // [record_size] or null: no backward will follow
 };
 void blend_forward(const BlendForward& args, Stream stream);
 
@@ -130,7 +140,8 @@ struct BlendBackward {
     const Splat* splats;          // [N]
     const uint32_t* ids;          // [entries]
     const uint32_t* ranges;       // [tiles, 2]
-    const float* color;           // [3, H, W] as blend_forward left it
+    const Taken* record;          // [record_size] as blend_forward left it, likewise:
+    const float* color;           // [3, H, W]
     const float* alpha;           // [H, W]
     const float* inv_depth;       // [H, W]  only with g_inv_depth
     const float* g_color;         // [3, H, W]
