@@ -115,11 +115,14 @@ def find_ninja() -> str:
     try:
         import ninja
 
-        return str(Path(ninja.BIN_DIR) / "ninja")
+        packaged = Path(ninja.BIN_DIR) / "ninja"
     except ImportError:
-        return shutil.which("ninja") or fail(
-            "ninja was not found: `pip install ninja` (or apt, conda), then try again."
-        )
+        packaged = Path("none")
+    if packaged.is_file() and packaged.is_absolute():
+        return str(packaged)
+    return shutil.which("ninja") or fail(
+        "ninja was not found: `pip install ninja` (or apt, conda), then try again."
+    )
 
 
 def find_cuda_home() -> Path | None:
