@@ -8,7 +8,6 @@ SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is versi
 as the original has it.
 """
 
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -22,12 +21,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import MetricsParams, parse_metrics, pick_device
-from scene.files import DataError, write_json
-from utils import lpips
+from scene.files import DataError, read_json, write_json
+from utils import commands, lpips
 from utils.image import psnr, read_image, to_float
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
 READ_AHEAD = 4  # pairs decoded while one is being scored
+
+
+def score_models(params: MetricsParams) -> None:
+    device = pick_device(params.device)
+    distance = _find_lpips(params, device)
+    for model in params.model_paths:
+        score_model(Path(model), distance, device)
 
 
 def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:
@@ -118,7 +124,7 @@ def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
 def _image_names(method: Path) -> dict[str, str]:
     """Picture file -> name of the photograph, where render.py left names.json."""
     path = method / "names.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | None:
@@ -136,15 +142,7 @@ def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | No
 
 def main(argv: list[str] | None = None) -> int:
     params = parse_metrics(argv)
-    try:
-        device = pick_device(params.device)
-        distance = _find_lpips(params, device)
-        for model in params.model_paths:
-            score_model(Path(model), distance, device)
-    except (OSError, ValueError) as failure:
-        print(f"metrics.py: {failure}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.run("metrics.py", lambda: score_models(params))
 
 
 if __name__ == "__main__":

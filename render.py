@@ -12,11 +12,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from arguments import ConfigError, ModelParams, PipelineParams, RenderParams, parse_render, pick_device
+from arguments import ModelParams, PipelineParams, RenderParams, parse_render, pick_device
 from gaussian_renderer import render_pair
 from scene import Camera, Scene, load_gaussians
-from scene.files import DataError, write_json
+from scene.files import write_json
 from scene.gaussian_model import GaussianModel
+from utils import commands
 from utils.image import PngWriter
 
 
@@ -64,12 +65,7 @@ def _render_set(
 
 def main(argv: list[str] | None = None) -> int:
     model, pipe, options = parse_render(argv)
-    try:
-        render_sets(model, pipe, options)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"render.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.run("render.py", lambda: render_sets(model, pipe, options))
 
 
 if __name__ == "__main__":

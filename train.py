@@ -33,8 +33,8 @@ from gaussian_renderer.network_gui import Request, Viewer
 from scene import Scene, checkpoint
 from scene.cameras import Camera
 from scene.density import AdaptiveDensityControl
-from scene.files import DataError
 from scene.gaussian_model import GaussianModel
+from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
 from utils.report import Report, Stopwatch, Summary, peak_memory
 from utils.schedules import log_linear
@@ -217,12 +217,7 @@ def seed_everything(seed: int) -> None:
 def main(argv: list[str] | None = None) -> int:
     model, opt, pipe, run = parse_train(argv)
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
-    try:
-        train(model, opt, pipe, run)
-    except (ConfigError, DataError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return commands.run("train.py", lambda: train(model, opt, pipe, run))
 
 
 if __name__ == "__main__":

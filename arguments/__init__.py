@@ -53,7 +53,12 @@ class ModelParams:
     source_path: str = arg("", "data set folder (COLMAP or Blender)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
     images: str = arg("images", "image folder inside a COLMAP data set", short="-i")
-    depths: str = arg("", "folder of inverse depth maps in the data set; turns the depth loss on", short="-d")
+    depths: str = arg(
+        "",
+        "folder of inverse depth maps, in the data set or an absolute path; turns the depth loss on; "
+        "COLMAP data also need depth_params.json: in the model folder, there, or in sparse/0",
+        short="-d",
+    )
     resolution: int = arg(-1, "1, 2, 4, 8: divide by it; -1: at most 1600 wide; else: the width", short="-r")
     white_background: bool = arg(False, "train against white instead of black", short="-w")
     train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")

@@ -50,9 +50,9 @@ ASPECT_TOLERANCE = 0.02
 class Scene:
     """The data of one run.
 
-    For training, cameras come shuffled and with their pictures loaded, and the model folder gets cameras.json
-    and input.ply. Otherwise they come in the order of the data set, pictures are decoded when asked for, and
-    nothing is written.
+    For training, cameras come shuffled and with their pictures loaded, and the model folder gets
+    cameras.json, split.json and input.ply. Otherwise they come in the order of the data set, pictures are
+    decoded when asked for, and nothing is written.
     """
 
     train_cameras: list[Camera]
@@ -70,9 +70,12 @@ class Scene:
     ):
         self._model, self._device, self._seed = model, device, seed
         self._say: Callable[[str], None] = (lambda text: None) if quiet else print
-        self._dataset = read_dataset(Path(model.source_path), model.images, model.depths)
+        depths = model.depths if for_training else ""
+        folder = Path(model.model_path)
+        self._dataset = read_dataset(Path(model.source_path), model.images, depths, folder)
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
+        split = {"by": reason, "train": [view.name for view in train], "test": [view.name for view in test]}
         self._say(f"Split: {len(train)} train, {len(test)} test ({reason})")
         if model.train_test_exp:  # the left halves of test views train, too
             shown = {*train, *test}
@@ -94,7 +97,7 @@ class Scene:
         self.background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
 
         if for_training:
-            self._write_inputs(Path(model.model_path))
+            self._write_inputs(folder, split)
             to_load = [p for pair in pictures.values() for p in (pair.photo, pair.depth) if p is not None]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
             shuffle = random.Random(seed).shuffle
@@ -188,8 +191,8 @@ class Scene:
 
     # The model folder
 
-    def _write_inputs(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def _write_inputs(self, folder: Path, split: dict) -> None:
+        write_json(folder / "split.json", split, indent=1)
         write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
         points, origin = self._points_and_origin
         if origin is not None and origin.suffix == ".ply":

@@ -194,7 +194,10 @@ class GaussianModel:
     def exposure(self, name: str) -> Tensor:
         """The color transform [3, 4] of one image."""
         if name not in self.exposure_names:
-            raise KeyError(f"there is no exposure for the image {name}")
+            raise DataError(
+                f"there is no exposure for the image {name}, but --train_test_exp needs one for every view; "
+                f"the model has {len(self.exposure_names)} (exposure.json)"
+            )
         return self.exposures[self.exposure_names[name]]
 
     def save_exposures(self, path: Path) -> None:

@@ -219,7 +219,7 @@ def test_exposures_as_json(tmp_path):
     other.set_exposures(["r", "s", "r"])
     assert other.exposures.shape == (2, 3, 4) and other.exposure_names == {"r": 0, "s": 1}
     other.load_exposures(tmp_path / "exposure.json")
-    with pytest.raises(KeyError, match="no exposure for the image c"):
+    with pytest.raises(DataError, match="no exposure for the image c, .* the model has 2"):
         other.exposure("c")
     for text in ('{"a": [[1, 2], [3, 4]]}', '{"a": "x"}', "[]", "{"):
         (tmp_path / "exposure.json").write_text(text)

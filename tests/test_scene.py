@@ -277,19 +277,22 @@ def test_inverse_depth(tmp_path):
         "v2": {"scale": 2, "offset": 0},
     }
     (folder / "sparse" / "0" / "depth_params.json").write_text(json.dumps(params))
-    first, second = load(folder, depths="depths").train_cameras
+
+    def in_training(**options):
+        cameras = load(folder, training=True, **options).train_cameras
+        return sorted(cameras, key=lambda camera: camera.name)
+
+    first, second = in_training(depths="depths")
     depth, mask = first.inv_depth()
     expected = torch.tensor([[-0.1, 0.4, 0.9, 2 * 65535 / 65536 - 0.1], [0.15] * 4])
     torch.testing.assert_close(depth, expected)
     assert mask.shape == depth.shape and (mask == 1).all()
     assert second.inv_depth() is None, "50 times the median scale"
-    assert load(folder).train_cameras[0].inv_depth() is None
-    assert (load(folder, training=True, depths="depths").train_cameras[0].inv_depth() is None) != (
-        load(folder, training=True, depths="depths").train_cameras[1].inv_depth() is None
-    )
+    assert in_training()[0].inv_depth() is None
+    assert load(folder, depths="depths").train_cameras[0].inv_depth() is None, "rendering has no use for them"
 
     # Halved without smoothing: bilinear between the four pixels around each new center.
-    small = load(folder, depths="depths", resolution=2).train_cameras[0].inv_depth()[0]
+    small = in_training(depths="depths", resolution=2)[0].inv_depth()[0]
     quarter = expected.reshape(2, 2, 2).mean(dim=(0, 2))[None]
     torch.testing.assert_close(small, quarter)
 
@@ -299,15 +302,34 @@ def test_depth_maps_that_deserve_a_word(tmp_path, capsys):
     (folder / "depths").mkdir()
     (folder / "sparse" / "0" / "depth_params.json").write_text('{"v0": {"scale": 1, "offset": 0}}')
     with pytest.raises(DataError, match=r"2 of 2 depth maps are not there: .*depths/v0.png"):
-        load(folder, depths="depths")
+        load(folder, training=True, depths="depths")
     for name in ("v0.png", "v1.png"):
         Image.new("RGB", (8, 6), (128, 128, 128)).save(folder / "depths" / name)
-    model = ModelParams(source_path=str(folder), model_path="m", depths="depths")
-    scene = Scene(model, CPU, for_training=False)
+    model = ModelParams(source_path=str(folder), model_path=str(tmp_path / "model"), depths="depths")
+    scene = Scene(model, CPU)
     said = capsys.readouterr().out
     assert "Depth maps: 1 aligned, 1 without parameters" in said
     assert "Warning: 2 depth maps have 8 bits" in said
-    torch.testing.assert_close(scene.train_cameras[0].inv_depth()[0], torch.full((6, 8), 128 / 65536))
+    [depth] = [camera.inv_depth()[0] for camera in scene.train_cameras if camera.name == "v0.png"]
+    torch.testing.assert_close(depth, torch.full((6, 8), 128 / 65536))
+
+
+def test_depth_params_beside_a_read_only_data_set(tmp_path):
+    """The nearest to the run counts: model folder, among the maps, beside the reconstruction."""
+    folder, maps = ring(tmp_path / "data", count=2), tmp_path / "maps"
+    maps.mkdir()
+    for name in ("v0.png", "v1.png"):
+        Image.fromarray(np.full((6, 8), 16384, np.uint16)).save(maps / name)
+    places = (folder / "sparse" / "0", maps, tmp_path / "model")
+    with pytest.raises(DataError) as missing:
+        load(folder, training=True, depths=str(maps))
+    assert all(str(place / "depth_params.json") in str(missing.value) for place in places)
+    for scale, place in enumerate(places, start=1):
+        params = {name: {"scale": scale, "offset": 0} for name in ("v0", "v1")}
+        place.mkdir(exist_ok=True)
+        (place / "depth_params.json").write_text(json.dumps(params))
+        camera = load(folder, training=True, depths=str(maps)).train_cameras[0]
+        torch.testing.assert_close(camera.inv_depth()[0], torch.full((6, 8), 0.25 * scale))
 
 
 # The model folder
@@ -316,6 +338,9 @@ def test_depth_maps_that_deserve_a_word(tmp_path, capsys):
 def test_model_folder(tmp_path):
     folder = ring(tmp_path / "data", count=4)
     load(folder, training=True, eval=True, llffhold=2)
+    assert json.loads((tmp_path / "model" / "split.json").read_text()) == {
+        "by": "by name, one in 2 (--llffhold 2)", "train": ["v1.png", "v3.png"], "test": ["v0.png", "v2.png"],
+    }  # fmt: skip
     entries = json.loads((tmp_path / "model" / "cameras.json").read_text())
     assert [entry["img_name"] for entry in entries] == ["v0.png", "v2.png", "v1.png", "v3.png"], "test first"
     assert [entry["id"] for entry in entries] == [0, 1, 2, 3]

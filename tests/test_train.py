@@ -113,8 +113,8 @@ def test_model_folder(trained):
     events = {name for name in files if name.startswith("events.out.tfevents.")}
     assert len(events) == 1
     assert files - events == {
-        "cfg_args", "config.json", "cameras.json", "input.ply", "exposure.json", "summary.json", "train.log",
-        "chkpnt150.pth", "point_cloud/iteration_150/point_cloud.ply",
+        "cfg_args", "config.json", "cameras.json", "split.json", "input.ply", "exposure.json", "summary.json",
+        "train.log", "chkpnt150.pth", "point_cloud/iteration_150/point_cloud.ply",
         "point_cloud/iteration_300/point_cloud.ply",
     }  # fmt: skip
     assert len(json.loads((trained[0] / "cameras.json").read_text())) == 8
@@ -381,8 +381,8 @@ def test_depth_maps_are_used(tmp_path):
         from scene import Scene, load_gaussians
 
         gaussians, _ = load_gaussians(folder, -1, torch.device("cpu"))
-        params = ModelParams(source_path=str(dataset), depths="depths")
-        scene = Scene(params, torch.device("cpu"), for_training=False, quiet=True)
+        params = ModelParams(source_path=str(dataset), model_path=str(tmp_path / "m"), depths="depths")
+        scene = Scene(params, torch.device("cpu"), quiet=True)
         errors = []
         for camera in scene.train_cameras:
             known = camera.inv_depth()

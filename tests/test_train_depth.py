@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scene.readers import colmap
 from utils import depth_scale
 
 WIDTH, HEIGHT, FOCAL = 80, 60, 70.0
@@ -100,6 +101,24 @@ def test_fit():
     outliers = np.append(known, [5.0])  # the median does not follow one bad point
     scale, _ = depth_scale.fit(outliers, np.append((known - 0.3) / 1.7, 0.3))
     assert scale == pytest.approx(1.7 * np.abs(outliers - 0.5).mean() / np.abs(known - 0.5).mean(), rel=0.1)
+
+
+def test_goes_where_training_looks(tmp_path, monkeypatch, capsys):
+    folder = data_set(tmp_path / "data", "bin", {"a": 40})
+    places = [part / "depth_params.json" for part in (folder / "sparse" / "0", folder / "depths")]
+    monkeypatch.setattr("sys.argv", ["depth_scale", "-s", str(folder), "-d", "depths"])
+    for i, place in enumerate(places):
+        for earlier in places[:i]:
+            earlier.unlink()
+            earlier.mkdir()  # cannot be written to, even by root
+        assert depth_scale.main() == 0
+        assert str(place) in capsys.readouterr().out and place.is_file()
+        assert colmap.read(folder, depths="depths").views[0].depth.scale == pytest.approx(SCALE, rel=2e-3)
+    places[1].unlink()
+    places[1].mkdir()
+    assert depth_scale.main() == 1
+    said = capsys.readouterr().err
+    assert all(str(place) in said for place in places) and "-o" in said
 
 
 def test_read_only_data_set(tmp_path, monkeypatch, capsys):

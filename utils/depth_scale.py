@@ -7,9 +7,10 @@ inverse depth twice: from the reconstruction, and from the map. The scale is the
 (mean absolute deviation from the median), the offset aligns the medians. A photo with too few key-points, or
 with all of them at one depth, gets scale 0: its map is not used for depth regularization.
 
-The maps are <depths>/<stem of the photo>.png, 16 bits. The result goes to
-<dataset>/sparse/0/depth_params.json, where training looks for it, or to the file named by -o, for data sets
-that must not be written to.
+The maps are <depths>/<stem of the photo>.png, 16 bits. The result, depth_params.json, goes where training
+looks for it: beside the reconstruction (sparse/0), or, if that must not be written to, among the maps. Where
+neither can be written to, put it with -o into the model folder of the run (train.py -m), where training looks
+too.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from tqdm import tqdm
 from scene.files import DataError, write_json
 from scene.readers import colmap
 from scene.readers.views import View
+from utils import commands
 
 DIVISOR = 65536.0  # of the map's integers, the same as in training
 MIN_POINTS = 10  # more than these are needed
@@ -159,10 +161,7 @@ def depth_params(source: Path, depths: Path, images: str = "images") -> dict[str
     """The content of depth_params.json: stem of the photo -> scale and offset. Photos without a map are left
     out."""
     dataset = colmap.read(source, images)
-    model = next(
-        folder for folder in (source / "sparse" / "0", source / "sparse") if any(folder.glob("images.*"))
-    )
-    features, params = read_features(model), {}
+    features, params = read_features(colmap.model_folder(source)), {}
     for view in tqdm(dataset.views, desc="Aligning depth maps", disable=None):
         stem = view.name.rsplit(".", 1)[0]
         path = depths / f"{stem}.png"
@@ -182,23 +181,43 @@ def main() -> int:
     )
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="COLMAP data set folder")
     parser.add_argument(
-        "-d", "--depths", required=True, help="folder of depth maps, in the data set or anywhere"
+        "-d", "--depths", required=True, help="folder of depth maps: inside the data set, or an absolute path"
     )
     parser.add_argument(
         "-i", "--images", default="images", help="image folder of the data set (default: images)"
     )
-    parser.add_argument("-o", "--output", type=Path, help="default: <dataset>/sparse/0/depth_params.json")
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        help="file to write (default: depth_params.json in sparse/0; if that is read-only, among the maps)",
+    )
     args = parser.parse_args()
-    try:
-        params = depth_params(args.source_path, args.source_path / args.depths, args.images)
-        output = args.output or args.source_path / "sparse" / "0" / "depth_params.json"
+    return commands.run("depth_scale", lambda: align_all(args))
+
+
+def align_all(args: argparse.Namespace) -> None:
+    depths = args.source_path / args.depths
+    params = depth_params(args.source_path, depths, args.images)
+    if args.output:
+        output = args.output
         write_json(output, params, indent=2)
-    except (OSError, ValueError) as error:
-        print(f"depth_scale: {error}", file=sys.stderr)
-        return 1
+    else:
+        output = _write_where_allowed([colmap.model_folder(args.source_path), depths], params)
     without = sum(p["scale"] <= 0 for p in params.values())
     print(f"{output}: {len(params) - without} maps aligned, {without} not usable (too few points)")
-    return 0
+
+
+def _write_where_allowed(folders: list[Path], params: dict) -> Path:
+    """Into the first of the folders that takes it; training looks into all of them."""
+    reasons = []
+    for path in (folder / colmap.DEPTH_PARAMS for folder in folders):
+        try:
+            write_json(path, params, indent=2)
+            return path
+        except OSError as error:
+            reasons.append(str(error))
+    raise DataError("; ".join(reasons) + ". With -o it goes elsewhere, such as to the model folder of a run")
 
 
 if __name__ == "__main__":

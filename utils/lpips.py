@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scene.files import DataError
+
 # Statistics of ImageNet for inputs in [-1, 1], as published with LPIPS.
 MEAN = (-0.030, -0.088, -0.188)
 STD = (0.458, 0.448, 0.450)
@@ -140,10 +142,10 @@ def _read(path: Path, keys: list[str], device: torch.device | str) -> dict[str, 
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} must be a file of torch weights ({error})") from None
+        raise DataError(f"{path} must be a file of torch weights ({error})") from None
     for key in keys:
         if key not in state:
-            raise ValueError(f"{path} must hold the key {key}, got {list(state)[:3]}...")
+            raise DataError(f"{path} must hold the key {key}, got {list(state)[:3]}...")
     return {key: state[key] for key in keys}
 
 

@@ -1,4 +1,5 @@
-"""From a folder to a Dataset: one module per format, with detect(folder) and read(folder, images, depths).
+"""From a folder to a Dataset: one module per format, with detect(folder) and read(folder, images, depths,
+derived).
 
 Adding a format is adding its module and its name in FORMATS.
 """
@@ -14,12 +15,14 @@ FORMATS = (colmap, blender)  # the first that detects itself is taken
 __all__ = ["Dataset", "DepthMap", "View", "read_dataset"]
 
 
-def read_dataset(folder: Path, images: str = "images", depths: str = "") -> Dataset:
+def read_dataset(
+    folder: Path, images: str = "images", depths: str = "", derived: Path | None = None
+) -> Dataset:
     if not folder.is_dir():
         raise DataError(f"{folder}: the data set folder is not there")
     for reader in FORMATS:
         if reader.detect(folder):
-            dataset = reader.read(folder, images, depths)
+            dataset = reader.read(folder, images, depths, derived)
             _check(dataset)
             return dataset
     looked_for = "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in FORMATS)

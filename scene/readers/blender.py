@@ -24,8 +24,8 @@ def detect(folder: Path) -> bool:
     return (folder / LOOKS_FOR).is_file()
 
 
-def read(folder: Path, images: str = "", depths: str = "") -> Dataset:
-    """`images` is not used: each frame names its file."""
+def read(folder: Path, images: str = "", depths: str = "", derived: Path | None = None) -> Dataset:
+    """`images` and `derived` are not used: each frame names its file, and depth maps need no parameters."""
     views = _read_split(folder, "train", depths)
     if (folder / "transforms_test.json").is_file():
         views += _read_split(folder, "test", depths)

@@ -43,6 +43,7 @@ TWO_FOCALS = {"PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}  # fx, fy, cx, cy
 
 MAX_SIZE = 1 << 20  # pixels along a side: more than any camera has
 DEPTH_DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
+DEPTH_PARAMS = "depth_params.json"
 
 
 @dataclass
@@ -67,15 +68,16 @@ def detect(folder: Path) -> bool:
     return (folder / "sparse").is_dir()
 
 
-def read(folder: Path, images: str = "images", depths: str = "") -> Dataset:
-    model = _model_folder(folder)
+def read(folder: Path, images: str = "images", depths: str = "", derived: Path | None = None) -> Dataset:
+    """`derived`: a folder outside the data set that may have its depth_params.json."""
+    model = model_folder(folder)
     cameras, poses = _read_model(model)
     image_folder = folder / images
     if not image_folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "sparse")
         hint = f"; there is {some(others)}, choose with -i" if others else ""
         raise DataError(f"{image_folder}: the image folder is not there{hint}")
-    depth_maps = _DepthMaps(folder / depths, model) if depths else None
+    depth_maps = _DepthMaps(folder / depths, model, derived) if depths else None
     views = []
     for pose in sorted(poses, key=lambda pose: pose.name):
         if pose.camera_id not in cameras:
@@ -103,7 +105,7 @@ def read(folder: Path, images: str = "images", depths: str = "") -> Dataset:
     )
 
 
-def _model_folder(folder: Path) -> Path:
+def model_folder(folder: Path) -> Path:
     for model in (folder / "sparse" / "0", folder / "sparse"):
         if any((model / f"cameras{ending}").is_file() for ending in (".bin", ".txt")):
             return model
@@ -164,18 +166,21 @@ def _world_to_camera(pose: Pose) -> np.ndarray:
 
 
 class _DepthMaps:
-    """<depths>/<name without ending>.png, aligned by depth_params.json beside the model."""
+    """<depths>/<name without ending>.png, aligned by depth_params.json, which is looked for in `derived`,
+    among the maps, and beside the model: made for this run goes before came with the data set."""
 
-    def __init__(self, folder: Path, model: Path):
+    def __init__(self, folder: Path, model: Path, derived: Path | None):
         self.folder = folder
-        self.path = model / "depth_params.json"
         if not folder.is_dir():
             raise DataError(f"{folder}: the depth folder is not there")
-        if not self.path.is_file():
+        places = [place / DEPTH_PARAMS for place in (derived, folder, model) if place]
+        found = next((path for path in places if path.is_file()), None)
+        if found is None:
             raise DataError(
-                f"{self.path}: is not there, but depth maps (-d) need it; "
-                f"python -m utils.depth_scale makes it"
+                f"{DEPTH_PARAMS}: is not there, but depth maps (-d) need it; looked for "
+                f"{', '.join(map(str, places))}. python -m utils.depth_scale makes it"
             )
+        self.path = found
         self.params = read_json(self.path)
         positive = [scale for scale, _ in map(self._scale_offset, self.params) if scale > 0]
         self.median = float(np.median(positive)) if positive else 0.0

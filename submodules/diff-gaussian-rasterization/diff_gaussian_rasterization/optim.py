@@ -10,7 +10,20 @@ from torch import Tensor
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
 
 
-class FusedAdam(torch.optim.Optimizer):
+def _unwrapped(method):
+    """A method of torch's Optimizer without the wrapper that keeps torch.compile out of it: the first call of
+    the wrapper imports the compiler, which takes seconds. Some versions of torch have no wrapper."""
+    return getattr(method, "__wrapped__", method)
+
+
+class _QuickStart:
+    """What every training run calls, not waiting for a compiler that it does not use."""
+
+    add_param_group = _unwrapped(torch.optim.Optimizer.add_param_group)
+    zero_grad = _unwrapped(torch.optim.Optimizer.zero_grad)
+
+
+class FusedAdam(_QuickStart, torch.optim.Optimizer):
     """torch.optim.Adam (no weight decay, no AMSGrad) in one call for all groups.
 
     The state has Adam's keys and meaning (step, exp_avg, exp_avg_sq), so the two read each other's state
@@ -66,7 +79,7 @@ class FusedAdam(torch.optim.Optimizer):
         return params, *moments, lrs, first["betas"], first["eps"], int(states[0]["step"])
 
 
-class SparseGaussianAdam(torch.optim.Adam):
+class SparseGaussianAdam(_QuickStart, torch.optim.Adam):
     """Adam that moves only the visible Gaussians, without bias correction. One tensor per group, row i is
     Gaussian i."""
 
