@@ -40,6 +40,9 @@ using Number = GS_NUMBER;
 constexpr bool kDouble = sizeof(Number) == 8;
 constexpr int kLanes = 16;
 
+// 2^f = sum of kEx2[k] f^k for |f| <= 1/2, to 1.6e-7: the polynomial with the least relative error that is exact at 0.
+constexpr float kEx2[6] = {1.f, 6.931469776e-1f, 2.402224201e-1f, 5.550733769e-2f, 9.671517535e-3f, 1.326473523e-3f};
+
 #if GS_WIDTH == 16
 
 struct M {
@@ -124,16 +127,12 @@ GS_OP int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may
     return __builtin_popcount(m.v);
 }
 
-// 2^a to about one unit in the last place; 0 far below, infinity far above.
+// 2^a to two units in the last place; 0 far below, infinity far above.
 GS_OP F ex2(F a) {
     const __m512 n = _mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     const __m512 f = _mm512_sub_ps(a.v, n);
-    __m512 p = _mm512_set1_ps(1.33952379e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61846430e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55032958e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226510e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147182e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    __m512 p = _mm512_set1_ps(kEx2[5]);
+    for (int k = 4; k >= 0; --k) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kEx2[k]));
     return _mm512_scalef_ps(p, n);
 }
 
@@ -142,12 +141,8 @@ GS_OP F ex2(F a) {
 GS_OP F ex2_near(F a) {
     const __m512 magic = _mm512_set1_ps(12582912.f), shifted = _mm512_add_ps(a.v, magic);
     const __m512 f = _mm512_sub_ps(a.v, _mm512_sub_ps(shifted, magic));
-    __m512 p = _mm512_set1_ps(1.33952379e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61846430e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55032958e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.40226510e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.93147182e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.f));
+    __m512 p = _mm512_set1_ps(kEx2[5]);
+    for (int k = 4; k >= 0; --k) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kEx2[k]));
     return _mm512_castsi512_ps(
         _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
 }
@@ -444,7 +439,7 @@ GS_OP F exp(F a) {
     return a;
 }
 #else
-// 2^a to about one unit in the last place. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
+// 2^a to two units in the last place. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits.
 GS_OP F ex2(F a) {
     F r;
     GS_EACH {
@@ -452,12 +447,8 @@ GS_OP F ex2(F a) {
         V x = a.v[k] > -126.f ? a.v[k] : V{} - 126.f;
         x = x < 127.f ? x : V{} + 127.f;
         const V shifted = x + magic, f = x - (shifted - magic);
-        V p = V{} + 1.33952379e-3f;
-        p = p * f + 9.61846430e-3f;
-        p = p * f + 5.55032958e-2f;
-        p = p * f + 2.40226510e-1f;
-        p = p * f + 6.93147182e-1f;
-        p = p * f + 1.f;
+        V p = V{} + kEx2[5];
+        for (int i = 4; i >= 0; --i) p = p * f + kEx2[i];
         const W scale = ((W)shifted + 127) << 23;  // the sum's high bits fall out of the shift
         const V y = p * (V)scale;
         r.v[k] = a.v[k] >= -126.f ? (a.v[k] <= 127.5f ? y : y * V(V{} + 3.4e38f)) : V{};
@@ -468,12 +459,8 @@ GS_OP F ex2_near(F a) {
     F r;
     GS_EACH {
         const V magic = V{} + 12582912.f, shifted = a.v[k] + magic, f = a.v[k] - (shifted - magic);
-        V p = V{} + 1.33952379e-3f;
-        p = p * f + 9.61846430e-3f;
-        p = p * f + 5.55032958e-2f;
-        p = p * f + 2.40226510e-1f;
-        p = p * f + 6.93147182e-1f;
-        p = p * f + 1.f;
+        V p = V{} + kEx2[5];
+        for (int i = 4; i >= 0; --i) p = p * f + kEx2[i];
         r.v[k] = (V)((W)p + ((W)shifted << 23));
     }
     return r;
@@ -526,6 +513,16 @@ GS_OP F log(F a) {
     return select(a > F(1.17549435e-38f), select(a < F(INFINITY), y, a), edge);
 }
 #endif
+
+// Sixteen numbers that begin `Shift` places behind those of `here` in memory, `next` being the sixteen that follow it.
+// In registers, or read again from p, where `here` came from: whichever keeps both ways equally busy.
+template <int Shift>
+GS_INLINE F ahead(F here, F next, const Number* p) {
+#if GS_WIDTH == 16
+    if (Shift % 2) return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(here.v), Shift));
+#endif
+    return load(p + Shift);
+}
 
 // Bit `bit` of each of 64 numbers.
 GS_INLINE uint64_t column_of_bits(const uint16_t* p, int bit) {
