@@ -204,12 +204,10 @@ def main() -> None:
             print(f"| {stage:<16} | {ms:.3f} |       |       |")
     total, whole = sum(kernels.values()), sum(limit.values())
     print(f"| {'kernels':<16} | {total:.3f} | {whole:.3f} | {whole / total:>4.0%}  |")
-    print(
-        f"\niteration        {gpu:.3f} ms (host {host:.3f} ms, waits for the GPU: {'yes' if waits else 'no'})"
-    )
-    print(
-        f"forward only     {forward:.3f} ms, {1e3 / forward:,.0f} per second; kernels {forward_kernels:.3f} ms"
-    )
+    waiting = "waits" if waits else "never waits"
+    print(f"\niteration        {gpu:.3f} ms; host {host:.3f} ms, {waiting} for the GPU")
+    print(f"forward only     {forward:.3f} ms, {1e3 / forward:,.0f} per second", end="")
+    print(f"; kernels {forward_kernels:.3f} ms")
     print(f"peak memory      {peak:,.0f} MB")
     if args.kernels:
         for name, ms in sorted(kernels.items(), key=lambda item: -item[1]):
