@@ -1,7 +1,7 @@
 """Lenses that distort, and what is left of their pictures once the distortion is taken out.
 
-A lens sends the direction (x, y, 1) to the pixel (fx u + cx, fy v + cy), where (u, v) is (x, y) distorted. The
-models and the order of their coefficients are COLMAP's; transforms.json uses some of them.
+A lens sends the direction (x, y, 1) to the pixel (fx u + cx, fy v + cy), where (u, v) is (x, y) distorted.
+The models and the order of their coefficients are COLMAP's; transforms.json uses some of them.
 
 The picture without distortion is a pinhole's with the same focal lengths, so that the middle keeps its
 resolution. Its frame is the largest around the principal point in which every pixel was photographed: nothing
@@ -101,8 +101,8 @@ def _unified(x: Array, y: Array, alpha, beta):
     return x * scale, y * scale
 
 
-# Model -> distortion, number of focal lengths, number of coefficients. COLMAP lists fx, (fy,) cx, cy, then the
-# coefficients.
+# Model -> distortion, number of focal lengths, number of coefficients. COLMAP lists fx, (fy,) cx, cy, then
+# the coefficients.
 MODELS: dict[str, tuple[Callable, int, int]] = {
     "SIMPLE_PINHOLE": (_pinhole, 1, 0),
     "PINHOLE": (_pinhole, 2, 0),
