@@ -116,13 +116,12 @@ GS_HD Sym2<T> inverse(Sym2<T> m, T det) {
     return {m.yy * inv, -m.xy * inv, m.xx * inv};
 }
 
-// d(Q) with Q = cov^-1 is -Q d(cov) Q.
+// Of the covariance m, where q = m^-1 and det its determinant: d(m) of q = adj(m) / det. Shorter is -q g q, but for long
+// thin ellipses that loses ten times more to rounding.
 template <typename T>
-GS_HD Sym2<T> inverse_vjp(Sym2<T> q, Sym2<T> g) {
-    const T gxy = T(0.5) * g.xy;
-    const T ax = q.xx * g.xx + q.xy * gxy, ay = q.xx * gxy + q.xy * g.yy;  // first row of Q G
-    const T bx = q.xy * g.xx + q.yy * gxy, by = q.xy * gxy + q.yy * g.yy;  // second row
-    return {-(ax * q.xx + ay * q.xy), T(-2) * (ax * q.xy + ay * q.yy), -(bx * q.xy + by * q.yy)};
+GS_HD Sym2<T> inverse_vjp(Sym2<T> m, T det, Sym2<T> q, Sym2<T> g) {
+    const T inv = T(1) / det, along = g.xx * q.xx + g.xy * q.xy + g.yy * q.yy;
+    return {inv * (g.yy - along * m.yy), inv * (T(2) * along * m.xy - g.xy), inv * (g.xx - along * m.xx)};
 }
 
 // Antialiasing: what blurring adds in width it takes away in opacity, by sqrt(det(cov) / det(cov + blur)).

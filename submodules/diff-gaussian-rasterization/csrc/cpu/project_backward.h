@@ -78,7 +78,7 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         // The screen: mean, conic, opacity.
         const Sym2<F> q = s.conic;
         const Vec2<F> g_mean2d = {q.xx * sum[1] + q.xy * sum[2], q.xy * sum[1] + q.yy * sum[2]};
-        Sym2<F> g_cov2d = inverse_vjp(q, Sym2<F>{-half * sum[3], -sum[4], -half * sum[5]});
+        Sym2<F> g_cov2d = inverse_vjp(s.wide, s.det, q, Sym2<F>{-half * sum[3], -sum[4], -half * sum[5]});
         const F g_log_opacity = sum[0];
         F g_opacity = g_log_opacity / s.opacity;
         if (g.antialiasing) {

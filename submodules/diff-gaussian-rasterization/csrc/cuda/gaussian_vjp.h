@@ -45,11 +45,12 @@ __device__ __forceinline__ GaussianGrad gaussian_vjp(const Gaussians<float>& g, 
     const Shape shape = load_shape(g, i);
     const Sym2<float> sharp = project_covariance(camera, p, shape.cov);
     const Sym2<float> wide = blurred(sharp);
-    const Sym2<float> conic = inverse(wide, exact_determinant(wide));
+    const float det = exact_determinant(wide);
+    const Sym2<float> conic = inverse(wide, det);
 
     GaussianGrad out;
     out.splat = load_splat_grad(grads, i, conic);
-    Sym2<float> g_cov = inverse_vjp(conic, out.splat.conic);
+    Sym2<float> g_cov = inverse_vjp(wide, det, conic, out.splat.conic);
 
     const float opacity = load_opacity(g, i);
     float g_opacity = opacity > 0.f ? out.splat.log_opacity / opacity : 0.f;
