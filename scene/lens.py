@@ -21,6 +21,7 @@ from scene.files import DataError
 
 MAX_TANGENT = math.tan(math.radians(60))
 SAME = 1e-3  # pixels: a lens that distorts by less is a pinhole
+SLACK = 1e-5  # of the picture's size: less than what happens between the places that are looked at
 BAND = 1 << 20  # pixels that are undistorted at a time
 
 Array = np.ndarray
@@ -201,12 +202,15 @@ def _valid_frame(lens: Lens) -> Pinhole:
     start = [-lens.cx / lens.fx, -lens.cy / lens.fy]
     start += [(lens.width - lens.cx) / lens.fx, (lens.height - lens.cy) / lens.fy]
     start = np.clip(start, np.minimum(limits, 0), np.maximum(limits, 0))
-    frame = start * _largest(lambda t: reach.covers(start * t), 2.0)
+    frame = start * _largest(lambda t: reach.covers(start * t, 0), 2.0)
     frame = np.clip(frame, np.minimum(limits, 0), np.maximum(limits, 0))
     for side in range(4):
         step = np.zeros(4)
         step[side] = limits[side] - frame[side]
-        frame = frame + step * _largest(lambda t, f=frame, s=step: reach.covers(f + s * t), 1.0)
+        slack = (
+            (side + 1) * SLACK * max(lens.width, lens.height)
+        )  # a side that is stuck must not stop the next
+        frame = frame + step * _largest(lambda t, f=frame, s=step, e=slack: reach.covers(f + s * t, e), 1.0)
     left, top, right, bottom = frame
     width, height = (int(s + 1e-3) for s in ((right - left) * lens.fx, (bottom - top) * lens.fy))
     if width < 0.05 * lens.width or height < 0.05 * lens.height:
@@ -236,15 +240,16 @@ class _Reach:
         steps = np.where(outwards.all(axis=1), outwards.shape[1], outwards.argmin(axis=1))
         self.radius = radius[0, steps]
 
-    def covers(self, frame: Array) -> bool:
-        """Was everything inside of (left, top, right, bottom) photographed? Its border tells."""
+    def covers(self, frame: Array, slack: float) -> bool:
+        """Was all of (left, top, right, bottom) photographed, but for `slack` pixels? Its border tells."""
         left, top, right, bottom = frame
         t = np.linspace(0, 1, 129)
         along_x, along_y = left + (right - left) * t, top + (bottom - top) * t
         x = np.concatenate([along_x, along_x, np.full_like(t, left), np.full_like(t, right)])
         y = np.concatenate([np.full_like(t, top), np.full_like(t, bottom), along_y, along_y])
         u, v = self.lens.project(x, y)
-        inside = (u >= -1e-6) & (u <= self.lens.width + 1e-6) & (v >= -1e-6) & (v <= self.lens.height + 1e-6)
+        inside = (u >= -slack) & (u <= self.lens.width + slack)
+        inside &= (v >= -slack) & (v <= self.lens.height + slack)
         place = np.mod(np.arctan2(y, x), 2 * np.pi) / (2 * np.pi) * self.ANGLES
         before = place.astype(int).clip(max=self.ANGLES - 1)
         radius = np.minimum(self.radius[before], self.radius[before + 1])
