@@ -199,7 +199,7 @@ def main() -> None:
     print(f"| {'stage':<16} | ms    | limit | share |\n|---|---|---|---|")
     for stage, ms in by_stage(kernels).items():
         if stage in limit:
-            print(f"| {stage:<16} | {ms:.3f} | {limit[stage]:.3f} | {limit[stage] / ms:>4.0%}  |")
+            print(f"| {stage:<16} | {ms:.3f} | {limit[stage]:.3f} | {limit[stage] / max(ms, 1e-9):>4.0%}  |")
         else:
             print(f"| {stage:<16} | {ms:.3f} |       |       |")
     total, whole = sum(kernels.values()), sum(limit.values())

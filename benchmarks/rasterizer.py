@@ -225,8 +225,12 @@ def stage_times(function, device: str, runs: int = 10) -> dict[str, float]:
             for _ in range(runs):
                 function()
             _wait(device)
-        events = [e for e in profiler.key_averages() if e.self_device_time_total > 0]
-        return {_short(e.key): e.self_device_time_total / 1e3 / runs for e in events}
+        times: dict[str, float] = {}
+        for event in profiler.key_averages():
+            if event.self_device_time_total > 0:
+                name = _short(event.key)
+                times[name] = times.get(name, 0) + event.self_device_time_total / 1e3 / runs
+        return times
     if not hasattr(torch.ops.tilesplat, "cpu_stage_times"):
         return {}
     torch.ops.tilesplat.cpu_stage_times()  # starts from zero
@@ -237,8 +241,8 @@ def stage_times(function, device: str, runs: int = 10) -> dict[str, float]:
 
 
 def _short(kernel: str) -> str:
-    """`void gs::cuda::blend_forward_kernel<...>(...)` -> `blend_forward_kernel`"""
-    name = kernel.split("<")[0].split("(")[0].removeprefix("void ")
+    """`void gs::cuda::(anonymous namespace)::blend_forward_kernel<...>(...)` -> `blend_forward_kernel`"""
+    name = kernel.replace("(anonymous namespace)::", "").split("<")[0].split("(")[0].removeprefix("void ")
     return name.rsplit("::", 1)[-1]
 
 
