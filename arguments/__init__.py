@@ -50,9 +50,10 @@ class ModelParams:
     """What is trained, from which data (stored with the model)"""
 
     sh_degree: int = arg(3, "highest degree of the view-dependent color", choices=(0, 1, 2, 3))
-    source_path: str = arg("", "data set folder (COLMAP or Blender)", short="-s")
+    source_path: str = arg("", "data set folder (COLMAP, transforms.json, Blender or LLFF)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
-    images: str = arg("images", "image folder inside a COLMAP data set", short="-i")
+    images: str = arg("images", "image folder inside the data set, such as images_4", short="-i")
+    skip_missing: bool = arg(False, "leave out views whose image is not there")
     depths: str = arg(
         "",
         "folder of inverse depth maps, in the data set or an absolute path; turns the depth loss on; "

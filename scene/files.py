@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
 
 class DataError(ValueError):
     """A file or folder that was given to us is not what it should be. The message is meant for the user."""
@@ -42,6 +45,40 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"{path}: must hold a JSON object, got {type(data).__name__}")
     return data
+
+
+def read_array(path: Path) -> np.ndarray:
+    """A NumPy array of numbers, as float64; nothing in the file is executed."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a lying header asks for no memory
+        return np.array(array, np.float64)
+    except Exception as error:  # whatever NumPy makes of bytes that it did not write
+        raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from None
+
+
+# What Pillow raises on files that are not images, are cut off, or are too large to be meant seriously.
+BAD_IMAGE = (
+    OSError,
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    ValueError,
+    SyntaxError,
+    MemoryError,
+)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the file's header."""
+    return image_header(path)[0]
+
+
+def image_header(path: Path) -> tuple[tuple[int, int], str]:
+    """(width, height) and Pillow's mode."""
+    try:
+        with Image.open(path) as image:
+            return image.size, image.mode
+    except BAD_IMAGE as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
 def some(names: list[str], most: int = 5) -> str:

@@ -41,6 +41,24 @@ def test_views(tmp_path, ending):
     np.testing.assert_allclose(above_right, [1, -2, 4, 1], atol=1e-12)
 
 
+def test_frames_with_their_own_cameras(tmp_path):
+    path = make_scene(tmp_path) / "transforms_train.json"
+    meta = json.loads(path.read_text())
+    meta["frames"][0] |= {"fl_x": 9, "fl_y": 11, "cx": 3, "cy": 2.5}
+    path.write_text(json.dumps(meta))
+    train, test = read_dataset(tmp_path).views
+    np.testing.assert_allclose(train.intrinsics, [[9, 0, 3], [0, 11, 2.5], [0, 0, 1]])
+    np.testing.assert_allclose(test.intrinsics, [[8, 0, 4], [0, 8, 3], [0, 0, 1]])
+
+
+def test_missing_images_are_left_out_on_request(tmp_path):
+    make_scene(tmp_path)
+    (tmp_path / "test" / "r_0.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 images are not there: .*r_0.png; --skip_missing leaves"):
+        read_dataset(tmp_path)
+    assert [view.held_out for view in read_dataset(tmp_path, skip_missing=True).views] == [False]
+
+
 def test_without_points_the_start_is_the_originals(tmp_path):
     dataset = read_dataset(make_scene(tmp_path, splits=("train",)))
     assert dataset.read_points() is None
@@ -73,17 +91,17 @@ def test_points_beside_the_transforms(tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"camera_angle_x": None}, "must have a number as camera_angle_x"),
+        ({"camera_angle_x": None}, "frame 0 needs a number as camera_angle_x"),
         ({"camera_angle_x": 4.0}, "camera_angle_x must be between 0 and pi, got 4.0"),
         ({"frames": 3}, "a list as frames"),
         ({"frames": []}, "the data set has no images"),
-        ({"frames": [{"file_path": "x"}]}, "frame 0 needs file_path and a 4x4 transform_matrix"),
+        ({"frames": [{"file_path": "train/r_0"}]}, "frame 0 needs file_path and a 4x4 transform_matrix"),
         ({"frames": ["x"]}, "frame 0 needs file_path and a 4x4 transform_matrix"),
         ({"frames": [{"file_path": "train/r_0", "transform_matrix": [[1, 2], [3, 4]]}]}, "frame 0 needs"),
         ({"frames": [{"file_path": "train/r_0", "transform_matrix": [[0] * 4] * 4}]}, "frame 0 needs"),
         (
             {"frames": [{"file_path": "train/r_9", "transform_matrix": POSE}]},
-            "r_9.png: is not there, but transf",
+            r"1 of 1 images are not there: .*r_9.png",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scene.files import DataError
+from scene.lens import MODELS, Lens
 from scene.readers import read_dataset
 
 HALF = 0.5**0.5
@@ -232,10 +233,18 @@ def test_camera_models_that_distort(tmp_path):
     cameras = make_scene(tmp_path, write_text) / "sparse" / "0" / "cameras.txt"
     second = "9 SIMPLE_PINHOLE 4 4 5.0 2.0 2.0\n"
     cameras.write_text("7 OPENCV 8 6 10 12 3.5 2.5 0.1 0 0 0\n" + second)
-    with pytest.raises(DataError, match=r"camera 7 is OPENCV, which distorts.*image_undistorter"):
-        read_dataset(tmp_path)
+    a, z = read_dataset(tmp_path).views
+    assert z.lens == Lens("OPENCV", 8, 6, 10, 12, 3.5, 2.5, (0.1, 0, 0, 0)) and a.lens is None
+    pinhole = z.lens.pinhole()
+    np.testing.assert_array_equal(z.intrinsics, pinhole.matrix)
+    assert (z.width, z.height) == (pinhole.width, pinhole.height)
     cameras.write_text("7 OPENCV_FISHEYE 8 6 10 12 3.5 2.5 0 0 0 0\n" + second)
-    with pytest.raises(DataError, match=r"camera 7 is OPENCV_FISHEYE, which distorts"):
+    assert read_dataset(tmp_path).views[1].lens.model == "OPENCV_FISHEYE"
+    cameras.write_text("7 SIMPLE_RADIAL 8 6 10 3.5 2.5 -1e6\n" + second)
+    with pytest.raises(DataError, match=r"camera 7: SIMPLE_RADIAL with the coefficients -1e.06 leaves"):
+        read_dataset(tmp_path)
+    cameras.write_text("7 EQUIRECTANGULAR 8 6 8 6\n" + second)
+    with pytest.raises(DataError, match=r"line 1 is EQUIRECTANGULAR, which no pinhole can show"):
         read_dataset(tmp_path)
     cameras.write_text("7 OPENCV 8 6 10 12 3.5 2.5 0 0 0 0\n" + second)  # a pinhole by another name
     view = read_dataset(tmp_path).views[1]
@@ -243,3 +252,41 @@ def test_camera_models_that_distort(tmp_path):
     cameras.write_text("7 SIMPLE_RADIAL 8 6 10 3.5 2.5 0\n" + second)
     view = read_dataset(tmp_path).views[1]
     np.testing.assert_allclose(view.intrinsics, [[10, 0, 3.5], [0, 10, 2.5], [0, 0, 1]])
+
+
+def test_files_and_models_of_colmap_itself(tmp_path):
+    """Every camera model as pycolmap writes it, in both forms."""
+    pycolmap = pytest.importorskip("pycolmap")
+    reconstruction = pycolmap.Reconstruction()
+    models = [name for name in MODELS if name in pycolmap.CameraModelId.__members__]
+    for number, model in enumerate(models, start=1):
+        camera = pycolmap.Camera.create_from_model_name(number, model, 90.0, 100, 80)
+        reconstruction.add_camera_with_trivial_rig(camera)
+        image = pycolmap.Image(name=f"{number:02d}.png", camera_id=number, image_id=number)
+        reconstruction.add_image_with_trivial_frame(
+            image, pycolmap.Rigid3d(pycolmap.Rotation3d(), [number, 0, 0])
+        )
+    (tmp_path / "sparse" / "0").mkdir(parents=True)
+    (tmp_path / "images").mkdir()
+    for number in range(1, len(models) + 1):
+        Image.new("RGB", (100, 80)).save(tmp_path / "images" / f"{number:02d}.png")
+    for write in (reconstruction.write_text, reconstruction.write_binary):
+        write(tmp_path / "sparse" / "0")
+        views = read_dataset(tmp_path).views
+        assert len(views) == len(models) > 10
+        for number, (model, view) in enumerate(zip(models, views), start=1):
+            np.testing.assert_allclose(view.center, [-number, 0, 0], atol=1e-12)
+            assert view.intrinsics[0, 0] == 90 and (view.lens is None or view.lens.model == model)
+
+
+def test_missing_images_are_left_out_on_request(tmp_path):
+    make_scene(tmp_path)
+    (tmp_path / "images" / "z.png").unlink()
+    with pytest.raises(DataError, match=r"1 of 2 images are not there: .*z.png; --skip_missing leaves"):
+        read_dataset(tmp_path)
+    dataset = read_dataset(tmp_path, skip_missing=True)
+    assert [view.name for view in dataset.views] == ["sub dir/a é.png"]
+    assert "1 of 2 images are not there and left out" in dataset.notes[0] and "z.png" in dataset.notes[0]
+    (tmp_path / "images" / "sub dir" / "a é.png").unlink()
+    with pytest.raises(DataError, match=r"2 of 2 images are not there"):
+        read_dataset(tmp_path, skip_missing=True)

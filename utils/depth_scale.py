@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from scene.files import DataError, write_json
 from scene.readers import colmap
+from scene.readers.depths import PARAMS
 from scene.readers.views import View
 from utils import commands
 
@@ -211,7 +212,7 @@ def align_all(args: argparse.Namespace) -> None:
 def _write_where_allowed(folders: list[Path], params: dict) -> Path:
     """Into the first of the folders that takes it; training looks into all of them."""
     reasons = []
-    for path in (folder / colmap.DEPTH_PARAMS for folder in folders):
+    for path in (folder / PARAMS for folder in folders):
         try:
             write_json(path, params, indent=2)
             return path

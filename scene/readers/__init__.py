@@ -7,37 +7,53 @@ Adding a format is adding its module and its name in FORMATS.
 from pathlib import Path
 
 from scene.files import DataError, some
-from scene.readers import blender, colmap
+from scene.readers import blender, colmap, llff, transforms
+from scene.readers.depths import check_depths
 from scene.readers.views import Dataset, DepthMap, View
 
-FORMATS = (colmap, blender)  # the first that detects itself is taken
+FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
 
 __all__ = ["Dataset", "DepthMap", "View", "read_dataset"]
 
 
 def read_dataset(
-    folder: Path, images: str = "images", depths: str = "", derived: Path | None = None
+    folder: Path,
+    images: str = "images",
+    depths: str = "",
+    derived: Path | None = None,
+    skip_missing: bool = False,
 ) -> Dataset:
+    """`derived`: the folder of what is made from the data set, as that is never written to."""
     if not folder.is_dir():
         raise DataError(f"{folder}: the data set folder is not there")
     for reader in FORMATS:
         if reader.detect(folder):
             dataset = reader.read(folder, images, depths, derived)
-            _check(dataset)
+            _check_photos(dataset, skip_missing)
+            if depths:
+                dataset.notes += check_depths(dataset.views)
             return dataset
     looked_for = "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in FORMATS)
     found = some(sorted(path.name for path in folder.iterdir()), most=8) or "nothing"
     raise DataError(f"{folder}: could not recognize the scene type. Looked for {looked_for}. Found {found}")
 
 
-def _check(dataset: Dataset) -> None:
-    """Every file that the data set names is there."""
+def _check_photos(dataset: Dataset, skip_missing: bool) -> None:
+    """Every photo that the data set names is there, or, on request, its view is left out."""
+    there, missing = [], list(dataset.missing)
+    for view in dataset.views:
+        if view.image_path.is_file():
+            there.append(view)
+        else:
+            missing.append(view.image_path)
+    if missing:
+        names = some([str(path) for path in missing])
+        counted = f"{len(missing)} of {len(missing) + len(there)} images are not there"
+        if not skip_missing or not there:
+            raise DataError(
+                f"{counted}: {names}" + ("; --skip_missing leaves their views out" if there else "")
+            )
+        dataset.notes.append(f"Warning: {counted} and left out (--skip_missing): {names}")
+        dataset.views = there
     if not dataset.views:
         raise DataError(f"{dataset.folder}: the data set has no images")
-    for kind, paths in (
-        ("image", [view.image_path for view in dataset.views]),
-        ("depth map", [view.depth.path for view in dataset.views if view.depth]),
-    ):
-        missing = [str(path) for path in paths if not path.is_file()]
-        if missing:
-            raise DataError(f"{len(missing)} of {len(paths)} {kind}s are not there: {some(missing)}")

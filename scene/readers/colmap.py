@@ -12,38 +12,39 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scene.files import DataError, read_json, some
+from scene.files import DataError, some
+from scene.lens import MODELS, Lens, parameter_count
 from scene.ply import read_points
 from scene.points import PointCloud
-from scene.readers.views import Dataset, DepthMap, View
+from scene.readers.depths import DepthMaps
+from scene.readers.views import Dataset, View, camera_of
 from utils.geometry import rotation_matrices
 
 NAME = "COLMAP"
 LOOKS_FOR = "sparse/0 or sparse with cameras and images (.bin or .txt)"
 
-# Model id -> name and number of parameters, as COLMAP's sensor/models.h lists them.
+# Model id -> name, as in COLMAP's sensor/models.h; what each does is in scene/lens.py.
 CAMERA_MODELS = {
-    0: ("SIMPLE_PINHOLE", 3),
-    1: ("PINHOLE", 4),
-    2: ("SIMPLE_RADIAL", 4),
-    3: ("RADIAL", 5),
-    4: ("OPENCV", 8),
-    5: ("OPENCV_FISHEYE", 8),
-    6: ("FULL_OPENCV", 12),
-    7: ("FOV", 5),
-    8: ("SIMPLE_RADIAL_FISHEYE", 4),
-    9: ("RADIAL_FISHEYE", 5),
-    10: ("THIN_PRISM_FISHEYE", 12),
+    0: "SIMPLE_PINHOLE",
+    1: "PINHOLE",
+    2: "SIMPLE_RADIAL",
+    3: "RADIAL",
+    4: "OPENCV",
+    5: "OPENCV_FISHEYE",
+    6: "FULL_OPENCV",
+    7: "FOV",
+    8: "SIMPLE_RADIAL_FISHEYE",
+    9: "RADIAL_FISHEYE",
+    10: "THIN_PRISM_FISHEYE",
+    11: "RAD_TAN_THIN_PRISM_FISHEYE",
+    12: "SIMPLE_DIVISION",
+    13: "DIVISION",
+    14: "SIMPLE_FISHEYE",
+    15: "FISHEYE",
+    16: "EUCM",
+    17: "EQUIRECTANGULAR",
 }
-PARAMETER_COUNTS = dict(CAMERA_MODELS.values())
-
-# Models whose first parameters are those of a pinhole, the others distortion; and how many come first.
-ONE_FOCAL = {"SIMPLE_PINHOLE": 3, "SIMPLE_RADIAL": 3, "RADIAL": 3}  # f, cx, cy
-TWO_FOCALS = {"PINHOLE": 4, "OPENCV": 4, "FULL_OPENCV": 4}  # fx, fy, cx, cy
-
-MAX_SIZE = 1 << 20  # pixels along a side: more than any camera has
-DEPTH_DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
-DEPTH_PARAMS = "depth_params.json"
+PANORAMAS = {"EQUIRECTANGULAR"}  # no pinhole can show them
 
 
 @dataclass
@@ -77,22 +78,21 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "sparse")
         hint = f"; there is {some(others)}, choose with -i" if others else ""
         raise DataError(f"{image_folder}: the image folder is not there{hint}")
-    depth_maps = _DepthMaps(folder / depths, model, derived) if depths else None
+    depth_maps = DepthMaps(folder / depths, model, derived) if depths else None
     views = []
     for pose in sorted(poses, key=lambda pose: pose.name):
         if pose.camera_id not in cameras:
             known = some([str(camera_id) for camera_id in cameras]) or "none"
             raise DataError(f"{pose.origin} has camera {pose.camera_id}; the cameras are {known}")
         camera = cameras[pose.camera_id]
+        lens = Lens.from_parameters(camera.model, camera.width, camera.height, camera.params)
         views.append(
             View(
                 name=pose.name,
                 image_path=image_folder / pose.name,
                 world_to_camera=_world_to_camera(pose),
-                intrinsics=_pinhole(camera),
-                width=camera.width,
-                height=camera.height,
                 depth=depth_maps.of(pose.name) if depth_maps else None,
+                **camera_of(lens, camera.origin),
             )
         )
     return Dataset(
@@ -101,7 +101,6 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         views=views,
         split_folders=[folder, model],
         read_points=lambda: _read_points(model),
-        notes=depth_maps.notes() if depth_maps else [],
     )
 
 
@@ -131,25 +130,14 @@ def _read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
 # From COLMAP's numbers to ours
 
 
-def _pinhole(camera: Intrinsics) -> np.ndarray:
-    """K [3, 3]. COLMAP, too, puts the center of the first pixel at (0.5, 0.5)."""
-    if not (0 < camera.width <= MAX_SIZE and 0 < camera.height <= MAX_SIZE):
-        raise DataError(f"{camera.origin} has the impossible size {camera.width} x {camera.height}")
-    if camera.model in ONE_FOCAL:
-        (fx, cx, cy), distortion = camera.params[:3], camera.params[3:]
-        fy = fx
-    elif camera.model in TWO_FOCALS:
-        (fx, fy, cx, cy), distortion = camera.params[:4], camera.params[4:]
-    else:
-        distortion = (1.0,)  # fisheyes and the like are no pinholes with any parameters
-    if any(distortion):
+def _check_model(model: str, origin: str) -> None:
+    if model in PANORAMAS:
         raise DataError(
-            f"{camera.origin} is {camera.model}, which distorts; TileSplat reads only pinholes. "
-            "Run COLMAP's image_undistorter and train on its output"
+            f"{origin} is {model}, which no pinhole can show; cut the panoramas into perspective pictures "
+            "before the reconstruction"
         )
-    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        raise DataError(f"{camera.origin} has impossible parameters {camera.params}")
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
+    if model not in MODELS:
+        raise DataError(f"{origin} has the unknown camera model {model}")
 
 
 def _world_to_camera(pose: Pose) -> np.ndarray:
@@ -160,55 +148,6 @@ def _world_to_camera(pose: Pose) -> np.ndarray:
     matrix[:3, :3] = rotation_matrices(torch.from_numpy(quat))
     matrix[:3, 3] = pose.translation
     return matrix
-
-
-# Inverse depth maps
-
-
-class _DepthMaps:
-    """<depths>/<name without ending>.png, aligned by depth_params.json, which is looked for in `derived`,
-    among the maps, and beside the model: made for this run goes before came with the data set."""
-
-    def __init__(self, folder: Path, model: Path, derived: Path | None):
-        self.folder = folder
-        if not folder.is_dir():
-            raise DataError(f"{folder}: the depth folder is not there")
-        places = [place / DEPTH_PARAMS for place in (derived, folder, model) if place]
-        found = next((path for path in places if path.is_file()), None)
-        if found is None:
-            raise DataError(
-                f"{DEPTH_PARAMS}: is not there, but depth maps (-d) need it; looked for "
-                f"{', '.join(map(str, places))}. python -m utils.depth_scale makes it"
-            )
-        self.path = found
-        self.params = read_json(self.path)
-        positive = [scale for scale, _ in map(self._scale_offset, self.params) if scale > 0]
-        self.median = float(np.median(positive)) if positive else 0.0
-        self.counts = {"aligned": 0, "unreliable": 0, "without parameters": 0}
-
-    def _scale_offset(self, stem: str) -> tuple[float, float]:
-        try:
-            scale, offset = float(self.params[stem]["scale"]), float(self.params[stem]["offset"])
-        except (KeyError, TypeError, ValueError):
-            raise DataError(f"{self.path}: {stem} must have a number as scale and as offset") from None
-        return scale, offset
-
-    def of(self, name: str) -> DepthMap:
-        stem = name.rsplit(".", 1)[0]
-        depth = DepthMap(self.folder / f"{stem}.png", DEPTH_DIVISOR)
-        if stem in self.params:
-            depth.scale, depth.offset = self._scale_offset(stem)
-            depth.reliable = 0.2 * self.median <= depth.scale <= 5 * self.median
-        else:
-            depth.reliable = False
-        kind = (
-            "without parameters" if stem not in self.params else "aligned" if depth.reliable else "unreliable"
-        )
-        self.counts[kind] += 1
-        return depth
-
-    def notes(self) -> list[str]:
-        return ["Depth maps: " + ", ".join(f"{count} {kind}" for kind, count in self.counts.items() if count)]
 
 
 # Binary files: little endian, each begins with the number of records
@@ -267,11 +206,10 @@ def _read_cameras_bin(path: Path) -> dict[int, Intrinsics]:
     cameras = {}
     for _ in file.records("camera", 24):
         camera_id, model_id, width, height = file.take("IiQQ")
-        if model_id not in CAMERA_MODELS:
-            raise DataError(f"{path}: camera {camera_id} has the unknown model {model_id}")
-        model, count = CAMERA_MODELS[model_id]
-        origin = f"{path}: camera {camera_id}"
-        cameras[camera_id] = Intrinsics(origin, model, width, height, file.take("d" * count))
+        origin, model = f"{path}: camera {camera_id}", CAMERA_MODELS.get(model_id, str(model_id))
+        _check_model(model, origin)
+        params = file.take("d" * parameter_count(model))
+        cameras[camera_id] = Intrinsics(origin, model, width, height, params)
     return cameras
 
 
@@ -332,11 +270,10 @@ def _read_cameras_txt(path: Path) -> dict[int, Intrinsics]:
             params = tuple(map(float, words[4:]))
         except (ValueError, IndexError):
             raise DataError(f"{path}: line {number} must be: id model width height parameters") from None
-        if model not in PARAMETER_COUNTS:
-            raise DataError(f"{path}: line {number} has the unknown camera model {model}")
-        if len(params) != PARAMETER_COUNTS[model]:
+        _check_model(model, f"{path}: line {number}")
+        if len(params) != parameter_count(model):
             raise DataError(
-                f"{path}: line {number}: {model} has {PARAMETER_COUNTS[model]} parameters, got {len(params)}"
+                f"{path}: line {number}: {model} has {parameter_count(model)} parameters, got {len(params)}"
             )
         cameras[camera_id] = Intrinsics(f"{path}: camera {camera_id}", model, width, height, params)
     return cameras

@@ -1,0 +1,114 @@
+"""LLFF scenes: poses_bounds.npy next to a folder of photos, mostly taken facing one way.
+
+Row i of the array belongs to the i-th photo by name: 17 numbers, which are a 3x5 matrix and the nearest and
+farthest depth. Columns of the matrix: the camera's axes in the world (down, right, backwards), its position,
+and (height, width, focal length) in pixels of the photos at full size.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from scene.files import DataError, read_array, some
+from scene.lens import Lens
+from scene.points import GRAY, PointCloud
+from scene.readers.depths import DepthMaps
+from scene.readers.views import Dataset, View, camera_of
+
+NAME = "LLFF"
+LOOKS_FOR = "poses_bounds.npy"
+IMAGES = "images"
+ENDINGS = (".png", ".jpg", ".jpeg")
+DEFAULT_POINTS = 100_000
+
+
+def detect(folder: Path) -> bool:
+    return (folder / LOOKS_FOR).is_file()
+
+
+def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | None = None) -> Dataset:
+    path = folder / LOOKS_FOR
+    rows = read_array(path)
+    if rows.ndim != 2 or rows.shape[1] != 17 or not np.isfinite(rows).all():
+        raise DataError(f"{path}: must be an array of finite numbers [views, 17], got {list(rows.shape)}")
+    image_folder, notes = _image_folder(folder, images)
+    photos = sorted(p for p in image_folder.iterdir() if p.suffix.lower() in ENDINGS)
+    if len(photos) != len(rows):
+        raise DataError(f"{path}: has {len(rows)} poses, but {image_folder} has {len(photos)} photos")
+    depth_maps = DepthMaps(folder / depths, folder, derived) if depths else None
+    views = []
+    for number, (photo, row) in enumerate(zip(photos, rows)):
+        matrix, origin = row[:15].reshape(3, 5), f"{path}: row {number}"
+        height, width, focal = matrix[:, 4]
+        if not (0 < row[15] < row[16]):
+            raise DataError(
+                f"{origin}: depths must be 0 < nearest < farthest, got {row[15]:g} and {row[16]:g}"
+            )
+        lens = Lens("SIMPLE_PINHOLE", *_size(width, height), focal, focal, width / 2, height / 2)
+        views.append(
+            View(
+                name=photo.name,
+                image_path=photo,
+                world_to_camera=_world_to_camera(matrix, origin),
+                **camera_of(lens, origin),
+                depth=depth_maps.of(photo.name) if depth_maps else None,
+            )
+        )
+    return Dataset(
+        format=NAME,
+        folder=folder,
+        views=views,
+        split_folders=[folder],
+        read_points=lambda: None,
+        default_points=lambda seed: _points_in_view(views, rows[:, 15:], seed),
+        notes=notes,
+    )
+
+
+def _size(width: float, height: float) -> tuple[int, int]:
+    return tuple(int(min(max(side, 0), 1e9)) for side in (width, height))
+
+
+def _image_folder(folder: Path, images: str) -> tuple[Path, list[str]]:
+    """The folder asked for. Where images/ is asked for and only smaller copies are there, the largest of
+    them."""
+    if (folder / images).is_dir():
+        return folder / images, []
+    copies = {
+        int(m[1]): p for p in folder.iterdir() if p.is_dir() and (m := re.fullmatch(r"images_(\d+)", p.name))
+    }
+    if images == IMAGES and copies:
+        found = copies[min(copies)]
+        return found, [f"Images: from {found}, as {folder / images} is not there"]
+    others = some(sorted(p.name for p in folder.iterdir() if p.is_dir()))
+    hint = f"; there is {others}, choose with -i" if others else ""
+    raise DataError(f"{folder / images}: the image folder is not there{hint}")
+
+
+def _world_to_camera(matrix: np.ndarray, origin: str) -> np.ndarray:
+    down, right, back, position = matrix[:, :4].T
+    rotation = np.stack([right, down, -back])  # world to camera
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
+        raise DataError(f"{origin}: the first three columns of the matrix are no rotation")
+    world_to_camera = np.eye(4)
+    world_to_camera[:3, :3], world_to_camera[:3, 3] = rotation, -rotation @ position
+    return world_to_camera
+
+
+def _points_in_view(views: list[View], bounds: np.ndarray, seed: int) -> PointCloud:
+    """Gray points in what the cameras see: a random view, pixel, and depth between its bounds, as many near
+    as far in the picture (uniform in 1 / depth)."""
+    random = np.random.RandomState(seed)
+    view = random.randint(len(views), size=DEFAULT_POINTS)
+    near, far = bounds[view].T
+    depth = 1 / (1 / near + random.random_sample(len(view)) * (1 / far - 1 / near))
+    sizes = np.array([(v.width, v.height) for v in views], float)
+    pixels = np.column_stack([random.random_sample((len(view), 2)) * sizes[view], np.ones(len(view))])
+    rays = np.einsum("pij,pj->pi", np.linalg.inv([v.intrinsics for v in views])[view], pixels)
+    rotations, centers = (
+        np.array([v.world_to_camera[:3, :3] for v in views]),
+        np.array([v.center for v in views]),
+    )
+    xyz = centers[view] + np.einsum("pji,pj->pi", rotations[view], rays * depth[:, None])
+    return PointCloud(xyz.astype(np.float32), np.full(xyz.shape, GRAY, np.float32))
