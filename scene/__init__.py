@@ -15,21 +15,21 @@ import torch
 
 from arguments import ModelParams
 from scene.cameras import Camera
-from scene.files import DataError, some, write_json
+from scene.files import DataError, image_size, some, write_json
 from scene.gaussian_model import GaussianModel
 from scene.images import (
     MAX_WIDTH,
     Picture,
-    depth_bits,
-    image_size,
     load_all,
     load_image,
     load_inverse_depth,
     training_size,
 )
+from scene.lens import undistorted_size
 from scene.ply import load_ply, save_ply, write_points
 from scene.points import PointCloud, bounds_of_points, bounds_of_views, uniform_points
 from scene.readers import View, read_dataset
+from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 
 __all__ = [
@@ -41,10 +41,7 @@ __all__ = [
     "load_gaussians",
     "saved_iterations",
 ]
-
-# How far the shape of a photo may be off its camera's: images_4 and the like are off by a pixel, a photo
-# lying on its side is off by far more.
-ASPECT_TOLERANCE = 0.02
+UNDISTORTED = "undistorted"  # folder in the model folder
 
 
 class Scene:
@@ -52,7 +49,7 @@ class Scene:
 
     For training, cameras come shuffled and with their pictures loaded, and the model folder gets
     cameras.json, split.json and input.ply. Otherwise they come in the order of the data set, pictures are
-    decoded when asked for, and nothing is written.
+    decoded when asked for, and nothing is written but photos that had to be undistorted.
     """
 
     train_cameras: list[Camera]
@@ -72,7 +69,9 @@ class Scene:
         self._say: Callable[[str], None] = (lambda text: None) if quiet else print
         depths = model.depths if for_training else ""
         folder = Path(model.model_path)
-        self._dataset = read_dataset(Path(model.source_path), model.images, depths, folder)
+        self._dataset = read_dataset(
+            Path(model.source_path), model.images, depths, folder, model.skip_missing
+        )
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
         split = {"by": reason, "train": [view.name for view in train], "test": [view.name for view in test]}
@@ -124,13 +123,23 @@ class Scene:
     # From views to cameras
 
     def _pictures(self, view: View, file_size: tuple[int, int]) -> "_Pictures":
-        size = width, height = training_size(*file_size, self._model.resolution)
-        decode = partial(load_image, view.image_path, size, self._model.white_background)
+        lens = view.lens
+        size = training_size(
+            *(undistorted_size(lens, file_size) if lens else file_size), self._model.resolution
+        )
+        width, height = size
+        cache = self._undistorted_path(view) if lens else None
+        decode = partial(load_image, view.image_path, size, self._model.white_background, lens, cache)
         pictures = _Pictures(width, height, Picture(decode, 3 * width * height, self._device), None)
         if view.depth is None or not view.depth.reliable:
             return pictures
-        decode = partial(load_inverse_depth, view.depth, size)
+        decode = partial(load_inverse_depth, view.depth, size, lens)
         return pictures._replace(depth=Picture(decode, 4 * width * height, self._device))
+
+    def _undistorted_path(self, view: View) -> Path:
+        inside = view.image_path.is_relative_to(self._dataset.folder)
+        name = view.image_path.relative_to(self._dataset.folder) if inside else Path(view.name)
+        return Path(self._model.model_path) / UNDISTORTED / f"{name}.png"
 
     def _camera(self, uid: int, view: View, pictures: "_Pictures", is_test: bool, half: str) -> Camera:
         width, height, photo, depth = pictures
@@ -156,13 +165,17 @@ class Scene:
             self._say(note)
         odd = []
         for view, (width, height) in sizes.items():
-            if abs(width / height * view.height / view.width - 1) > ASPECT_TOLERANCE:
-                odd.append(f"{view.name} ({width}x{height}, camera {view.width}x{view.height})")
+            camera = view.lens or view
+            if abs(width / height * camera.height / camera.width - 1) > ASPECT_TOLERANCE:
+                odd.append(f"{view.name} ({width}x{height}, camera {camera.width}x{camera.height})")
         if odd:
             self._say(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
-        coarse = [v.depth.path.name for v in sizes if v.depth and depth_bits(v.depth.path) < 16]
-        if coarse:
-            self._say(f"Warning: {len(coarse)} depth maps have 8 bits, so coarse steps: {some(coarse, 3)}")
+        if lenses := {view.lens for view in sizes if view.lens}:
+            models = ", ".join(sorted({lens.model for lens in lenses}))
+            self._say(
+                f"Lenses: {len(lenses)} that distort ({models}); photos are undistorted, copies kept in "
+                f"{Path(self._model.model_path) / UNDISTORTED}"
+            )
         if self._model.resolution == -1 and any(width > MAX_WIDTH for width, _ in sizes.values()):
             self._say(
                 f"Images wider than {MAX_WIDTH} pixels are scaled down to that; -r 1 keeps them as they are"

@@ -1,10 +1,12 @@
 """Photos and depth maps: from files to tensors at training size, and where those live.
 
-Pixels are uint8 [3, H, W], a quarter of float32; the loss converts them. This is the one place where
-transparency is composited over the background, so training, evaluation and rendering all see the same ground
-truth.
+Pixels are uint8 [3, H, W], a quarter of float32; the loss converts them. This is the one place where lens
+distortion is taken out and transparency is composited over the background, so training, evaluation and
+rendering all see the same ground truth. Undistorted photos are kept as PNG files in the model folder; a file
+there is used as long as photo and lens are the ones that it was made from.
 """
 
+import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,26 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from scene.files import DataError
+from scene.files import BAD_IMAGE, DataError, atomic_write
+from scene.lens import Lens, undistort
 from scene.readers.views import DepthMap
 
 MAX_WIDTH = 1600  # of -r -1
 DOWNSCALES = (1, 2, 4, 8)
+PNG_LEVEL = 1
+MADE_FROM = "Made from"  # PNG text of an undistorted photo
 DEVICE_SHARE = 0.4  # of the device's free memory may hold pictures; the Gaussians need the rest
-
-# What Pillow raises on files that are not images, are cut off, or are too large to be meant seriously.
-BAD_IMAGE = (
-    OSError,
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    ValueError,
-    SyntaxError,
-    MemoryError,
-)
 
 
 def training_size(width: int, height: int, resolution: int) -> tuple[int, int]:
@@ -47,28 +43,21 @@ def training_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return max(int(width / scale), 1), max(int(height / scale), 1)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the file's header."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except BAD_IMAGE as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+def load_image(
+    path: Path,
+    size: tuple[int, int],
+    white_background: bool,
+    lens: Lens | None = None,
+    cache: Path | None = None,
+) -> Tensor:
+    """A photo as uint8 [3, H, W], undistorted, composited over white or black, then resized (bicubic)."""
+    image = _composited(_open_photo(path, lens, cache), 255 if white_background else 0)
+    if image.size != size:
+        image = image.resize(size, Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def load_image(path: Path, size: tuple[int, int], white_background: bool) -> Tensor:
-    """A photo as uint8 [3, H, W], composited over white or black, then resized (bicubic)."""
-    try:
-        with Image.open(path) as image:
-            pixels = _composited(image, 255 if white_background else 0)
-            if pixels.size != size:
-                pixels = pixels.resize(size, Image.Resampling.BICUBIC)
-            return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).contiguous()
-    except BAD_IMAGE as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
-
-
-def load_inverse_depth(depth: DepthMap, size: tuple[int, int]) -> Tensor:
+def load_inverse_depth(depth: DepthMap, size: tuple[int, int], lens: Lens | None = None) -> Tensor:
     """Inverse depth, float32 [H, W], in the units of the scene."""
     try:
         with Image.open(depth.path) as image:
@@ -77,30 +66,67 @@ def load_inverse_depth(depth: DepthMap, size: tuple[int, int]) -> Tensor:
         raise DataError(f"{depth.path}: cannot be read as an image ({error})") from None
     if values.ndim == 3:
         values = values[..., 0]
+    if lens is not None:
+        values = undistort(values[..., None], lens)[..., 0]
     values = torch.from_numpy(values / np.float32(depth.divisor))[None, None]
     values = torch.nn.functional.interpolate(values, size[::-1], mode="bilinear", align_corners=False)[0, 0]
     values = values.clamp_min(0)
     return values * depth.scale + depth.offset if depth.scale > 0 else values
 
 
-def depth_bits(path: Path) -> int:
-    """Bits per value of a depth map; others than 16 deserve a word."""
-    try:
-        with Image.open(path) as image:
-            return {"1": 1, "I": 16, "F": 32}.get(image.mode, 16 if image.mode.startswith("I;16") else 8)
-    except BAD_IMAGE as error:
-        raise DataError(f"{path}: cannot be read as an image ({error})") from None
-
-
 def _composited(image: Image.Image, background: int) -> Image.Image:
-    """RGB of any mode."""
-    if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    image = image.convert("RGBA")
+    """RGB of RGB or RGBA."""
+    if image.mode == "RGB":
+        return image
     canvas = Image.new("RGBA", image.size, (background, background, background, 255))
     return Image.alpha_composite(canvas, image).convert("RGB")  # rounds each product to the nearest level
+
+
+def _open_photo(path: Path, lens: Lens | None, cache: Path | None) -> Image.Image:
+    """The photo without distortion, RGB, or RGBA if it has transparency."""
+    if lens is None:
+        return _read(path)
+    status = path.stat()
+    made_from = f"{path.name} {status.st_size} {status.st_mtime_ns} {lens!r}"
+    if cache is not None and cache.is_file():
+        with contextlib.suppress(*BAD_IMAGE), Image.open(cache) as image:
+            if image.info.get(MADE_FROM) == made_from:
+                image.load()
+                return image
+    image = Image.fromarray(_undistorted(np.asarray(_read(path)), lens))
+    if cache is not None:
+        info = PngInfo()
+        info.add_text(MADE_FROM, made_from)
+        with contextlib.suppress(OSError), atomic_write(cache) as file:  # what cannot be kept is made again
+            image.save(file, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
+    return image
+
+
+def _undistorted(pixels: np.ndarray, lens: Lens) -> np.ndarray:
+    """Invisible pixels lend no color to their neighbors: color is weighted by alpha while it is mixed."""
+    if pixels.shape[2] == 3:
+        return undistort(pixels, lens)
+    alpha = pixels[..., 3:].astype(np.uint16)
+    weighted = np.concatenate(
+        [((pixels[..., :3] * alpha + 127) // 255).astype(np.uint8), pixels[..., 3:]], -1
+    )
+    mixed = undistort(weighted, lens)
+    alpha = np.maximum(mixed[..., 3:].astype(np.uint16), 1)
+    color = np.minimum((mixed[..., :3].astype(np.uint16) * 255 + alpha // 2) // alpha, 255).astype(np.uint8)
+    return np.concatenate([color, mixed[..., 3:]], -1)
+
+
+def _read(path: Path) -> Image.Image:
+    """Any image file as RGB, or as RGBA if it has transparency."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it
+                high_byte = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+                return Image.fromarray(high_byte).convert("RGB")
+            transparent = "A" in image.getbands() or "transparency" in image.info
+            return image.convert("RGBA" if transparent else "RGB")
+    except BAD_IMAGE as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
 # Where pictures live

@@ -300,7 +300,7 @@ def _sample(picture: Array, u: Array, v: Array) -> Array:
     """The picture [H, W, C] at the pixels (u, v), each [h, w]. Reads only the rows it needs."""
     first = int(np.clip(math.floor(v.min()) - 3, 0, picture.shape[0] - 1))
     last = int(np.clip(math.ceil(v.max()) + 3, first + 1, picture.shape[0]))
-    source = torch.from_numpy(np.ascontiguousarray(picture[first:last])).permute(2, 0, 1)[None].float()
+    source = torch.from_numpy(picture[first:last].astype(np.float32)).permute(2, 0, 1)[None]
     at = torch.from_numpy(np.stack([2 * u / picture.shape[1] - 1, 2 * (v - first) / (last - first) - 1], -1))
     is_bytes = picture.dtype == np.uint8
     sampled = torch.nn.functional.grid_sample(

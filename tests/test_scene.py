@@ -298,20 +298,31 @@ def test_inverse_depth(tmp_path):
 
 
 def test_depth_maps_that_deserve_a_word(tmp_path, capsys):
-    folder = ring(tmp_path / "data", count=2)
+    folder = ring(tmp_path / "data", count=4)
     (folder / "depths").mkdir()
-    (folder / "sparse" / "0" / "depth_params.json").write_text('{"v0": {"scale": 1, "offset": 0}}')
-    with pytest.raises(DataError, match=r"2 of 2 depth maps are not there: .*depths/v0.png"):
+    params = {"v0": {"scale": 1, "offset": 0}, "v2": {"scale": 1.5, "offset": 0}}
+    (folder / "sparse" / "0" / "depth_params.json").write_text(json.dumps(params))
+    with pytest.raises(DataError, match=r"4 of 4 depth maps are not there: .*depths/v0.png"):
         load(folder, training=True, depths="depths")
     for name in ("v0.png", "v1.png"):
         Image.new("RGB", (8, 6), (128, 128, 128)).save(folder / "depths" / name)
+    Image.new("I;16", (8, 6), 1000).save(folder / "depths" / "v2.png")
     model = ModelParams(source_path=str(folder), model_path=str(tmp_path / "model"), depths="depths")
     scene = Scene(model, CPU)
     said = capsys.readouterr().out
-    assert "Depth maps: 1 aligned, 1 without parameters" in said
+    assert (
+        "Depth maps: 1 of 4 used (8 bits), 1 of 4 used (16 bits), scales 1 to 1.5, 1 without parameters, "
+        f"1 not there ({folder / 'depths' / 'v3.png'})" in said
+    )
     assert "Warning: 2 depth maps have 8 bits" in said
     [depth] = [camera.inv_depth()[0] for camera in scene.train_cameras if camera.name == "v0.png"]
     torch.testing.assert_close(depth, torch.full((6, 8), 128 / 65536))
+    Image.new("I;16", (6, 8), 1000).save(folder / "depths" / "v2.png")
+    Scene(model, CPU)
+    assert (
+        "Warning: 1 depth maps do not have the shape of their photos: v2.png (6x8, photo 8x6)"
+        in capsys.readouterr().out
+    )
 
 
 def test_depth_params_beside_a_read_only_data_set(tmp_path):
