@@ -95,7 +95,7 @@ $(OURS)/names.json: $(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply
 	$(PY) render.py -m $(DEMO) --iteration $(ITERATIONS) --skip_train
 
 $(DEMO)/metrics.txt: $(OURS)/names.json
-	@set -o pipefail; $(PY) metrics.py -m $(DEMO) | tee $@
+	$(PY) metrics.py -m $(DEMO) > $@
 
 $(DEMO)/contact_sheet.png: $(DEMO)/metrics.txt utils/contact_sheet.py
 	$(PY) -m utils.contact_sheet -m $(DEMO) --iteration $(ITERATIONS)
