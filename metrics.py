@@ -5,7 +5,8 @@
 Reads the 8-bit PNG files that render.py wrote into <model>/test/<method>/{renders,gt} and writes results.json
 (means) and per_view.json into the model folder. PSNR is over the whole picture, then averaged over views;
 SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is version 0.1 on pictures in [0, 1],
-as the original has it.
+as the original has it. Where render.py wrote masks/, PSNR and SSIM are means over the pixels that count, and
+LPIPS compares pictures that are black in the others.
 """
 
 import math
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from arguments import MetricsParams, parse_metrics, pick_device
 from scene.files import DataError, read_json, write_json
 from utils import commands, lpips
-from utils.image import psnr, read_image, to_float
+from utils.image import psnr, read_image, ssim_where, to_float
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
 READ_AHEAD = 4  # pairs decoded while one is being scored
@@ -61,7 +62,7 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
     names = _picture_names(method)
     scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}}
     pairs = _read_pairs(method, names)
-    for name, (render, truth) in tqdm(
+    for name, (render, truth, mask) in tqdm(
         zip(names, pairs), desc=f"Scoring {method.name}", total=len(names), disable=None
     ):
         if render.shape != truth.shape:
@@ -70,8 +71,15 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
                 f"{method}/renders/{name} must be {sizes[0]} like its ground truth, got {sizes[1]}"
             )
         render, truth = to_float(render.to(device)), to_float(truth.to(device))
-        scores["SSIM"][name] = ssim(render[None], truth[None]).item()
-        scores["PSNR"][name] = psnr(render, truth).item()
+        if mask is None:
+            scores["SSIM"][name] = ssim(render[None], truth[None]).item()
+        elif not (mask := (mask[0].to(device) > 127).float()).any():
+            scores["SSIM"][name] = scores["PSNR"][name] = scores["LPIPS"][name] = None
+            continue  # nothing of this photo counts
+        else:
+            render, truth = render * mask, truth * mask
+            scores["SSIM"][name] = ssim_where(render, truth, mask).item()
+        scores["PSNR"][name] = psnr(render, truth, mask).item()
         scores["LPIPS"][name] = distance(render, truth).item() if distance else None
     return scores
 
@@ -88,11 +96,13 @@ def _picture_names(method: Path) -> list[str]:
     return sorted(renders)
 
 
-def _read_pairs(method: Path, names: list[str]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (render, ground truth) in order, a few decoded ahead, never a whole scene in memory."""
+def _read_pairs(method: Path, names: list[str]) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Render, ground truth and mask, in order, a few decoded ahead, never a whole scene in memory."""
 
-    def read(name: str) -> tuple[Tensor, Tensor]:
-        return read_image(method / "renders" / name), read_image(method / "gt" / name)
+    def read(name: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        mask = method / "masks" / name
+        pair = read_image(method / "renders" / name), read_image(method / "gt" / name)
+        return *pair, read_image(mask) if mask.is_file() else None
 
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read") as pool:
         rest = iter(names)
@@ -112,7 +122,9 @@ def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
     """One line per method, and the view that came out worst, by the name of its photograph."""
     lines = [f"{model}", f"  {'method':<16}{'views':>6}{'PSNR':>9}{'SSIM':>9}{'LPIPS':>9}  worst view"]
     for method, means in results.items():
-        psnrs = per_view[method]["PSNR"]
+        psnrs = {name: value for name, value in per_view[method]["PSNR"].items() if value is not None}
+        if not psnrs:
+            raise DataError(f"{model / 'test' / method}/masks must have a white pixel, but are all black")
         worst = min(psnrs, key=lambda name: psnrs[name] if not math.isnan(psnrs[name]) else -math.inf)
         shown = [f"{means[m]:9.{digits}f}" if means[m] is not None else f"{'-':>9}"
                  for m, digits in (("PSNR", 3), ("SSIM", 4), ("LPIPS", 4))]  # fmt: skip

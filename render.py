@@ -3,8 +3,8 @@
     python render.py -m output/x
 
 Writes <model>/{train,test}/ours_<iteration>/{renders,gt}/00000.png and so on, in the order of the image
-names, and beside them names.json: which photo each file shows. The options of the run are read from the model
-folder.
+names, and beside them names.json: which photo each file shows. Where photos do not count everywhere there are
+masks/, too. The options of the run are read from the model folder.
 """
 
 import sys
@@ -49,17 +49,22 @@ def _render_set(
     """One view after the other; files are encoded on other threads meanwhile."""
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    names = {}
+    names, masked = {}, set()
     with PngWriter() as writer:
         for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
-            image, truth = render_pair(camera, gaussians, pipe, background, train_test_exp)
+            image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
             file = f"{index:05d}.png"
             writer.write(image, folder / "renders" / file)
             writer.write(truth, folder / "gt" / file)
+            if mask is not None:
+                (folder / "masks").mkdir(exist_ok=True)
+                writer.write(mask.expand(3, -1, -1), folder / "masks" / file)
+                masked.add(file)
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)
-    for part in ("renders", "gt"):  # what an earlier rendering of more views left would be scored along
-        for leftover in {path.name for path in (folder / part).glob("*.png")} - names.keys():
+    # What an earlier rendering, perhaps of more views, left behind would be scored along.
+    for part, written in (("renders", names.keys()), ("gt", names.keys()), ("masks", masked)):
+        for leftover in {path.name for path in (folder / part).glob("*.png")} - written:
             (folder / part / leftover).unlink()
 
 

@@ -27,7 +27,7 @@ from arguments import (
     pick_device,
     save_config,
 )
-from gaussian_renderer import render, render_pair
+from gaussian_renderer import Pair, render, render_pair
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request, Viewer
 from scene import Scene, checkpoint
@@ -165,7 +165,7 @@ def evaluate(
 ) -> None:
     """All test views, and five train views."""
 
-    def pair(camera: Camera) -> tuple[Tensor, Tensor]:
+    def pair(camera: Camera) -> Pair:
         return render_pair(camera, gaussians, pipe, scene.background, model.train_test_exp)
 
     sets = {"test": scene.test_cameras, "train": spread(scene.train_cameras)}

@@ -43,6 +43,8 @@ def arg(
 
 
 OPTIMIZERS = ("default", "sparse_adam")
+MASK_MODES = ("ignore", "keep")
+ALPHA_MODES = ("transparency", "mask")
 
 
 @dataclass
@@ -54,6 +56,18 @@ class ModelParams:
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
     images: str = arg("images", "image folder inside the data set, such as images_4", short="-i")
     skip_missing: bool = arg(False, "leave out views whose image is not there")
+    masks: str = arg(
+        "", "folder of masks, in the data set or an absolute path: as the photos, white and black"
+    )
+    mask_mode: str = arg(
+        "ignore",
+        "where masks are black: the photo does not count, or shows the background",
+        choices=MASK_MODES,
+    )
+    invert_masks: bool = arg(False, "black and white of the masks change places")
+    alpha: str = arg(
+        "transparency", "the photos' alpha: the background shows, or they do not count", choices=ALPHA_MODES
+    )
     depths: str = arg(
         "",
         "folder of inverse depth maps, in the data set or an absolute path; turns the depth loss on; "

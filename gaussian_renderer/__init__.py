@@ -6,6 +6,7 @@ out of the kernels and into PyTorch, where it can be read and changed.
 """
 
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from diff_gaussian_rasterization import Rendered, ScreenStats, rasterize
@@ -86,18 +87,27 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
     return rendered
 
 
+class Pair(NamedTuple):
+    """What a trained view is judged by."""
+
+    image: Tensor  # [3, H, W] float, not clamped
+    truth: Tensor  # [3, H, W] uint8
+    mask: Tensor | None  # [H, W] float, 1 where the photo counts; None: everywhere
+
+
 @torch.no_grad()
 def render_pair(
     camera, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor, train_test_exp: bool = False
-) -> tuple[Tensor, Tensor]:
-    """What a trained view is judged by: the picture [3, H, W] float, not clamped, and its ground truth uint8.
+) -> Pair:
+    """Render a view and put its photo beside it.
 
     With train_test_exp the image's exposure is applied, and both are cut to the right half: the left half of
     a test view was trained on, for its exposure.
     """
-    image, truth = render(camera, gaussians, pipe, background).image, camera.image()
+    image, truth, mask = render(camera, gaussians, pipe, background).image, camera.image(), camera.counts()
     if train_test_exp:
         image = apply_exposure(image, gaussians.exposure(camera.name))
         half = image.shape[-1] // 2
         image, truth = image[..., half:], truth[..., half:]
-    return image, truth
+        mask = None if mask is None else mask[:, half:]
+    return Pair(image, truth, mask)

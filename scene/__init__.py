@@ -19,8 +19,10 @@ from scene.files import DataError, image_size, some, write_json
 from scene.gaussian_model import GaussianModel
 from scene.images import (
     MAX_WIDTH,
+    Mask,
     Picture,
     load_all,
+    load_counts,
     load_image,
     load_inverse_depth,
     training_size,
@@ -70,7 +72,7 @@ class Scene:
         depths = model.depths if for_training else ""
         folder = Path(model.model_path)
         self._dataset = read_dataset(
-            Path(model.source_path), model.images, depths, folder, model.skip_missing
+            Path(model.source_path), model.images, depths, folder, model.skip_missing, model.masks
         )
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
@@ -97,7 +99,7 @@ class Scene:
 
         if for_training:
             self._write_inputs(folder, split)
-            to_load = [p for pair in pictures.values() for p in (pair.photo, pair.depth) if p is not None]
+            to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
@@ -129,12 +131,20 @@ class Scene:
         )
         width, height = size
         cache = self._undistorted_path(view) if lens else None
-        decode = partial(load_image, view.image_path, size, self._model.white_background, lens, cache)
-        pictures = _Pictures(width, height, Picture(decode, 3 * width * height, self._device), None)
-        if view.depth is None or not view.depth.reliable:
-            return pictures
-        decode = partial(load_inverse_depth, view.depth, size, lens)
-        return pictures._replace(depth=Picture(decode, 4 * width * height, self._device))
+        mask = Mask(view.mask_path, self._model.invert_masks) if view.mask_path else None
+        ignored, cutout = (mask, None) if self._model.mask_mode == "ignore" else (None, mask)
+        by_alpha = self._model.alpha == "mask"
+        decode = partial(
+            load_image, view.image_path, size, self._model.white_background, lens, cache, cutout, by_alpha
+        )
+        photo, depth, counted = Picture(decode, 3 * width * height, self._device), None, None
+        if view.depth is not None and view.depth.reliable:
+            decode = partial(load_inverse_depth, view.depth, size, lens)
+            depth = Picture(decode, 4 * width * height, self._device)
+        if ignored is not None or by_alpha:
+            decode = partial(load_counts, view.image_path, size, lens, ignored, by_alpha)
+            counted = Picture(decode, width * height, self._device)
+        return _Pictures(width, height, photo, depth, counted)
 
     def _undistorted_path(self, view: View) -> Path:
         inside = view.image_path.is_relative_to(self._dataset.folder)
@@ -142,7 +152,7 @@ class Scene:
         return Path(self._model.model_path) / UNDISTORTED / f"{name}.png"
 
     def _camera(self, uid: int, view: View, pictures: "_Pictures", is_test: bool, half: str) -> Camera:
-        width, height, photo, depth = pictures
+        width, height, photo, depth, counted = pictures
         to_training_size = np.diag([width / view.width, height / view.height, 1.0])
         return Camera(
             name=view.name,
@@ -157,6 +167,7 @@ class Scene:
             half={"": None, "left": slice(0, width // 2), "right": slice(width // 2, None)}[half],
             photo=photo,
             depth=depth,
+            counted=counted,
         )
 
     def _report(self, sizes: dict[View, tuple[int, int]]) -> None:
@@ -221,6 +232,7 @@ class _Pictures(NamedTuple):
     height: int
     photo: Picture
     depth: Picture | None  # where it can be trusted
+    counted: Picture | None  # where the photo counts, if not everywhere
 
 
 def _extent(views: list[View]) -> float:

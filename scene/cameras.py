@@ -26,6 +26,7 @@ class Camera:
     half: slice | None = None  # the columns that count, with --train_test_exp
     photo: Picture | None = None
     depth: Picture | None = None
+    counted: Picture | None = None  # where the photo counts, uint8 [H, W], 1 or 0; None: everywhere
 
     @property
     def device(self) -> torch.device:
@@ -53,16 +54,21 @@ class Camera:
 
     def prefetch(self) -> None:
         """Begin to copy the pictures to the device, beside whatever it computes now."""
-        for picture in (self.photo, self.depth):
+        for picture in (self.photo, self.depth, self.counted):
             if picture is not None:
                 picture.prefetch()
 
-    def mask(self) -> Tensor | None:
+    def counts(self) -> Tensor | None:
         """1 where the photo counts and 0 elsewhere, float [H, W]; None: it counts everywhere."""
-        return self._mask
+        return None if self.counted is None else self.counted.get().float()
+
+    def mask(self) -> Tensor | None:
+        """The same for training, which may also be kept to one half of the photo."""
+        counts, half = self.counts(), self._half_mask
+        return counts * half if counts is not None and half is not None else counts if half is None else half
 
     @cached_property
-    def _mask(self) -> Tensor | None:
+    def _half_mask(self) -> Tensor | None:
         if self.half is None:
             return None
         mask = torch.zeros(self.height, self.width, device=self.device)
@@ -73,5 +79,5 @@ class Camera:
         """Inverse depth and where it counts, both float [H, W]; None if there is none that can be trusted."""
         if self.depth is None:
             return None
-        depth = self.depth.get()
-        return depth, torch.ones_like(depth)
+        depth, counts = self.depth.get(), self.counts()
+        return depth, torch.ones_like(depth) if counts is None else counts

@@ -10,11 +10,12 @@ import contextlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
@@ -43,18 +44,50 @@ def training_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     return max(int(width / scale), 1), max(int(height / scale), 1)
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A picture that is white where a photo counts; or black, if it is inverted."""
+
+    path: Path
+    inverted: bool = False
+
+
 def load_image(
     path: Path,
     size: tuple[int, int],
     white_background: bool,
     lens: Lens | None = None,
     cache: Path | None = None,
+    cutout: Mask | None = None,
+    opaque: bool = False,
 ) -> Tensor:
-    """A photo as uint8 [3, H, W], undistorted, composited over white or black, then resized (bicubic)."""
-    image = _composited(_open_photo(path, lens, cache), 255 if white_background else 0)
+    """A photo as uint8 [3, H, W], undistorted, composited over white or black, then resized (bicubic).
+
+    `cutout` adds transparency where it is black; `opaque` disregards the transparency of the file.
+    """
+    image = _open_photo(path, lens, cache)
+    if opaque:
+        image = image.convert("RGB")
+    if cutout is not None:
+        alpha = _open_mask(cutout, lens).resize(image.size, Image.Resampling.BILINEAR)
+        image.putalpha(ImageChops.multiply(image.getchannel("A"), alpha) if image.mode == "RGBA" else alpha)
+    image = _composited(image, 255 if white_background else 0)
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def load_counts(
+    path: Path, size: tuple[int, int], lens: Lens | None, mask: Mask | None, by_alpha: bool
+) -> Tensor:
+    """Where a photo counts: uint8 [H, W], 1 or 0, by its mask and, if asked for, by its own alpha."""
+    counts = np.ones(size[::-1], np.uint8)
+    pictures = [_open_mask(mask, lens)] if mask else []
+    if by_alpha and (photo := _open_photo(path, lens, None)).mode == "RGBA":
+        pictures.append(photo.getchannel("A"))
+    for picture in pictures:
+        counts &= np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) > 127
+    return torch.from_numpy(counts)
 
 
 def load_inverse_depth(depth: DepthMap, size: tuple[int, int], lens: Lens | None = None) -> Tensor:
@@ -100,6 +133,18 @@ def _open_photo(path: Path, lens: Lens | None, cache: Path | None) -> Image.Imag
         with contextlib.suppress(OSError), atomic_write(cache) as file:  # what cannot be kept is made again
             image.save(file, "PNG", pnginfo=info, compress_level=PNG_LEVEL)
     return image
+
+
+def _open_mask(mask: Mask, lens: Lens | None) -> Image.Image:
+    """The mask without distortion, 8-bit gray, white where the photo counts."""
+    values = np.asarray(_read(mask.path).convert("L"))
+    if values.max() == 1:  # 0 and 1 instead of black and white
+        values = values * np.uint8(255)
+    if mask.inverted:
+        values = 255 - values
+    if lens is not None:
+        values = undistort(values[..., None].astype(np.float32), lens)[..., 0].round().astype(np.uint8)
+    return Image.fromarray(values)
 
 
 def _undistorted(pixels: np.ndarray, lens: Lens) -> np.ndarray:

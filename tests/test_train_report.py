@@ -51,7 +51,7 @@ def test_losses_are_smoothed_and_logged(tmp_path):
 def test_scores():
     truth = torch.full((3, 8, 8), 102, dtype=torch.uint8)  # 0.4
     brighter, overexposed = torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 7.0)
-    scores = score([(brighter, truth), (overexposed, truth)])  # errors 0.1 and, clamped, 0.6
+    scores = score([(brighter, truth, None), (overexposed, truth, None)])  # errors 0.1 and, clamped, 0.6
     assert scores.views == 2
     assert scores.l1 == pytest.approx(0.35, abs=1e-5)
     assert scores.psnr == pytest.approx((20 - 20 * math.log10(0.6)) / 2, abs=1e-3)
@@ -78,7 +78,7 @@ def test_memory_is_that_of_the_process():
 
 def test_summary_is_written_and_told(tmp_path):
     report = Report(tmp_path, 1, 1, CPU, quiet=True)
-    scores = {"test": {1: score([(torch.full((3, 2, 2), 0.5), torch.zeros(3, 2, 2))])}}
+    scores = {"test": {1: score([(torch.full((3, 2, 2), 0.5), torch.zeros(3, 2, 2), None)])}}
     report.finish(
         Summary(1, 5, scores, 1.5, 0.5, 3.0, 2_000_000, "2 CPU threads", str(tmp_path), "a.ply"), tmp_path
     )

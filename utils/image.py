@@ -27,18 +27,47 @@ def to_uint8(image: Tensor) -> Tensor:
     return image.clamp(0.0, 1.0).mul(255.0).add(0.5).to(torch.uint8)
 
 
-def psnr(image: Tensor, truth: Tensor) -> Tensor:
-    """-10 log10 of the mean squared error over the whole picture, in dB for values in [0, 1]."""
-    return -10.0 * (image - truth).square().mean().log10()
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean [C] of values [C, H, W] over the pixels where the mask [H, W] is 1; over all without a mask."""
+    if mask is None:
+        return values.flatten(1).mean(dim=1)
+    return (values * mask).flatten(1).sum(dim=1) / mask.sum()
 
 
-def psnr_by_channel(image: Tensor, truth: Tensor) -> Tensor:
+def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """-10 log10 of the mean squared error over all pixels that count, in dB for values in [0, 1]."""
+    return -10.0 * masked_mean((image - truth).square(), mask).mean().log10()
+
+
+def psnr_by_channel(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the three channels' PSNR.
 
     This is what the original prints while it trains. It is never below psnr(), and as a rule a few hundredths
     of a dB above it; the two must not be compared with each other.
     """
-    return -10.0 * (image - truth).square().flatten(1).mean(dim=1).log10().mean()
+    return -10.0 * masked_mean((image - truth).square(), mask).log10().mean()
+
+
+def ssim_where(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
+    """Structural similarity, averaged over the pixels where the mask [H, W] is 1, with the window of ssim().
+
+    What the mask hides is black in both pictures, so windows that reach there see no difference.
+    """
+    taps = torch.exp(-0.5 * (torch.arange(11.0, device=image.device) - 5).square() / 1.5**2)
+    taps = taps / taps.sum()
+
+    def blur(x: Tensor) -> Tensor:
+        x = torch.nn.functional.conv2d(x[:, None], taps.view(1, 1, 1, 11), padding=(0, 5))
+        return torch.nn.functional.conv2d(x, taps.view(1, 1, 11, 1), padding=(5, 0))[:, 0]
+
+    a, b = image * mask, truth * mask
+    mean_a, mean_b = blur(a), blur(b)
+    variances = blur(a * a) + blur(b * b) - mean_a.square() - mean_b.square()
+    covariance = blur(a * b) - mean_a * mean_b
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    similarity = similarity / ((mean_a.square() + mean_b.square() + c1) * (variances + c2))
+    return masked_mean(similarity, mask).mean()
 
 
 def read_image(path: Path) -> Tensor:

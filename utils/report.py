@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scene.files import write_json
-from utils.image import psnr, psnr_by_channel, to_float
+from utils.image import masked_mean, psnr, psnr_by_channel, to_float
 
 READ_EVERY = 10
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
@@ -117,15 +117,16 @@ class Scores:
     psnr_by_channel: float  # as the original's train.py prints it
 
 
-def score(pairs: Iterable[tuple[Tensor, Tensor]]) -> Scores | None:
-    """Scores of (picture, ground truth) pairs [3, H, W], unquantized, clamped to [0, 1]. None without
-    pairs."""
+def score(pairs: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Scores | None:
+    """Scores of pictures [3, H, W], unquantized but clamped to [0, 1], against their ground truth, where the
+    mask [H, W] is 1 (None: everywhere). None without pairs."""
     rows = []
-    for image, truth in pairs:
+    for image, truth, mask in pairs:
+        if mask is not None and not mask.any():
+            continue  # nothing of this photo counts
         image, truth = image.clamp(0.0, 1.0), to_float(truth)
-        rows.append(
-            torch.stack([(image - truth).abs().mean(), psnr(image, truth), psnr_by_channel(image, truth)])
-        )
+        l1 = masked_mean((image - truth).abs(), mask).mean()
+        rows.append(torch.stack([l1, psnr(image, truth, mask), psnr_by_channel(image, truth, mask)]))
     return Scores(len(rows), *torch.stack(rows).double().mean(dim=0).tolist()) if rows else None
 
 
@@ -187,7 +188,7 @@ class Report:
     def evaluate(
         self, iteration: int, sets: dict[str, list], render_pair: Callable, opacities: Tensor, count: int
     ) -> None:
-        """Score each named set of cameras. render_pair(camera) -> (picture, ground truth)."""
+        """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
         for name, cameras in sets.items():
             first_time = not self.scores.get(name)
             pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time)
@@ -210,13 +211,13 @@ class Report:
 
     def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
         for index, camera in enumerate(cameras):
-            image, truth = render_pair(camera)
+            image, truth, mask = render_pair(camera)
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"
                 self._board.add_image(f"{tag}/render", image.clamp(0.0, 1.0), iteration)
                 if first_time:
                     self._board.add_image(f"{tag}/ground_truth", to_float(truth), iteration)
-            yield image, truth
+            yield image, truth, mask
 
     def finish(self, summary: "Summary", folder: Path) -> None:
         """The last words, also as <folder>/summary.json."""

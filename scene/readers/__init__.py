@@ -9,6 +9,7 @@ from pathlib import Path
 from scene.files import DataError, some
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
+from scene.readers.masks import check_masks, find_masks
 from scene.readers.views import Dataset, DepthMap, View
 
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
@@ -22,6 +23,7 @@ def read_dataset(
     depths: str = "",
     derived: Path | None = None,
     skip_missing: bool = False,
+    masks: str = "",
 ) -> Dataset:
     """`derived`: the folder of what is made from the data set, as that is never written to."""
     if not folder.is_dir():
@@ -32,6 +34,9 @@ def read_dataset(
             _check_photos(dataset, skip_missing)
             if depths:
                 dataset.notes += check_depths(dataset.views)
+            if masks:
+                find_masks(dataset, folder / masks)
+            dataset.notes += check_masks(dataset.views)
             return dataset
     looked_for = "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in FORMATS)
     found = some(sorted(path.name for path in folder.iterdir()), most=8) or "nothing"

@@ -1,0 +1,55 @@
+"""Masks: one picture per photo, white where the photo counts and black where it does not."""
+
+from pathlib import Path
+
+from scene.files import DataError, image_size, some
+from scene.readers.views import ASPECT_TOLERANCE, Dataset, View
+
+ENDINGS = (".png", ".jpg", ".jpeg")
+
+
+def find_masks(dataset: Dataset, folder: Path) -> None:
+    """Give each view its mask in the folder, in place of one that the data set names."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: the folder of masks is not there")
+    for view in dataset.views:
+        found = (path for path in _places(folder, view, dataset.folder) if path.is_file())
+        view.mask_path = next(found, None)
+    if not any(view.mask_path for view in dataset.views):
+        looked_for = ", ".join(str(path) for path in _places(folder, dataset.views[0], dataset.folder)[:3])
+        raise DataError(f"{folder}: has no mask for any photo; for the first, looked for {looked_for}, ...")
+
+
+def _places(folder: Path, view: View, dataset: Path) -> list[Path]:
+    """The photo's name or path in the data set; with its own ending, another one, or one more."""
+    names = [Path(view.name)]
+    if view.image_path.is_relative_to(dataset):
+        names.append(view.image_path.relative_to(dataset))
+    places = []
+    for name in dict.fromkeys(names):
+        bare = name.with_suffix("") if name.suffix.lower() in ENDINGS else name
+        places += [folder / name, *(folder / f"{n}{ending}" for n in (bare, name) for ending in ENDINGS)]
+    return list(dict.fromkeys(places))
+
+
+def check_masks(views: list[View]) -> list[str]:
+    """Every mask that is named must be there, in the shape of its photo. Returns a line about them."""
+    masked = [view for view in views if view.mask_path is not None]
+    if not masked:
+        return []
+    missing = [str(view.mask_path) for view in masked if not view.mask_path.is_file()]
+    if missing:
+        raise DataError(f"{len(missing)} of {len(masked)} masks are not there: {some(missing)}")
+    for view in masked:
+        (width, height), (photo_width, photo_height) = image_size(view.mask_path), image_size(view.image_path)
+        if abs(width / height * photo_height / photo_width - 1) > ASPECT_TOLERANCE:
+            raise DataError(
+                f"{view.mask_path}: is {width}x{height}, which is not the shape of its photo "
+                f"({photo_width}x{photo_height})"
+            )
+    without = [view.name for view in views if view.mask_path is None]
+    if not without:
+        return [f"Masks: {len(masked)}, one for each photo"]
+    return [
+        f"Warning: {len(without)} of {len(views)} photos have no mask and count in full: {some(without, 3)}"
+    ]
