@@ -19,7 +19,7 @@
 TORCH_LIBRARY(tilesplat, m) {
     // Gaussians and a camera -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W], radii int32 [N], and what the
     // backward wants to find again. With `raw`, scales are logarithms, opacities logits and quats unnormalized.
-    m.def("rasterize(" GAUSSIANS CAMERA SETTINGS ") -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+    m.def("rasterize(" GAUSSIANS CAMERA SETTINGS ", bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
 
     // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
     // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not `wanted`.

@@ -24,16 +24,22 @@ namespace gs::cpu {
 
 int thread_count() { return at::in_parallel_region() ? 1 : at::get_num_threads(); }
 
-// Every thread takes the next task until none is left: tasks differ tenfold in cost.
+// Every thread begins with a share of its own, the same one in every stage, and finds in its caches what it left there; then
+// it helps the others, since tasks differ tenfold in cost.
 void run_tasks(int64_t count, void (*body)(void*, int64_t), void* context) {
     const int64_t threads = std::min<int64_t>(thread_count(), count);
     if (threads <= 1) {
         for (int64_t task = 0; task < count; ++task) body(context, task);
         return;
     }
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
-        for (int64_t task; (task = next.fetch_add(1, std::memory_order_relaxed)) < count;) body(context, task);
+    struct alignas(64) Share { std::atomic<int64_t> next; int64_t end; };
+    std::vector<Share> shares(threads);
+    for (int64_t i = 0; i < threads; ++i) shares[i].next = count * i / threads, shares[i].end = count * (i + 1) / threads;
+    at::parallel_for(0, threads, 1, [&](int64_t self, int64_t) {
+        for (int64_t i = 0; i < threads; ++i) {
+            Share& share = shares[(self + i) % threads];
+            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) body(context, task);
+        }
     });
 }
 
@@ -172,7 +178,7 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw) {
+                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool /*keep*/) {
     const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
                              camera_center, background, width, height, sh_degree};
     check_inputs(in, true);

@@ -76,7 +76,7 @@ View<float> view(const RasterizeInputs& in) {
 class TotalsReadback {
   public:
     TotalsReadback(const cuda::Totals* totals, cudaStream_t stream)
-        : host_(at::empty({2}, at::TensorOptions().dtype(at::kLong).pinned_memory(true))) {
+        : host_(at::empty({3}, at::TensorOptions().dtype(at::kLong).pinned_memory(true))) {
         C10_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
         C10_CUDA_CHECK(cudaMemcpyAsync(host_.data_ptr(), totals, sizeof(*totals), cudaMemcpyDeviceToHost, stream));
         C10_CUDA_CHECK(cudaEventRecord(ready_, stream));
@@ -104,7 +104,7 @@ struct Projected {
     Projected(const Device& device, const Gaussians<float>& g, const View<float>& v) : count(g.count) {
         splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
         radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
-        indices = device.empty({count}, at::kInt), totals = device.empty({2}, at::kLong);
+        indices = device.empty({count}, at::kInt), totals = device.empty({3}, at::kLong);
         tile_sets = device.bytes(count * sizeof(cuda::TileSet));
         screen = {data<cuda::Splat>(splats),     data<int32_t>(radii),        data<uint32_t>(keys),
                   data<uint32_t>(indices),       data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
@@ -128,9 +128,9 @@ struct DepthOrder {
     }
 };
 
-// The splats of every tile, front to back, and room for what blending remembers of them.
+// The splats of every tile, front to back.
 struct TileLists {
-    Tensor ids, ranges, record;
+    Tensor ids, ranges;
 
     TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const DepthOrder& depth,
               int64_t capacity) {
@@ -138,7 +138,6 @@ struct TileLists {
         const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
         const Tensor unsorted = device.empty({capacity}, at::kInt);
         ids = device.empty({capacity}, at::kInt), ranges = device.empty({grid.tiles(), 2}, at::kInt);
-        record = device.empty({cuda::record_size(grid, capacity), 2}, at::kInt);
         const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
         const Tensor scratch = device.bytes(bytes);
         cuda::emit({p.count, data<uint32_t>(depth.order), data<uint32_t>(depth.offsets), p.screen.tile_sets,
@@ -158,7 +157,7 @@ int64_t checked_entries(const cuda::Totals& totals) {
 }
 
 // The order of the tensors in `state`.
-enum State { kSplats, kIds, kRanges, kInvDepth, kRecord, kStateCount };
+enum State { kSplats, kIds, kRanges, kInvDepth, kTotals, kTrace, kStateCount };
 
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
@@ -166,7 +165,7 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw) {
+                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep) {
     const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
                              camera_center, background, width, height, sh_degree};
     check_inputs(in, false);
@@ -175,16 +174,20 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in));
     TotalsReadback readback(projected.screen.totals, device.stream);
     const DepthOrder depth(device, projected);
-    const TileLists lists(device, grid, projected, depth, checked_entries(readback.wait()));
+    const int64_t entries = checked_entries(readback.wait());
+    const TileLists lists(device, grid, projected, depth, entries);
+    const Tensor trace = keep ? device.bytes(cuda::trace_bytes(grid, entries, true)) : Tensor();
 
     const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
     const Tensor inv_depth = device.empty({1, height, width});
     cuda::blend_forward({grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
                          data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
-                         data<cuda::Taken>(lists.record)},
+                         keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{},
+                         projected.screen.totals},
                         device.stream);
-    return {color, alpha, inv_depth, projected.radii,
-            {projected.splats, lists.ids, lists.ranges, inv_depth, lists.record}};
+    std::vector<Tensor> state;
+    if (keep) state = {projected.splats, lists.ids, lists.ranges, inv_depth, projected.totals, trace};
+    return {color, alpha, inv_depth, projected.radii, state};
 }
 
 std::vector<Tensor> rasterize_backward(
@@ -208,8 +211,10 @@ std::vector<Tensor> rasterize_backward(
 
     const Tensor splat_grads = device.zeros({N, cuda::kGradSize});
     const auto* splats = data<cuda::Splat>(state[kSplats]);
-    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]),
-                          data<cuda::Taken>(state[kRecord]), data<float>(image), data<float>(alpha),
+    const int64_t entries = state[kIds].numel();
+    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries,
+                          cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true),
+                          data<cuda::Totals>(state[kTotals]), data<float>(image), data<float>(alpha),
                           data<float>(state[kInvDepth]), data<float>(grad_image), data<float>(grad_alpha),
                           data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
                          device.stream);
@@ -300,6 +305,7 @@ SsimCall photometric(const Device& device, const Tensor& image, const Tensor& ta
     call.args.b_float = bytes ? nullptr : data<float>(target);
     call.args.b_bytes = bytes ? data<uint8_t>(target) : nullptr;
     call.args.mask = data<float>(mask);
+    call.args.clamped = true;
     call.args.maps = data<float>(maps);
     call.args.partial_l1 = data<float>(call.partial_l1);
     cuda::ssim_forward(call.args, device.stream);
@@ -399,18 +405,19 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const int64_t room = room_for_entries(device, projected, capacity, entries);
     const TileLists lists(device, grid, projected, depth, room);
     const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(lists.ranges);
-    auto* const record = data<cuda::Taken>(lists.record);
+    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
+    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
 
     const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
     const Tensor g_image = device.empty({3, height, width});
     cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), data<float>(alpha),
-                         nullptr, record},
+                         nullptr, trace, projected.screen.totals},
                         device.stream);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
     const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
-    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, record, data<float>(image), data<float>(alpha),
-                          nullptr, data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(),
+    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, room, trace, projected.screen.totals,
+                          data<float>(image), data<float>(alpha), nullptr, data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(),
                           data<float>(splat_grads)},
                          device.stream);
 

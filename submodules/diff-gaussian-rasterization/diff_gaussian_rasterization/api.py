@@ -60,9 +60,13 @@ def rasterize(
     gradient is that of the projected means in NDC units, third column 0. `stats` collects the same for
     densification in every backward.
     """
-    return Rendered(*_Rasterize.apply(
+    differentiable = (
         means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background, means2d,
-        K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
+    )  # fmt: skip
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
+    return Rendered(*_Rasterize.apply(
+        *differentiable, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
+        keep,
     ))  # fmt: skip
 
 
@@ -71,6 +75,7 @@ class _Rasterize(torch.autograd.Function):
     def forward(
         ctx, means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background,
         means2d, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
+        keep,
     ):  # fmt: skip
         if means2d is not None and means2d.shape != means.shape:
             raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
@@ -78,7 +83,7 @@ class _Rasterize(torch.autograd.Function):
         camera = (world_to_camera, K, camera_center, background)
         inputs = tuple(None if t is None else t.contiguous() for t in tensors + camera)
         settings = (width, height, sh_degree, scale_modifier, antialiasing, raw)
-        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings)
+        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings, keep)
         ctx.save_for_backward(*inputs, image, alpha, radii, *state)
         ctx.input_count, ctx.settings, ctx.stats = len(inputs), settings, stats
         differentiable = (*tensors, world_to_camera, background, means2d)

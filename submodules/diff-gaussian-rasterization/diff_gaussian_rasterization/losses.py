@@ -17,6 +17,7 @@ def photometric_loss(
 ) -> tuple[Tensor, Tensor]:
     """(1 - lambda) L1 + lambda (1 - SSIM), and L1 alone, detached. The mask multiplies image and target.
 
+    The image is clamped to [0, 1] first, as a viewer will do: no gradient reaches what is outside.
     Loss and gradient come from the same pass; no gradient reaches target and mask.
     """
     loss, l1 = _PhotometricLoss.apply(image, target, mask, lambda_dssim)

@@ -355,7 +355,10 @@ def ssim(a: Tensor, b: Tensor, padding: str = "same") -> Tensor:
 
 
 def photometric_loss(image: Tensor, target: Tensor, lambda_dssim: float = 0.2, mask: Tensor | None = None):
-    """(1 - lambda) L1 + lambda (1 - SSIM), and L1 alone. [3, H, W], uint8 meaning 0 to 255; mask [H, W]."""
+    """(1 - lambda) L1 + lambda (1 - SSIM), and L1 alone. [3, H, W], uint8 meaning 0 to 255; mask [H, W].
+
+    The image is clamped to [0, 1], as whoever looks at it will do."""
+    image = image.clamp(0, 1)
     if target.dtype == torch.uint8:
         target = target.to(image.dtype) / 255
     if mask is not None:

@@ -40,17 +40,6 @@ int bits_for(uint32_t largest) {
     return bits;
 }
 
-// Position of the n-th set bit, n = 0, 1, ...
-__device__ __forceinline__ int nth_set_bit(uint32_t mask, int n) {
-    int at = 0;
-#pragma unroll
-    for (int width = 16; width > 0; width /= 2) {
-        const int below = __popc(mask & ((1u << width) - 1u));
-        if (n >= below) n -= below, mask >>= width, at += width;
-    }
-    return at;
-}
-
 __device__ __forceinline__ uint32_t warp_inclusive_sum(uint32_t v) {
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) {

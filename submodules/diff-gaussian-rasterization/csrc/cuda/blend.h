@@ -1,94 +1,70 @@
 // blend.h: what blending forward and backward share: how pixels map to threads, how splats reach shared memory, and the
 // very same arithmetic, so that the backward meets exactly the transmittances that the forward met.
 //
-// One block per 16x16 tile, four warps; a warp owns 8x8 pixels, a lane the two pixels (x, y) and (x, y + 4). The tile's
-// entries pass through shared memory in batches. Of 32 staged splats, each lane asks whether one can reach its warp's
-// pixels at all; the warp then visits only those that can.
+// A 16x16 tile is eight strips of 8x4 pixels, one pixel a lane; two strips above each other are a square. The forward
+// gives a strip or a square to each of its warps. The tile's entries pass through shared memory in batches; of 32 staged
+// splats, each lane asks whether one can reach its warp's pixels at all, and the warp visits only those that can.
 //
-// The forward leaves a record: for every warp and 32 entries, which of them some pixel of the warp's upper or lower half
-// took. The backward visits those, and asks nothing again.
+// The forward leaves a trace. For every strip and 32 entries: which of them some pixel of the strip took. For every
+// segment of 256 entries: what each pixel had seen when it began. So the backward can walk all segments of all tiles at
+// the same time, a block each, and visits only what was taken: lists of very different length, and pictures of few tiles,
+// keep the whole GPU busy.
 #pragma once
 #include "../common/tiles.h"
 #include "device.h"
 
 namespace gs::cuda {
 
-constexpr int kBlendThreads = 128;
-constexpr int kBatch = kBlendThreads;  // splats staged at a time, one per thread
-constexpr int kGroups = kBatch / kWarp;
-constexpr int kWarpPixels = 8;         // a warp's square is 8x8
-constexpr float kNever = INFINITY;     // as `threshold`: this pixel takes no more splats
+constexpr float kNever = INFINITY;  // as `threshold`: this pixel takes no more splats
+constexpr int kGroups = kSegment / kWarp;  // of 32 entries, in a segment
 
-struct Batch {
-    float4 place[kBatch];  // x, y, extent_x, extent_y; or x, y, id
-    float4 shape[kBatch];  // xx, xy, yy, log2_opacity
-    float4 look[kBatch];   // r, g, b, inv_depth
-};
-
+// The pixels of a lane: one of a strip, or two, four rows apart, of a square.
+template <int kPixels>
 struct Pixels {
-    int column, row;           // of the first pixel; the second is 4 rows below
-    float x, y0, y1;           // their centers
-    bool inside0, inside1;
+    int column, row;           // of the first
+    float x, y;                // its center
+    bool inside[kPixels];      // the image
     Box<float> box;            // the warp's pixels within the image, from center to center; may be empty
+
+    __device__ Pixels(const TileGrid& grid, uint32_t tile, int strip) {
+        const int left = int(tile) % grid.tiles_x * kTileSize + (strip >> 1 & 1) * 8;
+        const int top = int(tile) / grid.tiles_x * kTileSize + (strip >> 2) * 8 + (strip & 1) * 4;
+        column = left + (lane_id() & 7);
+        row = top + (lane_id() >> 3);
+        x = float(column) + 0.5f;
+        y = float(row) + 0.5f;
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) inside[i] = column < grid.width && row + 4 * i < grid.height;
+        box = {float(left) + 0.5f, float(top) + 0.5f, float(::min(left + 8, grid.width)) - 0.5f,
+               float(::min(top + 4 * kPixels, grid.height)) - 0.5f};
+    }
 };
 
-__device__ __forceinline__ Pixels own_pixels(const TileGrid& grid) {
-    const int warp = threadIdx.x / kWarp, lane = lane_id();
-    const int left = int(blockIdx.x) % grid.tiles_x * kTileSize + (warp & 1) * kWarpPixels;
-    const int top = int(blockIdx.x) / grid.tiles_x * kTileSize + (warp >> 1) * kWarpPixels;
-    Pixels p;
-    p.column = left + (lane & 7);
-    p.row = top + (lane >> 3);
-    p.x = float(p.column) + 0.5f;
-    p.y0 = float(p.row) + 0.5f;
-    p.y1 = p.y0 + 4.f;
-    p.inside0 = p.column < grid.width && p.row < grid.height;
-    p.inside1 = p.column < grid.width && p.row + 4 < grid.height;
-    p.box = {float(left) + 0.5f, float(top) + 0.5f, float(::min(left + kWarpPixels, grid.width)) - 0.5f,
-             float(::min(top + kWarpPixels, grid.height)) - 0.5f};
-    return p;
-}
+// log2(alpha) of a splat at the pixels of a lane. They share a column, hence all terms in dx.
+template <int kPixels>
+struct Exponents {
+    float dx, dy[kPixels], e[kPixels];
 
-enum class Place { kExtent, kId };  // what follows x and y in a batch
-
-template <Place kPlace>
-__device__ __forceinline__ void stage(Batch& batch, const Splat* splats, uint32_t id) {
-    const float4* splat = reinterpret_cast<const float4*>(splats + id);
-    if (kPlace == Place::kExtent) {
-        copy_async16(&batch.place[threadIdx.x], splat);
-    } else {
-        copy_async8(&batch.place[threadIdx.x], splat);
-        batch.place[threadIdx.x].z = __uint_as_float(id);
+    __device__ __forceinline__ Exponents(const Pixels<kPixels>& p, float2 mean, float4 shape) {
+        dx = __fsub_rn(p.x, mean.x);
+        const float constant = __fmaf_rn(__fmul_rn(shape.x, dx), dx, shape.w);
+        const float linear = __fmul_rn(shape.y, dx);
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+            dy[i] = __fsub_rn(p.y + 4.f * i, mean.y);
+            e[i] = __fmaf_rn(dy[i], __fmaf_rn(shape.z, dy[i], linear), constant);
+        }
     }
-    copy_async16(&batch.shape[threadIdx.x], splat + 1);
-    copy_async16(&batch.look[threadIdx.x], splat + 2);
+};
+
+// Tiles share no group of 32, so each may begin one more than its predecessors' entries would fill.
+__device__ __forceinline__ int64_t taken_at(uint32_t tile, uint32_t begin, uint32_t group, int strip) {
+    return (int64_t(begin) / kWarp + tile + group) * kStrips + strip;
 }
 
-// log2(alpha) of a splat at the two pixels of a lane. They share a column, hence all terms in dx.
-struct Exponents { float dx, dy0, dy1, e0, e1; };
-
-__device__ __forceinline__ Exponents exponents(const Pixels& p, float2 mean, float4 shape) {
-    Exponents e;
-    e.dx = __fsub_rn(p.x, mean.x);
-    e.dy0 = __fsub_rn(p.y0, mean.y);
-    e.dy1 = __fsub_rn(p.y1, mean.y);
-    const float constant = __fmaf_rn(__fmul_rn(shape.x, e.dx), e.dx, shape.w);
-    const float linear = __fmul_rn(shape.y, e.dx);
-    e.e0 = __fmaf_rn(e.dy0, __fmaf_rn(shape.z, e.dy0, linear), constant);
-    e.e1 = __fmaf_rn(e.dy1, __fmaf_rn(shape.z, e.dy1, linear), constant);
-    return e;
-}
-
-// Where the record of 32 entries of this block's tile is, for the calling warp. The first numbers of a record are for
-// the number of such groups that each warp has walked.
-static_assert(kBlendThreads / kWarp == kBlendWarps);
-
-__device__ __forceinline__ int64_t walked_at() { return int64_t(blockIdx.x) * kBlendWarps + threadIdx.x / kWarp; }
-
-__device__ __forceinline__ int64_t record_at(const TileGrid& grid, uint32_t begin, uint32_t group) {
-    // Tiles share no group of 32, so each may begin one more than its predecessors' entries would fill.
-    const int64_t first = int64_t(begin) / kWarp + blockIdx.x + int64_t(grid.tiles_x) * grid.tiles_y;
-    return (first + group) * kBlendWarps + threadIdx.x / kWarp;
+// The first segment of a tile has seen nothing. The others begin in different multiples of 256.
+__device__ __forceinline__ int64_t passed_at(uint32_t begin, uint32_t segment, int strip) {
+    return ((int64_t(begin) / kSegment + segment) * kStrips + strip) * kWarp + lane_id();
 }
 
 // One pixel's opinion of one splat. Everything is zero where the pixel does not take it: it is too faint there, or the

@@ -6,30 +6,39 @@
 // splat's share as the walk, front to back like the forward's, passes it. So no transmittance has to be divided out.
 // Alpha and inverse depth are further channels of the same sum; alpha's is a background of -1.
 //
-// A lane adds up its two pixels, the warp adds up its lanes (warp_reduce.h), and the warps of the image meet in atomics.
-// Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance is the
-// same for all pixels and is left to preprocess_backward.
+// A block walks one segment of a tile's list, a warp one square of 8x8 pixels: it gathers the splats that its pixels took,
+// 32 at a time. A lane adds up its two pixels, the warp adds up its lanes (warp_reduce.h), and the warps of the image meet
+// in atomics. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance
+// is the same for all pixels and is left to preprocess_backward.
 #include "blend.h"
 #include "warp_reduce.h"
 
 namespace gs::cuda {
 namespace {
 
+constexpr int kPixels = 2;  // of a lane
+constexpr int kThreads = kWarp * kStrips / kPixels;
+
 template <bool kInvDepthWanted>
 struct PixelState {
-    float threshold, transmittance = 1.f;
-    float behind = 0.f;                                   // S
+    float threshold = kNever, transmittance = 0.f;
+    float behind = 0.f;                                        // S
     float g_r = 0.f, g_g = 0.f, g_b = 0.f, g_inv_depth = 0.f;  // gradient of this pixel
 
-    __device__ PixelState(const BlendBackward& p, bool inside, int column, int row)
-        : threshold(inside ? kLog2AlphaMin : kNever) {
-        if (!inside) return;
+    // As the segment begins.
+    __device__ __forceinline__ void begin(const BlendBackward& p, int column, int row, uint32_t segment, int64_t passed_at) {
+        const float4 passed =
+            segment ? static_cast<const float4*>(p.trace.passed)[passed_at] : make_float4(1.f, 0.f, 0.f, 0.f);
+        if (passed.x == 0.f) return;  // was done before
+        threshold = kLog2AlphaMin;
+        transmittance = passed.x;
         const int64_t plane = int64_t(p.grid.width) * p.grid.height, pixel = int64_t(row) * p.grid.width + column;
         g_r = p.g_color[pixel], g_g = p.g_color[pixel + plane], g_b = p.g_color[pixel + 2 * plane];
-        behind = p.color[pixel] * g_r + p.color[pixel + plane] * g_g + p.color[pixel + 2 * plane] * g_b;
+        behind = (p.color[pixel] - passed.y) * g_r + (p.color[pixel + plane] - passed.z) * g_g +
+                 (p.color[pixel + 2 * plane] - passed.w) * g_b;
         if (kInvDepthWanted) {
             g_inv_depth = p.g_inv_depth[pixel];
-            behind = fmaf(p.inv_depth[pixel], g_inv_depth, behind);
+            behind = fmaf(p.inv_depth[pixel] - (segment ? p.trace.passed_inv_depth[passed_at] : 0.f), g_inv_depth, behind);
         }
         if (p.g_alpha) behind = fmaf(p.alpha[pixel] - 1.f, p.g_alpha[pixel], behind);
     }
@@ -46,84 +55,117 @@ struct PixelState {
     }
 };
 
+// Which entries of a segment the two strips of a warp took. Lane i < kGroups knows about the i-th 32 of them.
+struct Visits {
+    uint32_t strips[kPixels];
+    uint32_t before;  // entries taken in the groups of the lanes below
+    uint32_t total;
+
+    __device__ __forceinline__ Visits(const BlendBackward& p, uint32_t tile, uint32_t begin, uint32_t segment, int strip) {
+        const uint32_t group = segment * kGroups + lane_id();
+#pragma unroll
+        for (int i = 0; i < kPixels; ++i) {
+            const bool known = lane_id() < kGroups && group < p.trace.walked[tile * kStrips + strip + i];
+            strips[i] = known ? p.trace.taken[taken_at(tile, begin, group, strip + i)] : 0;
+        }
+        const uint32_t own = __popc(strips[0] | strips[1]);
+        uint32_t up_to = own;
+#pragma unroll
+        for (int offset = 1; offset < kGroups; offset *= 2) {
+            const uint32_t lower = __shfl_up_sync(kFullWarp, up_to, offset);
+            if (lane_id() >= offset) up_to += lower;
+        }
+        before = up_to - own;
+        total = __shfl_sync(kFullWarp, up_to, kGroups - 1);
+    }
+
+    // The n-th entry taken, counted from the segment's first, and by which strips. All lanes must call.
+    __device__ __forceinline__ uint32_t nth(uint32_t n, uint32_t& by) const {
+        int owner = 0;
+#pragma unroll
+        for (int step = kGroups / 2; step > 0; step /= 2)
+            if (__shfl_sync(kFullWarp, before, owner + step) <= n) owner += step;
+        const uint32_t upper = __shfl_sync(kFullWarp, strips[0], owner), lower = __shfl_sync(kFullWarp, strips[1], owner);
+        const int bit = nth_set_bit(upper | lower, int(n - __shfl_sync(kFullWarp, before, owner)));
+        by = (upper >> bit & 1) | (lower >> bit & 1) << 1;
+        return owner * kWarp + bit;
+    }
+};
+
+// A splat on its way to shared memory.
+struct Visited {
+    float4 place, shape, look;  // place: x, y, id, by which strips
+
+    __device__ __forceinline__ Visited(const BlendBackward& p, const Visits& visits, uint32_t first_entry, uint32_t n) {
+        uint32_t by = 0;
+        const uint32_t entry = first_entry + visits.nth(::min(n, visits.total - 1), by);
+        const uint32_t id = p.ids[entry];
+        const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
+        place = splat[0], shape = splat[1], look = splat[2];
+        place.z = __uint_as_float(id), place.w = __uint_as_float(by);
+    }
+};
+
 template <bool kInvDepthWanted, bool kAbsolute>
-__global__ void __launch_bounds__(kBlendThreads) blend_backward_kernel(BlendBackward p) {
+__global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward p) {
     constexpr int kAbsAt = kBlue + 1 + (kInvDepthWanted ? 1 : 0);
     constexpr int kValues = kAbsAt + (kAbsolute ? 2 : 0);
-    __shared__ Batch batches[2];
+    __shared__ float4 places[kThreads], shapes[kThreads], looks[kThreads];
+    if (blockIdx.x >= p.totals->segments) return;
+    const uint2 task = reinterpret_cast<const uint2*>(p.trace.segments)[blockIdx.x];
+    const uint32_t tile = task.x, segment = task.y, begin = p.ranges[2 * int64_t(tile)];
+    const int lane = lane_id(), warp_first = int(threadIdx.x) - lane, strip = warp_first / kWarp * kPixels;
+    const Visits visits(p, tile, begin, segment, strip);
+    if (visits.total == 0) return;
 
-    const Pixels pixels = own_pixels(p.grid);
-    PixelState<kInvDepthWanted> first(p, pixels.inside0, pixels.column, pixels.row);
-    PixelState<kInvDepthWanted> second(p, pixels.inside1, pixels.column, pixels.row + 4);
+    const Pixels<kPixels> pixels(p.grid, tile, strip);
+    PixelState<kInvDepthWanted> state[kPixels];
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+        if (__any_sync(kFullWarp, visits.strips[i] != 0) && pixels.inside[i])
+            state[i].begin(p, pixels.column, pixels.row + 4 * i, segment, passed_at(begin, segment, strip + i));
 
-    const int lane = lane_id();
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
     if (kAbsolute && !kInvDepthWanted && slot >= kAbsAt) slot += kAbsX - kAbsAt;
-
     float* const own_slot = p.grads + slot;
 
-    const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[blockIdx.x];
-    const uint32_t thread = threadIdx.x;
-    uint32_t next_id = range.x + thread < range.y ? p.ids[range.x + thread] : 0;
-    if (range.x + thread < range.y) stage<Place::kId>(batches[0], p.splats, next_id);
-    next_id = range.x + kBatch + thread < range.y ? p.ids[range.x + kBatch + thread] : 0;
+    const uint32_t first_entry = begin + segment * kSegment;
+    Visited next(p, visits, first_entry, lane);
+    for (uint32_t done = 0; done < visits.total; done += kWarp) {
+        __syncwarp();
+        places[threadIdx.x] = next.place, shapes[threadIdx.x] = next.shape, looks[threadIdx.x] = next.look;
+        __syncwarp();
+        if (done + kWarp < visits.total) next = Visited(p, visits, first_entry, done + kWarp + lane);
+        const int count = int(::min(visits.total - done, uint32_t(kWarp)));
+        for (int k = warp_first; k < warp_first + count; ++k) {
+            const float4 place = places[k], shape = shapes[k], look = looks[k];
+            const uint32_t by = __float_as_uint(place.w);
+            const Exponents<kPixels> at(pixels, {place.x, place.y}, shape);
+            float g0 = 0.f, g1 = 0.f, w0 = 0.f, w1 = 0.f;
+            if (by & 1) w0 = state[0].pass(at.e[0], shape.w, look, g0);
+            if (by & 2) w1 = state[1].pass(at.e[1], shape.w, look, g1);
+            const float g0y = g0 * at.dy[0], g1y = g1 * at.dy[1];
 
-    // The record of four groups, a batch, is read a batch ahead, by as many lanes.
-    const uint32_t walked = range.x < range.y ? p.record[walked_at()].upper : 0;
-    const auto load_record = [&](uint32_t group) {
-        group += lane % kGroups;
-        return group < walked ? p.record[record_at(p.grid, range.x, group)] : Taken{0, 0};
-    };
-    Taken next_taken = load_record(0);
-    uint32_t groups_left = walked;
-    int turn = 0;
-    for (uint32_t begin = range.x; begin < range.y; begin += kBatch, turn ^= 1) {
-        copy_async_wait();
-        if (__syncthreads_and(groups_left == 0)) break;  // this batch has arrived, and nobody reads the other one any more
-        const uint32_t next = begin + kBatch;
-        if (next + thread < range.y) stage<Place::kId>(batches[turn ^ 1], p.splats, next_id);
-        next_id = next + kBatch + thread < range.y ? p.ids[next + kBatch + thread] : 0;
-        if (groups_left == 0) continue;
-
-        const Batch& batch = batches[turn];
-        const Taken taken = next_taken;
-        next_taken = load_record((next - range.x) / kWarp);
-        const uint32_t groups = ::min(groups_left, uint32_t(kGroups));
-        groups_left -= groups;
-        for (uint32_t group = 0; group < groups; ++group) {
-            const unsigned upper = __shfl_sync(kFullWarp, taken.upper, group), lower = __shfl_sync(kFullWarp, taken.lower, group);
-            unsigned visits = upper | lower;
-            while (visits) {
-                const unsigned bit = visits & (0u - visits);
-                visits ^= bit;
-                const uint32_t k = group * kWarp + __ffs(bit) - 1;
-                const float4 place = batch.place[k], shape = batch.shape[k], look = batch.look[k];
-                const Exponents e = exponents(pixels, {place.x, place.y}, shape);
-                float g0 = 0.f, g1 = 0.f, w0 = 0.f, w1 = 0.f;
-                if (upper & bit) w0 = first.pass(e.e0, shape.w, look, g0);
-                if (lower & bit) w1 = second.pass(e.e1, shape.w, look, g1);
-                const float g0y = g0 * e.dy0, g1y = g1 * e.dy1;
-
-                float v[kValues];
-                v[kG] = g0 + g1;
-                v[kGx] = v[kG] * e.dx;
-                v[kGy] = g0y + g1y;
-                v[kGxx] = v[kGx] * e.dx;
-                v[kGxy] = v[kGy] * e.dx;
-                v[kGyy] = fmaf(g0y, e.dy0, g1y * e.dy1);
-                v[kRed] = fmaf(w0, first.g_r, w1 * second.g_r);
-                v[kGreen] = fmaf(w0, first.g_g, w1 * second.g_g);
-                v[kBlue] = fmaf(w0, first.g_b, w1 * second.g_b);
-                if constexpr (kInvDepthWanted) v[kInvDepth] = fmaf(w0, first.g_inv_depth, w1 * second.g_inv_depth);
-                if constexpr (kAbsolute) {  // |gradient of the mean| per pixel, in pixels, but for a factor of ln 2
-                    const float bx = shape.y * e.dx, ax2 = 2.f * shape.x * e.dx;
-                    v[kAbsAt] = fabsf(g0 * fmaf(shape.y, e.dy0, ax2)) + fabsf(g1 * fmaf(shape.y, e.dy1, ax2));
-                    v[kAbsAt + 1] = fabsf(g0 * fmaf(2.f * shape.z, e.dy0, bx)) + fabsf(g1 * fmaf(2.f * shape.z, e.dy1, bx));
-                }
-                const float total = transpose_sum(v, lane);
-                if (writes) atomicAdd(own_slot + int64_t(__float_as_uint(place.z)) * kGradSize, total);
+            float v[kValues];
+            v[kG] = g0 + g1;
+            v[kGx] = v[kG] * at.dx;
+            v[kGy] = g0y + g1y;
+            v[kGxx] = v[kGx] * at.dx;
+            v[kGxy] = v[kGy] * at.dx;
+            v[kGyy] = fmaf(g0y, at.dy[0], g1y * at.dy[1]);
+            v[kRed] = fmaf(w0, state[0].g_r, w1 * state[1].g_r);
+            v[kGreen] = fmaf(w0, state[0].g_g, w1 * state[1].g_g);
+            v[kBlue] = fmaf(w0, state[0].g_b, w1 * state[1].g_b);
+            if constexpr (kInvDepthWanted) v[kInvDepth] = fmaf(w0, state[0].g_inv_depth, w1 * state[1].g_inv_depth);
+            if constexpr (kAbsolute) {  // |gradient of the mean| per pixel, in pixels, but for a factor of ln 2
+                const float bx = shape.y * at.dx, ax2 = 2.f * shape.x * at.dx;
+                v[kAbsAt] = fabsf(g0 * fmaf(shape.y, at.dy[0], ax2)) + fabsf(g1 * fmaf(shape.y, at.dy[1], ax2));
+                v[kAbsAt + 1] =
+                    fabsf(g0 * fmaf(2.f * shape.z, at.dy[0], bx)) + fabsf(g1 * fmaf(2.f * shape.z, at.dy[1], bx));
             }
+            const float total = transpose_sum(v, lane);
+            if (writes) atomicAdd(own_slot + int64_t(__float_as_uint(place.z)) * kGradSize, total);
         }
     }
 }
@@ -147,9 +189,9 @@ __global__ void __launch_bounds__(kSumThreads) background_grad_kernel(int64_t pi
 }  // namespace
 
 void blend_backward(const BlendBackward& args, Stream stream) {
-    const unsigned tiles = unsigned(args.grid.tiles());
+    const unsigned blocks = blocks_for(max_segments(args.grid, args.entries), 1);
     const auto launch = [&](auto kernel) {
-        kernel<<<tiles, kBlendThreads, 0, native(stream)>>>(args);
+        kernel<<<blocks, kThreads, 0, native(stream)>>>(args);
         check_launch("blend_backward_kernel");
     };
     if (args.g_inv_depth) launch(args.absolute ? blend_backward_kernel<true, true> : blend_backward_kernel<true, false>);

@@ -9,7 +9,7 @@ struct PixelState {
     float threshold, transmittance = 1.f;
     float r = 0.f, g = 0.f, b = 0.f, inv_depth = 0.f;
 
-    __device__ explicit PixelState(bool inside) : threshold(inside ? kLog2AlphaMin : kNever) {}
+    __device__ void begin(bool inside) { threshold = inside ? kLog2AlphaMin : kNever; }
 
     __device__ __forceinline__ void take(float e, float log2_opacity, float4 look) {
         const Contribution c = contribution(e, log2_opacity, transmittance, threshold);
@@ -18,6 +18,12 @@ struct PixelState {
         b = fmaf(c.weight, look.z, b);
         if (kInvDepthWanted) inv_depth = fmaf(c.weight, look.w, inv_depth);
         transmittance = c.next;
+    }
+
+    // For the backward: what has been seen so far; no transmittance says that the pixel is done.
+    __device__ __forceinline__ void store_passed(const Trace& trace, int64_t at) const {
+        static_cast<float4*>(trace.passed)[at] = {threshold == kNever ? 0.f : transmittance, r, g, b};
+        if (kInvDepthWanted && trace.passed_inv_depth) trace.passed_inv_depth[at] = inv_depth;
     }
 
     __device__ __forceinline__ void store(const BlendForward& p, int column, int row) const {
@@ -30,76 +36,154 @@ struct PixelState {
     }
 };
 
-template <bool kInvDepthWanted>
-__global__ void __launch_bounds__(kBlendThreads) blend_forward_kernel(BlendForward p) {
-    __shared__ Batch batches[2];
-    const Pixels pixels = own_pixels(p.grid);
-    PixelState<kInvDepthWanted> first(pixels.inside0), second(pixels.inside1);
+template <int kPixels>
+constexpr int kThreads = kWarp * kStrips / kPixels;
 
-    const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[blockIdx.x];
-    const uint32_t thread = threadIdx.x;
+template <int kPixels>
+struct Batch {
+    static constexpr int kSize = kThreads<kPixels>;  // one splat per thread
+    float4 place[kSize];                             // x, y, extent_x, extent_y
+    float4 shape[kSize];                             // xx, xy, yy, log2_opacity
+    float4 look[kSize];                              // r, g, b, inv_depth
+
+    __device__ __forceinline__ void fetch(const Splat* splats, uint32_t id) {
+        const float4* splat = reinterpret_cast<const float4*>(splats + id);
+        copy_async16(&place[threadIdx.x], splat);
+        copy_async16(&shape[threadIdx.x], splat + 1);
+        copy_async16(&look[threadIdx.x], splat + 2);
+    }
+    __device__ __forceinline__ float2 mean(uint32_t k) const { return *reinterpret_cast<const float2*>(&place[k]); }
+};
+
+__device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
+    return place.x + place.z >= box.x0 && place.x - place.z <= box.x1 && place.y + place.w >= box.y0 &&
+           place.y - place.w <= box.y1;
+}
+
+template <bool kInvDepthWanted, int kPixels>
+__global__ void __launch_bounds__(kThreads<kPixels>) blend_forward_kernel(BlendForward p) {
+    constexpr int kBatch = Batch<kPixels>::kSize;
+    __shared__ Batch<kPixels> batches[2];
+    const uint32_t tile = blockIdx.x, thread = threadIdx.x;
+    const int strip = int(thread) / kWarp * kPixels;  // the first of this warp
+    const Pixels<kPixels> pixels(p.grid, tile, strip);
+    PixelState<kInvDepthWanted> state[kPixels];
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) state[i].begin(pixels.inside[i]);
+
+    const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[tile];
     // Two loads follow each other for every splat, its id and its data: ids are fetched one batch further ahead.
-    if (range.x + thread < range.y) stage<Place::kExtent>(batches[0], p.splats, p.ids[range.x + thread]);
+    if (range.x + thread < range.y) batches[0].fetch(p.splats, p.ids[range.x + thread]);
     uint32_t next_id = range.x + kBatch + thread < range.y ? p.ids[range.x + kBatch + thread] : 0;
 
     bool done = false;
     int turn = 0;
-    uint32_t walked = 0;
-    for (uint32_t begin = range.x; begin < range.y; begin += kBatch, turn ^= 1) {
+    uint32_t walked = 0, begin = range.x;
+    for (; begin < range.y; begin += kBatch, turn ^= 1) {
         copy_async_wait();
         // This batch has arrived, and nobody reads the other one any more.
         if (__syncthreads_and(done)) break;
         const uint32_t next = begin + kBatch;
-        if (next + thread < range.y) stage<Place::kExtent>(batches[turn ^ 1], p.splats, next_id);
+        if (next + thread < range.y) batches[turn ^ 1].fetch(p.splats, next_id);
         next_id = next + kBatch + thread < range.y ? p.ids[next + kBatch + thread] : 0;
         if (done) continue;
 
-        const Batch& batch = batches[turn];
+        const uint32_t segment = (begin - range.x) / kSegment;
+        if (p.trace.taken && segment && (begin - range.x) % kSegment == 0) {
+#pragma unroll
+            for (int i = 0; i < kPixels; ++i) state[i].store_passed(p.trace, passed_at(range.x, segment, strip + i));
+        }
+        const Batch<kPixels>& batch = batches[turn];
         const uint32_t count = ::min(range.y - begin, uint32_t(kBatch));
-        for (uint32_t group = 0; group < count; group += kWarp) {
-            const float4 candidate = batch.place[group + lane_id()];
-            const bool hit = group + lane_id() < count && candidate.x + candidate.z >= pixels.box.x0 &&
-                             candidate.x - candidate.z <= pixels.box.x1 && candidate.y + candidate.w >= pixels.box.y0 &&
-                             candidate.y - candidate.w <= pixels.box.y1;
-            unsigned hits = __ballot_sync(kFullWarp, hit);
-            Taken taken = {0, 0};
+        for (uint32_t group = 0; group < count && !done; group += kWarp) {
+            const bool hit = group + lane_id() < count && overlap(batch.place[group + lane_id()], pixels.box);
+            unsigned hits = __ballot_sync(kFullWarp, hit), taken[kPixels] = {};
+            uint32_t next_k = group + (hits ? __ffs(hits) - 1 : 0);  // is loaded while its predecessor is blended
+            float2 next_mean = batch.mean(next_k);
+            float4 next_shape = batch.shape[next_k];
             while (hits) {
                 const unsigned bit = hits & (0u - hits);
                 hits ^= bit;
-                const uint32_t k = group + __ffs(bit) - 1;
-                const float2 mean = *reinterpret_cast<const float2*>(&batch.place[k]);
-                const float4 shape = batch.shape[k];
-                const Exponents e = exponents(pixels, mean, shape);
-                const bool upper = __any_sync(kFullWarp, e.e0 >= first.threshold);
-                const bool lower = __any_sync(kFullWarp, e.e1 >= second.threshold);
-                if (upper) {
-                    first.take(e.e0, shape.w, batch.look[k]);
-                    taken.upper |= bit;
-                }
-                if (lower) {
-                    second.take(e.e1, shape.w, batch.look[k]);
-                    taken.lower |= bit;
+                const uint32_t k = next_k;
+                const float2 mean = next_mean;
+                const float4 shape = next_shape;
+                next_k = group + (hits ? __ffs(hits) - 1 : 0);
+                next_mean = batch.mean(next_k);
+                next_shape = batch.shape[next_k];
+                const Exponents<kPixels> at(pixels, mean, shape);
+#pragma unroll
+                for (int i = 0; i < kPixels; ++i) {
+                    if (!__any_sync(kFullWarp, at.e[i] >= state[i].threshold)) continue;
+                    state[i].take(at.e[i], shape.w, batch.look[k]);
+                    taken[i] |= bit;
                 }
             }
-            if (p.record && lane_id() == 0) p.record[record_at(p.grid, range.x, walked)] = taken;
+            bool over = true;
+#pragma unroll
+            for (int i = 0; i < kPixels; ++i) {
+                if (p.trace.taken && lane_id() == 0) p.trace.taken[taken_at(tile, range.x, walked, strip + i)] = taken[i];
+                over = over && state[i].threshold == kNever;
+            }
             ++walked;
             __syncwarp();
-            done = __all_sync(kFullWarp, first.threshold == kNever && second.threshold == kNever);
-            if (done) break;
+            done = __all_sync(kFullWarp, over);
         }
     }
 
-    if (p.record && lane_id() == 0) p.record[walked_at()] = {walked, 0};
-    if (pixels.inside0) first.store(p, pixels.column, pixels.row);
-    if (pixels.inside1) second.store(p, pixels.column, pixels.row + 4);
+    if (p.trace.taken) {
+        if (lane_id() < kPixels) p.trace.walked[tile * kStrips + strip + lane_id()] = walked;
+        const uint32_t segments = (::min(begin, range.y) - range.x + kSegment - 1) / kSegment;
+        if (thread == 0 && segments) {
+            const uint64_t first = atomicAdd(&p.totals->segments, static_cast<unsigned long long>(segments));
+            for (uint32_t s = 0; s < segments; ++s) reinterpret_cast<uint2*>(p.trace.segments)[first + s] = {tile, s};
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i)
+        if (pixels.inside[i]) state[i].store(p, pixels.column, pixels.row + 4 * i);
+}
+
+template <typename T>
+T* take(char*& next, int64_t count) {
+    T* const begin = reinterpret_cast<T*>(next);
+    next += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+    return begin;
+}
+
+Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {
+    const int64_t passed = (entries / kSegment + 1) * kStrips * kWarp;
+    Trace t{};
+    t.passed = take<float4>(next, passed);
+    t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
+    t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
+    t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
+    if (inv_depth) t.passed_inv_depth = take<float>(next, passed);
+    return t;
 }
 
 }  // namespace
 
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth) {
+    char* next = nullptr;
+    lay_out(next, grid, entries, inv_depth);
+    return reinterpret_cast<size_t>(next);
+}
+
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth) {
+    char* next = static_cast<char*>(memory);
+    return lay_out(next, grid, entries, inv_depth);
+}
+
 void blend_forward(const BlendForward& args, Stream stream) {
     const unsigned tiles = unsigned(args.grid.tiles());
-    if (args.inv_depth) blend_forward_kernel<true><<<tiles, kBlendThreads, 0, native(stream)>>>(args);
-    else blend_forward_kernel<false><<<tiles, kBlendThreads, 0, native(stream)>>>(args);
+    static const int pixels = getenv("GS_PIXELS") ? atoi(getenv("GS_PIXELS")) : 1;
+    if (pixels == 1) {
+        if (args.inv_depth) blend_forward_kernel<true, 1><<<tiles, kThreads<1>, 0, native(stream)>>>(args);
+        else blend_forward_kernel<false, 1><<<tiles, kThreads<1>, 0, native(stream)>>>(args);
+    } else {
+        if (args.inv_depth) blend_forward_kernel<true, 2><<<tiles, kThreads<2>, 0, native(stream)>>>(args);
+        else blend_forward_kernel<false, 2><<<tiles, kThreads<2>, 0, native(stream)>>>(args);
+    }
     check_launch("blend_forward_kernel");
 }
 

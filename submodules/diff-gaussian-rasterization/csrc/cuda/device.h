@@ -59,20 +59,22 @@ __device__ __forceinline__ void copy_async16(void* shared, const void* global) {
 #endif
 }
 
-__device__ __forceinline__ void copy_async8(void* shared, const void* global) {
-#if __CUDA_ARCH__ >= 800
-    const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(global) : "memory");
-#else
-    *static_cast<float2*>(shared) = *static_cast<const float2*>(global);
-#endif
-}
-
 // The copies this thread has started are complete. A barrier must follow before other threads may read them.
 __device__ __forceinline__ void copy_async_wait() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
+}
+
+// Position of the n-th set bit, n = 0, 1, ...
+__device__ __forceinline__ int nth_set_bit(uint32_t mask, int n) {
+    int at = 0;
+#pragma unroll
+    for (int width = 16; width > 0; width /= 2) {
+        const int below = __popc(mask & ((1u << width) - 1u));
+        if (n >= below) n -= below, mask >>= width, at += width;
+    }
+    return at;
 }
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -37,6 +37,10 @@ __device__ __forceinline__ Piece own_piece(int height, int width) {
     return {block / (columns * rows), block % columns * kWidth, block / columns % rows * kHeight};
 }
 
+__device__ __forceinline__ float image_at(const Ssim& p, int64_t i) {
+    return p.clamped ? fminf(fmaxf(p.a[i], 0.f), 1.f) : p.a[i];
+}
+
 __device__ __forceinline__ float target_at(const Ssim& p, int64_t i) {
     return p.b_bytes ? float(p.b_bytes[i]) * (1.f / 255.f) : p.b_float[i];
 }
@@ -141,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 3) ssim_forward_kernel(Ssim p) {
         float a = 0.f, b = 0.f;
         if (inside) {
             const float mask = p.mask ? p.mask[pixel] : 1.f;
-            a = p.a[plane + pixel] * mask;
+            a = image_at(p, plane + pixel) * mask;
             b = target_at(p, plane + pixel) * mask;
         }
         shared[input_at(0, r, c)] = a + b;
@@ -207,11 +211,12 @@ __global__ void __launch_bounds__(kThreads, 3) ssim_backward_kernel(SsimBackward
         const int y = first_row + j;
         if (y >= p.height || x >= p.width) continue;
         const int64_t pixel = int64_t(y) * p.width + x;
-        const float mask = p.mask ? p.mask[pixel] : 1.f;
-        const float a = p.a[plane + pixel] * mask, b = target_at(p, plane + pixel) * mask;
+        const float mask = p.mask ? p.mask[pixel] : 1.f, image = image_at(p, plane + pixel);
+        const float a = image * mask, b = target_at(p, plane + pixel) * mask;
+        const float through = image == p.a[plane + pixel] ? mask : 0.f;  // nothing passes what was clamped
         const float g_ssim = blurred[0][j] + 2.f * a * blurred[1][j] + b * blurred[2][j];
         const float sign = a > b ? 1.f : a < b ? -1.f : 0.f;
-        args.g_a[plane + pixel] = mask * upstream * inv_count * (args.ssim_weight * g_ssim + args.l1_weight * sign);
+        args.g_a[plane + pixel] = through * upstream * inv_count * (args.ssim_weight * g_ssim + args.l1_weight * sign);
     }
 }
 

@@ -44,9 +44,10 @@ struct TileGrid {
     int tiles() const { return tiles_x * tiles_y; }
 };
 
-struct Totals {                // counted by preprocess; zeroed by it, too
+struct Totals {                // zeroed by preprocess, which counts
     unsigned long long entries;
     unsigned long long visible;
+    unsigned long long segments;  // counted by blend_forward
 };
 
 // The tiles that a splat can reach, as found by preprocess: emit writes them down without asking again. One 16-byte load.
@@ -113,14 +114,19 @@ struct SortByTile {
 };
 void sort_by_tile(const SortByTile& args, Stream stream);
 
-// What blend_forward tells blend_backward, about 32 entries each: see blend.h.
-struct alignas(8) Taken {
-    uint32_t upper, lower;
+// What blend_forward leaves for blend_backward, in one piece of memory: see blend.h.
+constexpr int kSegment = 256;  // entries of a tile that a block of blend_backward walks
+constexpr int kStrips = 8;     // of 8x4 pixels: a tile
+struct Trace {
+    uint32_t* taken;           // [entries / 32 + tiles, kStrips]
+    uint32_t* walked;          // [tiles, kStrips]
+    void* passed;              // [entries / kSegment + 1, kStrips, 32] float4
+    float* passed_inv_depth;   // [entries / kSegment + 1, kStrips, 32], or null
+    uint32_t* segments;        // [max_segments, 2]
 };
-constexpr int kBlendWarps = 4;  // of a tile
-inline int64_t record_size(const TileGrid& grid, int64_t entries) {
-    return (entries / 32 + 2 * int64_t(grid.tiles())) * kBlendWarps;
-}
+inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entries / kSegment + grid.tiles(); }
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth);
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth);  // memory: 16-byte aligned
 
 struct BlendForward {
     TileGrid grid;
@@ -131,7 +137,8 @@ struct BlendForward {
     float* color;               // [3, H, W]
     float* alpha;               // [H, W]
     float* inv_depth;           // [H, W] or null
-    Taken* record;              // [record_size] or null: no backward will follow
+    Trace trace;                // nulls where no backward will follow
+    Totals* totals;             // segments: += those of the trace
 };
 void blend_forward(const BlendForward& args, Stream stream);
 
@@ -140,7 +147,9 @@ struct BlendBackward {
     const Splat* splats;          // [N]
     const uint32_t* ids;          // [entries]
     const uint32_t* ranges;       // [tiles, 2]
-    const Taken* record;          // [record_size] as blend_forward left it, likewise:
+    int64_t entries;              // or the capacity for them
+    Trace trace;                  // as blend_forward left it, likewise:
+    const Totals* totals;
     const float* color;           // [3, H, W]
     const float* alpha;           // [H, W]
     const float* inv_depth;       // [H, W]  only with g_inv_depth
@@ -178,6 +187,7 @@ struct Ssim {
     const float* b_float;        // the same, or null:
     const uint8_t* b_bytes;      // 0..255
     const float* mask;           // [height, width] or null; multiplies a and b
+    bool clamped;                // a is taken to [0, 1] first
     float* maps;                 // [3, planes, height, width] for the gradient, or null
     float* partial_ssim;         // [ssim_blocks] sums of a block
     float* partial_l1;           // [ssim_blocks] or null
