@@ -1,5 +1,6 @@
 """The live viewer's wire protocol, spoken over a real socket by good, bad and vanishing clients."""
 
+import contextlib
 import json
 import socket
 import struct
@@ -214,12 +215,11 @@ BAD = {
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
 def test_bad_client_is_dropped_and_the_next_one_served(trainer, data):
     with trainer.connect() as client:
-        client.sendall(data)
-        client.shutdown(socket.SHUT_WR)
-        try:
+        with contextlib.suppress(OSError):  # dropped already, perhaps
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(ConnectionResetError):
             assert client.recv(1) == b""
-        except ConnectionResetError:
-            pass
     assert trainer.goes_on() and not trainer.requests
     with trainer.connect() as client:
         expect_picture(ask(client))
