@@ -85,7 +85,12 @@ def test_separate_dc_is_the_same(device):
     b = GaussianRasterizer(settings)(**rest, dc=dc, shs=others)[0]
     b.square().sum().backward()
     assert torch.equal(a, b)
-    assert torch.equal(full.grad, torch.cat([dc.grad, others.grad], 1)) and full.grad.abs().max() > 0
+    separate = torch.cat([dc.grad, others.grad], 1)
+    assert full.grad.abs().max() > 0
+    if device == "cpu":
+        assert torch.equal(full.grad, separate)
+    else:  # the order of sums on a GPU changes from run to run
+        assert (full.grad - separate).norm() < 1e-5 * full.grad.norm()
 
 
 def test_arguments_by_position(device):
