@@ -56,10 +56,13 @@ GS_INLINE void store_block(Number* plane, const TilePlace& t, int b, F value) {
     alignas(64) Number lane[kLanes];
     store(lane, value);
     const int x = t.x + pixel_x(b, 0), y = t.y + pixel_y(b, 0);
-    for (int r = 0; r < kBlock && y + r < t.height; ++r) {
-        const int n = t.width - x < kBlock ? t.width - x : kBlock;
-        if (n > 0) std::memcpy(plane + int64_t(y + r) * t.width + x, lane + kBlock * r, n * sizeof(Number));
+    if (t.whole(b)) {
+        for (int r = 0; r < kBlock; ++r)
+            std::memcpy(plane + int64_t(y + r) * t.width + x, lane + kBlock * r, kBlock * sizeof(Number));
+        return;
     }
+    for (int r = 0; r < kBlock && y + r < t.height; ++r)
+        for (int i = 0; i < kBlock && x + i < t.width; ++i) plane[int64_t(y + r) * t.width + x + i] = lane[kBlock * r + i];
 }
 
 // The pixel centers of a tile: x of the four columns of blocks, y of the four rows.
