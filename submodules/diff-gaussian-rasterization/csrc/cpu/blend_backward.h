@@ -132,6 +132,7 @@ static void blend_backward_tile(const Frame<Number>& f, const Number* background
             batch.position[j] = int32_t(base - begin) + j;
             visits += __builtin_popcount(batch.touched[j]);
             store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
+            __builtin_prefetch(records + int64_t(f.entries[base + j].slot) * kRecord, 1);
         }
         for (int64_t e = base - kBatch; e >= begin && e < base; ++e) __builtin_prefetch(&f.splats[f.entries[e].splat]);
         for (int b = 0; b < kBlocks; ++b) {
