@@ -1,11 +1,12 @@
 // loss.h: structural similarity and the photometric loss of training, value and gradient in one pass over the rows.
 //
-// The 11x11 Gaussian window is separable. Rows stream through two rings of eleven: source rows, blurred along x, wait in
+// The 11x11 Gaussian window is separable. Rows stream through two rings of twelve: source rows, blurred along x, wait in
 // the first until a window's rows are complete; the derivatives of that row of windows, blurred along x again, wait in
 // the second until a row of the gradient is complete. SSIM needs four blurred maps (a, b, a^2 + b^2, ab), its gradient
 // three: with S the similarity of a window,
 //     dL/da = blur(dS/dmean_a) + 2 a blur(dS/dE[a^2]) + b blur(dS/dE[ab]).
-// A task is a band of rows of one plane; it computes the rows around its band again.
+// Rows are taken two at a time, since two windows share ten of their eleven rows. A task is a band of rows of one plane; it
+// computes the rows around its band again.
 #pragma once
 #include "memory.h"
 #include "simd.h"
@@ -14,7 +15,7 @@
 
 namespace gs::cpu::GS_ISA {
 
-constexpr int kReach = 5, kTaps = 2 * kReach + 1, kMargin = kLanes;  // zeros to the left and right of a row
+constexpr int kReach = 5, kTaps = 2 * kReach + 1, kRing = kTaps + 1, kMargin = kLanes;  // zeros to the left and right of a row
 constexpr double kSsimC1 = 0.01 * 0.01, kSsimC2 = 0.03 * 0.03;
 
 // What is compared: planes of [H, W], the second one perhaps in bytes, both times the mask if there is one.
@@ -45,15 +46,34 @@ struct Window {
     }
 };
 
-GS_INLINE F blur_along_x(const Number* p, const Window& w) {  // p: the center
-    F sum = w.tap[0] * load(p);
-    for (int i = 1; i <= kReach; ++i) sum = fma(w.tap[i], load(p - i) + load(p + i), sum);
-    return sum;
+// A whole row; `from` has its margins of zeros.
+GS_INLINE void blur_row(const Number* from, Number* to, int vectors, const Window& w) {
+    F before = load(from - kLanes), here = load(from);
+    for (int x = 0; x < vectors * kLanes; x += kLanes) {
+        const Number* p = from + x;
+        const F next = load(p + kLanes);
+        F sum = w.tap[0] * here;
+        sum = fma(w.tap[1], ahead<15>(before, here, p - kLanes) + ahead<1>(here, next, p), sum);
+        sum = fma(w.tap[2], ahead<14>(before, here, p - kLanes) + ahead<2>(here, next, p), sum);
+        sum = fma(w.tap[3], ahead<13>(before, here, p - kLanes) + ahead<3>(here, next, p), sum);
+        sum = fma(w.tap[4], ahead<12>(before, here, p - kLanes) + ahead<4>(here, next, p), sum);
+        sum = fma(w.tap[5], ahead<11>(before, here, p - kLanes) + ahead<5>(here, next, p), sum);
+        store(to + x, sum);
+        before = here, here = next;
+    }
 }
 
-GS_INLINE F blur_along_y(const Number* const* row, int x, const Window& w) {  // row[kReach]: the center
-    F sum = w.tap[0] * load(row[kReach] + x);
-    for (int i = 1; i <= kReach; ++i) sum = fma(w.tap[i], load(row[kReach - i] + x) + load(row[kReach + i] + x), sum);
+// Two rows of windows, one below the other, of which eleven and eleven of twelve rows are needed.
+struct TwoRows { F upper, lower; };
+
+GS_INLINE TwoRows blur_along_y(const Number* const* row, int x, const Window& w) {
+    F r[kTaps + 1];
+    for (int i = 0; i <= kTaps; ++i) r[i] = load(row[i] + x);
+    TwoRows sum = {w.tap[0] * r[kReach], w.tap[0] * r[kReach + 1]};
+    for (int i = 1; i <= kReach; ++i) {
+        sum.upper = fma(w.tap[i], r[kReach - i] + r[kReach + i], sum.upper);
+        sum.lower = fma(w.tap[i], r[kReach + 1 - i] + r[kReach + 1 + i], sum.lower);
+    }
     return sum;
 }
 
@@ -64,7 +84,7 @@ GS_INLINE SsimTerms ssim_terms(F mean_a, F mean_b, F square, F product) {
     const F mean_ab = mean_a * mean_b, mean_aa_bb = fma(mean_a, mean_a, mean_b * mean_b);
     const F a1 = fma(two, mean_ab, c1), a2 = fma(two, product - mean_ab, c2);
     const F b1 = mean_aa_bb + c1, b2 = square - mean_aa_bb + c2;
-    const F inv_b1 = F(1) / b1, inv_b2 = F(1) / b2, inv = inv_b1 * inv_b2;
+    const F inv = F(1) / (b1 * b2), inv_b1 = inv * b2, inv_b2 = inv * b1;
     const F s = a1 * a2 * inv;
     return {s, two * (mean_b * (a2 - a1) * inv - s * mean_a * (inv_b1 - inv_b2)), -s * inv_b2, two * a1 * inv};
 }
@@ -74,14 +94,14 @@ struct BandRows {
     int stride, vectors;  // numbers per row; vectors that cover the image's width
     Buffer block;
     Number *a, *b, *square, *product;  // the row that came in, and its products
-    Number *d_mean, *d_square, *d_product;
-    Number *blurred[4], *d_blurred[3];  // rings of kTaps rows
+    Number* d[2][3];                    // two rows of the derivatives for mean_a, E[a^2 + b^2] and E[ab]
+    Number *blurred[4], *d_blurred[3];  // rings of kRing rows
     Number* weight;                     // 1 where a window may be centered, 0 elsewhere
 
     explicit BandRows(const Planes& p)
         : stride((p.width + kLanes - 1) / kLanes * kLanes + 2 * kMargin), vectors((p.width + kLanes - 1) / kLanes),
-          block((8 + 7 * kTaps) * stride * sizeof(Number)) {
-        std::memset(block.data, 0, (8 + 7 * kTaps) * stride * sizeof(Number));
+          block((11 + 7 * kRing) * stride * sizeof(Number)) {
+        std::memset(block.data, 0, (11 + 7 * kRing) * stride * sizeof(Number));
         Number* next = block.as<Number>() + kMargin;
         const auto take = [&](int rows) {
             Number* r = next;
@@ -89,13 +109,15 @@ struct BandRows {
             return r;
         };
         a = take(1), b = take(1), square = take(1), product = take(1);
-        d_mean = take(1), d_square = take(1), d_product = take(1), weight = take(1);
-        for (Number*& ring : blurred) ring = take(kTaps);
-        for (Number*& ring : d_blurred) ring = take(kTaps);
+        weight = take(1);
+        for (Number*& row : d[0]) row = take(1);
+        for (Number*& row : d[1]) row = take(1);
+        for (Number*& ring : blurred) ring = take(kRing);
+        for (Number*& ring : d_blurred) ring = take(kRing);
         const int edge = p.valid ? kReach : 0;
         for (int x = edge; x < p.width - edge; ++x) weight[x] = 1;
     }
-    int place(int row) const { return (row + 2 * kTaps) % kTaps * stride; }
+    int place(int row) const { return (row + 4 * kRing) % kRing * stride; }
 };
 
 // Row y of a and b, masked, into rows.a and rows.b.
@@ -134,82 +156,102 @@ static void source_row(const Planes& p, int64_t plane, int y, BandRows& rows, co
         store(rows.product + x, a * b);
     }
     const Number* from[4] = {rows.a, rows.b, rows.square, rows.product};
-    for (int k = 0; k < 4; ++k)
-        for (int x = 0; x < rows.vectors * kLanes; x += kLanes)
-            store(rows.blurred[k] + at + x, blur_along_x(from[k] + x, w));
+    for (int k = 0; k < 4; ++k) blur_row(from[k], rows.blurred[k] + at, rows.vectors, w);
 }
 
-// The windows centered in row y: the sum of their S, and their derivatives into the second ring.
-static double window_row(const Planes& p, int y, bool gradient, BandRows& rows, const Window& w) {
-    const int edge = p.valid ? kReach : 0, at = rows.place(y);
-    if (y < edge || y >= p.height - edge) {
-        for (Number* ring : rows.d_blurred) std::memset(ring + at, 0, rows.vectors * kLanes * sizeof(Number));
-        return 0;
-    }
-    const Number* row[4][kTaps];
+// The windows centered in rows y and y + 1: the sums of their S, and their derivatives into the second ring.
+static void window_rows(const Planes& p, int y, bool gradient, BandRows& rows, const Window& w, double* sums) {
+    const int edge = p.valid ? kReach : 0;
+    const bool real[2] = {y >= edge && y < p.height - edge, y + 1 >= edge && y + 1 < p.height - edge};
+    const Number* row[4][kRing];
     for (int k = 0; k < 4; ++k)
-        for (int i = 0; i < kTaps; ++i) row[k][i] = rows.blurred[k] + rows.place(y + i - kReach);
-    F total = F(0);
+        for (int i = 0; i < kRing; ++i) row[k][i] = rows.blurred[k] + rows.place(y + i - kReach);
+    F total[2] = {F(0), F(0)};
     for (int x = 0; x < rows.vectors * kLanes; x += kLanes) {
         const F weight = load(rows.weight + x);
-        const SsimTerms s = ssim_terms(blur_along_y(row[0], x, w), blur_along_y(row[1], x, w),
-                                       blur_along_y(row[2], x, w), blur_along_y(row[3], x, w));
-        total = fma(weight, s.value, total);
-        store(rows.d_mean + x, weight * s.mean_a);
-        store(rows.d_square + x, weight * s.square);
-        store(rows.d_product + x, weight * s.product);
+        const TwoRows a = blur_along_y(row[0], x, w), b = blur_along_y(row[1], x, w);
+        const TwoRows square = blur_along_y(row[2], x, w), product = blur_along_y(row[3], x, w);
+        const SsimTerms s[2] = {ssim_terms(a.upper, b.upper, square.upper, product.upper),
+                                ssim_terms(a.lower, b.lower, square.lower, product.lower)};
+        for (int i = 0; i < 2; ++i) {
+            total[i] = fma(weight, s[i].value, total[i]);
+            store(rows.d[i][0] + x, weight * s[i].mean_a);
+            store(rows.d[i][1] + x, weight * s[i].square);
+            store(rows.d[i][2] + x, weight * s[i].product);
+        }
     }
-    if (gradient) {
-        const Number* from[3] = {rows.d_mean, rows.d_square, rows.d_product};
-        for (int k = 0; k < 3; ++k)
-            for (int x = 0; x < rows.vectors * kLanes; x += kLanes)
-                store(rows.d_blurred[k] + at + x, blur_along_x(from[k] + x, w));
+    for (int i = 0; i < 2; ++i) {
+        sums[i] = real[i] ? double(sum(total[i])) : 0.0;
+        for (int k = 0; k < 3 && gradient; ++k) {
+            Number* to = rows.d_blurred[k] + rows.place(y + i);
+            if (real[i]) blur_row(rows.d[i][k], to, rows.vectors, w);
+            else std::memset(to, 0, rows.vectors * kLanes * sizeof(Number));
+        }
     }
-    return sum(total);
 }
 
-// Row y of the gradient; returns the sum of |a - b|.
-static double gradient_row(const Planes& p, int64_t plane, int y, LossWeights weights, Number* grad, BandRows& rows,
-                           const Window& w) {
-    const Number* row[3][kTaps];
+// Rows y and, unless it is `end`, y + 1 of the gradient; returns the sum of |a - b|.
+static double gradient_rows(const Planes& p, int64_t plane, int y, int end, LossWeights weights, Number* grad,
+                            BandRows& rows, const Window& w) {
+    const Number* row[3][kRing];
     for (int k = 0; k < 3; ++k)
-        for (int i = 0; i < kTaps; ++i) row[k][i] = rows.d_blurred[k] + rows.place(y + i - kReach);
-    read_row(p, plane, y, rows);
-    const Number* mask = p.mask ? p.mask + int64_t(y) * p.width : nullptr;
-    Number* out = grad + (plane * p.height + y) * p.width;
-    F total = F(0);
-    for (int x = 0; x < p.width; x += kLanes) {
-        const int n = p.width - x < kLanes ? p.width - x : kLanes;
-        const F a = load(rows.a + x), b = load(rows.b + x), d = a - b, zero = F(0);
-        total = total + abs(d);
-        const F s = fma(b, blur_along_y(row[2], x, w), fma(a + a, blur_along_y(row[1], x, w), blur_along_y(row[0], x, w)));
-        const F sign = select(d > zero, F(weights.l1), select(d < zero, F(-weights.l1), zero));
-        F g = fma(F(weights.ssim), s, sign);
-        if (mask) g = g * load_some(mask + x, n);
-        store_some(out + x, g, n);
+        for (int i = 0; i < kRing; ++i) row[k][i] = rows.d_blurred[k] + rows.place(y + i - kReach);
+    Number* const spare[3] = {rows.d[0][0], rows.d[0][1], rows.d[0][2]};  // done with: the lower row's blurs
+    double total_l1 = 0;
+    for (int i = 0; i < 2 && y + i < end; ++i) {
+        read_row(p, plane, y + i, rows);
+        const Number* mask = p.mask ? p.mask + int64_t(y + i) * p.width : nullptr;
+        Number* out = grad + (plane * p.height + y + i) * p.width;
+        F total = F(0);
+        for (int x = 0; x < p.width; x += kLanes) {
+            F blur[3];
+            for (int k = 0; k < 3; ++k) {
+                if (i == 0) {
+                    const TwoRows both = blur_along_y(row[k], x, w);
+                    store(spare[k] + x, both.lower);
+                    blur[k] = both.upper;
+                } else {
+                    blur[k] = load(spare[k] + x);
+                }
+            }
+            const int n = p.width - x < kLanes ? p.width - x : kLanes;
+            const F a = load(rows.a + x), b = load(rows.b + x), d = a - b, zero = F(0);
+            total = total + abs(d);
+            const F s = fma(b, blur[2], fma(a + a, blur[1], blur[0]));
+            const F sign = select(d > zero, F(weights.l1), select(d < zero, F(-weights.l1), zero));
+            F g = fma(F(weights.ssim), s, sign);
+            if (mask) g = g * load_some(mask + x, n);
+            store_some(out + x, g, n);
+        }
+        total_l1 += sum(total);
     }
-    return sum(total);
+    return total_l1;
 }
 
 // Value, and gradient where `grad` is not null, of all planes.
 static LossSums compare(const Planes& p, int64_t planes, LossWeights weights, Number* grad) {
-    constexpr int kBand = 48;
-    const int bands = (p.height + kBand - 1) / kBand, reach = grad ? kReach : 0;
+    const int bands = p.height < 112 ? 1 : (p.height + 37) / 75, band = (p.height + bands - 1) / bands;
+    const int reach = grad ? kReach : 0;
     const Window window;
     Buffer partial(planes * bands * sizeof(LossSums));
     LossSums* sums = partial.as<LossSums>();
     parallel(planes * bands, [&](int64_t task) {
         const int64_t plane = task / bands;
-        const int y0 = int(task % bands) * kBand, y1 = y0 + kBand < p.height ? y0 + kBand : p.height;
+        const int y0 = int(task % bands) * band, y1 = y0 + band < p.height ? y0 + band : p.height;
         BandRows rows(p);
         LossSums mine = {0, 0};
-        for (int y = y0 - reach - kReach; y < y1 + reach + kReach; ++y) {
+        for (int y = y0 - reach - kReach;; y += 2) {
             source_row(p, plane, y, rows, window);
-            const int center = y - kReach, done = center - kReach;
-            if (center < y0 - reach) continue;
-            const double s = window_row(p, center, grad != nullptr, rows, window);
-            if (center >= y0 && center < y1) mine.ssim += s;
-            if (grad && done >= y0) mine.l1 += gradient_row(p, plane, done, weights, grad, rows, window);
+            source_row(p, plane, y + 1, rows, window);
+            const int center = y - kReach, done = center - kReach;  // rows that are complete now, and the next ones
+            if (center >= y0 - reach) {
+                double s[2];
+                window_rows(p, center, grad != nullptr, rows, window, s);
+                for (int i = 0; i < 2; ++i)
+                    if (center + i >= y0 && center + i < y1) mine.ssim += s[i];
+            }
+            if (grad && done >= y0) mine.l1 += gradient_rows(p, plane, done, y1, weights, grad, rows, window);
+            if ((grad ? done : center) + 2 >= y1) break;
         }
         sums[task] = mine;
     });
