@@ -42,6 +42,20 @@ GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, i
     return sh_basis_vjp<Degree>(direction, weight);
 }
 
+// What the sums of a splat will need: its records come from all over the memory.
+GS_INLINE void fetch_ahead(const Frame<Number>& f, const Number* records, int32_t splat) {
+    const SlotRange slots = f.slots[splat];
+    __builtin_prefetch(&f.splats[splat]);
+    for (uint32_t s = slots.begin; s < slots.end && s < slots.begin + 8; ++s)
+        __builtin_prefetch(records + int64_t(s) * kRecord);
+}
+
+template <int Columns>
+GS_INLINE void put_row(Number* to, int64_t row, const Number* from) {
+    if (!to) return;
+    for (int k = 0; k < Columns; ++k) to[row * Columns + k] = from[k];
+}
+
 // Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
 // view become zero. `screen` [kChunk, 2] receives the norms for the statistics.
 static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
@@ -64,6 +78,7 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         int32_t ids[kLanes];
         const int lanes = take_ids(f.visible + first, i, visible, ids);
         const M real = first_lanes(lanes);
+        for (int k = i + kLanes; k < i + 2 * kLanes && k < visible; ++k) fetch_ahead(f, records, f.visible[first + k]);
         F sum[kLanes];
         for (int k = 0; k < kLanes; ++k) {
             sum[k] = F(0);
@@ -160,15 +175,13 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         for (int k = 0; k < lanes; ++k) {
             const int64_t n = ids[k] - first;
             store(one, row[k]);
-            const auto put = [&](Number* to, int at, int columns) {
-                if (to) std::memcpy(to + n * columns, one + at, columns * sizeof(Number));
-            };
-            put(out.means, 0, 3);
-            if (g.cov3d) put(out.cov3d, 3, 6);
-            else put(out.quats, 3, 4), put(out.scales, 7, 3);
-            put(out.opacities, 10, 1);
-            if (out.means2d) std::memcpy(out.means2d + 3 * n, one + 11, 2 * sizeof(Number));
-            put(g.colors ? out.colors : out.sh_dc, 13, 3);
+            put_row<3>(out.means, n, one);
+            put_row<6>(out.cov3d, n, one + 3);
+            put_row<4>(out.quats, n, one + 3);
+            put_row<3>(out.scales, n, one + 7);
+            put_row<1>(out.opacities, n, one + 10);
+            if (out.means2d) out.means2d[3 * n] = one[11], out.means2d[3 * n + 1] = one[12];
+            put_row<3>(g.colors ? out.colors : out.sh_dc, n, one + 13);
             if (statistics.grad_norm_sum) statistics.grad_norm_sum[ids[k]] += float(norms[k]);
             if (statistics.visits) statistics.visits[ids[k]] += 1;
             if (statistics.abs_grad_norm_sum) statistics.abs_grad_norm_sum[ids[k]] += float(absolute[k]);
