@@ -25,7 +25,8 @@ struct Planes {
     const uint8_t* b_bytes;
     const Number* mask;  // [H, W], the same for every plane
     int width, height;
-    bool valid;  // only windows inside the image
+    bool valid;      // only windows inside the image
+    bool clamped;    // a counts as if it lay in [0, 1]
 };
 
 struct LossWeights {
@@ -127,6 +128,7 @@ GS_INLINE void read_row(const Planes& p, int64_t plane, int y, BandRows& rows) {
     for (int x = 0; x < p.width; x += kLanes) {
         const int n = p.width - x < kLanes ? p.width - x : kLanes;
         F a = load_some(p.a + at + x, n), b;
+        if (p.clamped) a = min(max(a, F(0)), F(1));
         if (p.b_bytes) {
             uint8_t bytes[kLanes] = {};
             std::memcpy(bytes, p.b_bytes + at + x, n);
@@ -201,7 +203,9 @@ static double gradient_rows(const Planes& p, int64_t plane, int y, int end, Loss
     for (int i = 0; i < 2 && y + i < end; ++i) {
         read_row(p, plane, y + i, rows);
         const Number* mask = p.mask ? p.mask + int64_t(y + i) * p.width : nullptr;
-        Number* out = grad + (plane * p.height + y + i) * p.width;
+        const int64_t at = (plane * p.height + y + i) * p.width;
+        const Number* image = p.a + at;
+        Number* out = grad + at;
         F total = F(0);
         for (int x = 0; x < p.width; x += kLanes) {
             F blur[3];
@@ -221,6 +225,10 @@ static double gradient_rows(const Planes& p, int64_t plane, int y, int end, Loss
             const F sign = select(d > zero, F(weights.l1), select(d < zero, F(-weights.l1), zero));
             F g = fma(F(weights.ssim), s, sign);
             if (mask) g = g * load_some(mask + x, n);
+            if (p.clamped) {  // nothing passes what was clamped
+                const F raw = load_some(image + x, n);
+                g = zero_unless((raw >= zero) & (raw <= F(1)), g);
+            }
             store_some(out + x, g, n);
         }
         total_l1 += sum(total);
@@ -263,13 +271,13 @@ static LossSums compare(const Planes& p, int64_t planes, LossWeights weights, Nu
 static void ssim(Ssim<Number>& s) {
     const int edge = s.valid ? 2 * kReach : 0;
     const double windows = double(s.planes) * (s.width - edge) * (s.height - edge);
-    const Planes p = {s.a, s.b, nullptr, nullptr, s.width, s.height, s.valid};
+    const Planes p = {s.a, s.b, nullptr, nullptr, s.width, s.height, s.valid, false};
     s.mean = compare(p, s.planes, {Number(0), Number(1 / windows)}, s.grad).ssim / windows;
 }
 
 static void photometric(Photometric<Number>& l) {
     const double pixels = 3.0 * l.width * l.height;
-    const Planes p = {l.image, l.target, l.target_bytes, l.mask, l.width, l.height, false};
+    const Planes p = {l.image, l.target, l.target_bytes, l.mask, l.width, l.height, false, true};
     const LossWeights weights = {Number((1 - l.lambda) / pixels), Number(-l.lambda / pixels)};
     const LossSums sums = compare(p, 3, weights, l.grad);
     l.l1 = sums.l1 / pixels;
