@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <sstream>
 
-#define GAUSSIANS \
+#define GAUSSIANS                                                                    \
     "Tensor means, Tensor? quats, Tensor? scales, Tensor? cov3d, Tensor opacities, " \
     "Tensor? sh_dc, Tensor? sh_rest, Tensor? colors, "
 #define CAMERA "Tensor world_to_camera, Tensor K, Tensor? camera_center, Tensor background, "
@@ -24,7 +24,8 @@ TORCH_LIBRARY(tilesplat, m) {
     // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
     // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not `wanted`.
     // Adds to the densification statistics, each float32 [N], where they are given.
-    m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS ", "
+    m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS
+          ", "
           "Tensor image, Tensor alpha, Tensor radii, Tensor[] state, "
           "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool[11] wanted, "
           "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
@@ -39,12 +40,14 @@ TORCH_LIBRARY(tilesplat, m) {
 
     // (1 - lambda) L1 + lambda (1 - SSIM) of image [3, H, W] and target (float, or uint8 meaning 0..255), both times the
     // mask [H, W] if there is one. Returns loss, L1 alone, and the gradient of the loss for the image.
-    m.def("photometric_loss(Tensor image, Tensor target, Tensor? mask, float lambda_dssim) -> (Tensor, Tensor, Tensor)");
+    m.def(
+        "photometric_loss(Tensor image, Tensor target, Tensor? mask, float lambda_dssim) -> (Tensor, Tensor, Tensor)");
 
     // One step of Adam for all tensors at once, with bias correction as torch.optim.Adam; `step` counts from 1.
     // With `visible` bool [N], only those rows move, and there is no bias correction.
-    m.def("adam_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, "
-          "float beta1, float beta2, float eps, int step, Tensor? visible) -> ()");
+    m.def(
+        "adam_step(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, "
+        "float beta1, float beta2, float eps, int step, Tensor? visible) -> ()");
 
     // One training iteration in one call: render, loss, backward, Adam and the densification statistics. Everything is
     // raw; params are means, sh_dc, sh_rest, opacities, scales, quats, with one learning rate each. Adds loss, L1, 1 and 0
@@ -52,10 +55,12 @@ TORCH_LIBRARY(tilesplat, m) {
     // `capacity` is for how many (tile, splat) entries the GPU makes room. A step that wants more moves nothing and adds
     // 0, 0, 0 and 1 to `losses`. With a capacity of 0 or less, the call waits for the exact number. `entries`, one int64 in
     // pinned memory, receives that number some time after the call returns. The CPU needs neither.
-    m.def("train_step(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, "
-          "float beta2, float eps, int step, Tensor world_to_camera, Tensor K, Tensor background, Tensor target, "
-          "Tensor? mask, int sh_degree, bool antialiasing, float lambda_dssim, Tensor(d!)? grad_norm_sum, "
-          "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, int capacity, Tensor(h!)? entries) -> ()");
+    m.def(
+        "train_step(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, "
+        "float beta2, float eps, int step, Tensor world_to_camera, Tensor K, Tensor background, Tensor target, "
+        "Tensor? mask, int sh_degree, bool antialiasing, float lambda_dssim, Tensor(d!)? grad_norm_sum, "
+        "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, int capacity, Tensor(h!)? entries) -> "
+        "()");
 
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");
@@ -73,15 +78,24 @@ namespace {
 
 const char* dtype_name(at::ScalarType dtype) {
     switch (dtype) {
-        case at::kFloat: return "float32";
-        case at::kDouble: return "float64";
-        case at::kHalf: return "float16";
-        case at::kBFloat16: return "bfloat16";
-        case at::kInt: return "int32";
-        case at::kLong: return "int64";
-        case at::kByte: return "uint8";
-        case at::kBool: return "bool";
-        default: return c10::toString(dtype);
+        case at::kFloat:
+            return "float32";
+        case at::kDouble:
+            return "float64";
+        case at::kHalf:
+            return "float16";
+        case at::kBFloat16:
+            return "bfloat16";
+        case at::kInt:
+            return "int32";
+        case at::kLong:
+            return "int64";
+        case at::kByte:
+            return "uint8";
+        case at::kBool:
+            return "bool";
+        default:
+            return c10::toString(dtype);
     }
 }
 
@@ -90,8 +104,10 @@ std::string shape_name(at::IntArrayRef shape) {
     out << '[';
     for (size_t i = 0; i < shape.size(); ++i) {
         if (i) out << ", ";
-        if (shape[i] == kAny) out << 'N';
-        else out << shape[i];
+        if (shape[i] == kAny)
+            out << 'N';
+        else
+            out << shape[i];
     }
     out << ']';
     return out.str();
@@ -102,9 +118,8 @@ std::string describe(at::IntArrayRef shape, at::ScalarType dtype, at::Device dev
 }
 
 bool same_shape(at::IntArrayRef actual, at::IntArrayRef expected) {
-    return actual.size() == expected.size() &&
-           std::equal(actual.begin(), actual.end(), expected.begin(),
-                      [](int64_t a, int64_t e) { return e == kAny || a == e; });
+    return actual.size() == expected.size() && std::equal(actual.begin(), actual.end(), expected.begin(),
+                                                          [](int64_t a, int64_t e) { return e == kAny || a == e; });
 }
 
 // The tensor that gives everything else its dtype and device.
@@ -114,8 +129,10 @@ void check_leading(const Tensor& tensor, const char* name, std::initializer_list
 }
 
 void check_opacities(const Tensor& opacities, const Tensor& means) {
-    if (opacities.dim() == 1) CHECK_TENSOR(opacities, means, means.size(0));
-    else CHECK_TENSOR(opacities, means, means.size(0), 1);
+    if (opacities.dim() == 1)
+        CHECK_TENSOR(opacities, means, means.size(0));
+    else
+        CHECK_TENSOR(opacities, means, means.size(0), 1);
 }
 
 }  // namespace
@@ -147,10 +164,12 @@ void check_inputs(const RasterizeInputs& in, bool allow_double) {
     const int64_t N = means.size(0);
     TILESPLAT_CHECK(N <= INT32_MAX, "means must have at most ", INT32_MAX, " rows, got ", N);
     TILESPLAT_CHECK(quats.has_value() == scales.has_value() && quats.has_value() != cov3d.has_value(),
-                    "exactly one of (quats and scales) and cov3d must be given, got quats ", describe(quats.value_or(Tensor())),
-                    ", scales ", describe(scales.value_or(Tensor())), ", cov3d ", describe(cov3d.value_or(Tensor())));
-    TILESPLAT_CHECK(sh_dc.has_value() != colors.has_value(), "exactly one of sh_dc and colors must be given, got sh_dc ",
-                    describe(sh_dc.value_or(Tensor())), ", colors ", describe(colors.value_or(Tensor())));
+                    "exactly one of (quats and scales) and cov3d must be given, got quats ",
+                    describe(quats.value_or(Tensor())), ", scales ", describe(scales.value_or(Tensor())), ", cov3d ",
+                    describe(cov3d.value_or(Tensor())));
+    TILESPLAT_CHECK(sh_dc.has_value() != colors.has_value(),
+                    "exactly one of sh_dc and colors must be given, got sh_dc ", describe(sh_dc.value_or(Tensor())),
+                    ", colors ", describe(colors.value_or(Tensor())));
     TILESPLAT_CHECK(!sh_rest || sh_dc, "sh_rest must come with sh_dc, got sh_dc None");
     CHECK_TENSOR(quats, means, N, 4);
     CHECK_TENSOR(scales, means, N, 3);
@@ -210,9 +229,10 @@ void check_photometric(const Tensor& image, const Tensor& target, const Optional
 void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, const OptionalTensor& visible, bool allow_double) {
     const size_t count = params.size();
-    TILESPLAT_CHECK(grads.size() == count && exp_avg.size() == count && exp_avg_sq.size() == count && lrs.size() == count,
-                    "grads, exp_avg, exp_avg_sq and lrs must have ", count, " entries like params, got ", grads.size(), ", ",
-                    exp_avg.size(), ", ", exp_avg_sq.size(), " and ", lrs.size());
+    TILESPLAT_CHECK(
+        grads.size() == count && exp_avg.size() == count && exp_avg_sq.size() == count && lrs.size() == count,
+        "grads, exp_avg, exp_avg_sq and lrs must have ", count, " entries like params, got ", grads.size(), ", ",
+        exp_avg.size(), ", ", exp_avg_sq.size(), " and ", lrs.size());
     const auto check_like = [](const Tensor& tensor, const std::string& name, const Tensor& param) {
         const bool ok = tensor.defined() && tensor.sizes() == param.sizes() && tensor.is_contiguous() &&
                         tensor.scalar_type() == param.scalar_type() && tensor.device() == param.device();
@@ -222,8 +242,9 @@ void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_
         const std::string row = "[" + std::to_string(i) + "]";
         const bool dtype_ok =
             params[i].scalar_type() == at::kFloat || (allow_double && params[i].scalar_type() == at::kDouble);
-        TILESPLAT_CHECK(dtype_ok && params[i].is_contiguous() && params[i].device() == params[0].device(), "params", row,
-                        " must be float32 on ", params[0].device().str(), ", contiguous, got ", describe(params[i]));
+        TILESPLAT_CHECK(dtype_ok && params[i].is_contiguous() && params[i].device() == params[0].device(), "params",
+                        row, " must be float32 on ", params[0].device().str(), ", contiguous, got ",
+                        describe(params[i]));
         check_like(grads[i], "grads" + row, params[i]);
         check_like(exp_avg[i], "exp_avg" + row, params[i]);
         check_like(exp_avg_sq[i], "exp_avg_sq" + row, params[i]);
@@ -246,8 +267,9 @@ std::pair<int64_t, int64_t> check_target_size(const Tensor& target) {
 
 void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                  const std::vector<double>& lrs, int64_t step, const Tensor& target, const OptionalTensor& mask,
-                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum,
-                 const Tensor& losses, const OptionalTensor& entries, bool allow_double) {
+                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                 const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, const OptionalTensor& entries,
+                 bool allow_double) {
     check_inputs(in, allow_double);
     check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, allow_double);
     TILESPLAT_CHECK(step >= 1, "step must be at least 1, got ", step);

@@ -41,20 +41,20 @@ void check_tensor(const OptionalTensor& tensor, const char* name, std::initializ
 
 // The inputs of `rasterize`, as both backends receive them. N splats, K spherical harmonics per channel.
 struct RasterizeInputs {
-    const Tensor& means;                   // [N, 3]
-    const OptionalTensor& quats;           // [N, 4]     w x y z
-    const OptionalTensor& scales;          // [N, 3]
-    const OptionalTensor& cov3d;           // [N, 6]     xx xy xz yy yz zz, instead of quats and scales
-    const Tensor& opacities;               // [N, 1] or [N]
-    const OptionalTensor& sh_dc;           // [N, 1, 3]
-    const OptionalTensor& sh_rest;         // [N, K-1, 3]
-    const OptionalTensor& colors;          // [N, 3]     instead of the two above
-    const Tensor& world_to_camera;         // [4, 4]
-    const Tensor& K;                       // [3, 3]
-    const OptionalTensor& camera_center;   // [3]
-    const Tensor& background;              // [3]
+    const Tensor& means;  // [N, 3]
+    const OptionalTensor& quats;  // [N, 4]     w x y z
+    const OptionalTensor& scales;  // [N, 3]
+    const OptionalTensor& cov3d;  // [N, 6]     xx xy xz yy yz zz, instead of quats and scales
+    const Tensor& opacities;  // [N, 1] or [N]
+    const OptionalTensor& sh_dc;  // [N, 1, 3]
+    const OptionalTensor& sh_rest;  // [N, K-1, 3]
+    const OptionalTensor& colors;  // [N, 3]     instead of the two above
+    const Tensor& world_to_camera;  // [4, 4]
+    const Tensor& K;  // [3, 3]
+    const OptionalTensor& camera_center;  // [3]
+    const Tensor& background;  // [3]
     int64_t width, height;
-    int64_t sh_degree;                     // 0 to 3; sh_rest must hold at least (degree + 1)^2 - 1 rows
+    int64_t sh_degree;  // 0 to 3; sh_rest must hold at least (degree + 1)^2 - 1 rows
 
     int64_t count() const { return means.size(0); }
     int64_t rest() const { return sh_rest ? sh_rest->size(1) : 0; }
@@ -91,8 +91,9 @@ std::pair<int64_t, int64_t> check_target_size(const Tensor& target);
 // Everything else that `train_step` is given; `in` are its parameters, seen as the inputs of `rasterize`.
 void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                  const std::vector<double>& lrs, int64_t step, const Tensor& target, const OptionalTensor& mask,
-                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum,
-                 const Tensor& losses, const OptionalTensor& entries, bool allow_double);
+                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                 const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, const OptionalTensor& entries,
+                 bool allow_double);
 
 // points [N, 3].
 void check_points(const Tensor& points, const char* name, bool allow_double);

@@ -32,13 +32,18 @@ void run_tasks(int64_t count, void (*body)(void*, int64_t), void* context) {
         for (int64_t task = 0; task < count; ++task) body(context, task);
         return;
     }
-    struct alignas(64) Share { std::atomic<int64_t> next; int64_t end; };
+    struct alignas(64) Share {
+        std::atomic<int64_t> next;
+        int64_t end;
+    };
     std::vector<Share> shares(threads);
-    for (int64_t i = 0; i < threads; ++i) shares[i].next = count * i / threads, shares[i].end = count * (i + 1) / threads;
+    for (int64_t i = 0; i < threads; ++i)
+        shares[i].next = count * i / threads, shares[i].end = count * (i + 1) / threads;
     at::parallel_for(0, threads, 1, [&](int64_t self, int64_t) {
         for (int64_t i = 0; i < threads; ++i) {
             Share& share = shares[(self + i) % threads];
-            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;) body(context, task);
+            for (int64_t task; (task = share.next.fetch_add(1, std::memory_order_relaxed)) < share.end;)
+                body(context, task);
         }
     });
 }
@@ -86,13 +91,24 @@ gs::Gaussians<T> gaussians(const RasterizeInputs& in, double scale_modifier, boo
 
 template <typename T>
 gs::View<T> view(const RasterizeInputs& in) {
-    return {data<T>(in.world_to_camera), data<T>(in.K),  data<T>(in.camera_center), data<T>(in.background),
-            int(in.width),               int(in.height)};
+    return {data<T>(in.world_to_camera), data<T>(in.K), data<T>(in.camera_center),
+            data<T>(in.background),      int(in.width), int(in.height)};
 }
 
 // The order of the tensors in `state`.
-enum State { kSplats, kVisible, kVisibleCount, kSlots, kTileBegin, kTileOrder, kTransmittance, kLast, kEntries, kTouched,
-             kStateCount };
+enum State {
+    kSplats,
+    kVisible,
+    kVisibleCount,
+    kSlots,
+    kTileBegin,
+    kTileOrder,
+    kTransmittance,
+    kLast,
+    kEntries,
+    kTouched,
+    kStateCount
+};
 
 template <typename T>
 Frame<T> frame_of(const RasterizeInputs& in, const std::vector<Tensor>& state) {
@@ -100,7 +116,8 @@ Frame<T> frame_of(const RasterizeInputs& in, const std::vector<Tensor>& state) {
     Frame<T> f;
     f.count = in.count();
     f.width = int(in.width), f.height = int(in.height);
-    f.tiles_x = (f.width + gs::kTileSize - 1) / gs::kTileSize, f.tiles_y = (f.height + gs::kTileSize - 1) / gs::kTileSize;
+    f.tiles_x = (f.width + gs::kTileSize - 1) / gs::kTileSize,
+    f.tiles_y = (f.height + gs::kTileSize - 1) / gs::kTileSize;
     f.splats = static_cast<gs::cpu::Splat<T>*>(at(kSplats));
     f.visible = static_cast<int32_t*>(at(kVisible));
     f.visible_count = static_cast<int32_t*>(at(kVisibleCount));
@@ -178,17 +195,30 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool /*keep*/) {
-    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
-                             camera_center, background, width, height, sh_degree};
+                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+                     bool /*keep*/) {
+    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
+                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, true);
     return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw)
                                               : rasterize_as<float>(in, scale_modifier, antialiasing, raw);
 }
 
 // The order of the tensors that rasterize_backward returns.
-enum Grads { kMeans, kQuats, kScales, kCov3d, kOpacities, kShDc, kShRest, kColors, kWorldToCamera, kBackground, kMeans2d,
-             kGradsCount };
+enum Grads {
+    kMeans,
+    kQuats,
+    kScales,
+    kCov3d,
+    kOpacities,
+    kShDc,
+    kShRest,
+    kColors,
+    kWorldToCamera,
+    kBackground,
+    kMeans2d,
+    kGradsCount
+};
 
 template <typename T>
 std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
@@ -201,7 +231,9 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     const at::ScalarType number = in.means.scalar_type();
 
     std::vector<Tensor> grads(kGradsCount);
-    const auto like = [&](const OptionalTensor& input) { return pooled(input ? input->sizes() : at::IntArrayRef{0}, number); };
+    const auto like = [&](const OptionalTensor& input) {
+        return pooled(input ? input->sizes() : at::IntArrayRef{0}, number);
+    };
     grads[kMeans] = like(in.means);
     grads[kQuats] = like(in.quats);
     grads[kScales] = like(in.scales);
@@ -210,7 +242,9 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     grads[kShDc] = like(in.sh_dc);
     grads[kShRest] = like(in.sh_rest);
     grads[kColors] = like(in.colors);
-    const auto if_wanted = [&](Grads i, at::IntArrayRef shape) { return pooled(wanted[i] ? shape : at::IntArrayRef{0}, number); };
+    const auto if_wanted = [&](Grads i, at::IntArrayRef shape) {
+        return pooled(wanted[i] ? shape : at::IntArrayRef{0}, number);
+    };
     grads[kWorldToCamera] = if_wanted(kWorldToCamera, {4, 4});
     grads[kBackground] = if_wanted(kBackground, {3});
     grads[kMeans2d] = if_wanted(kMeans2d, {in.count(), 3});
@@ -231,22 +265,26 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     return grads;
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& image, const Tensor& alpha, const Tensor& radii, const std::vector<Tensor>& state,
-    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, GradsWanted wanted,
-    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
-                             camera_center, background, width, height, sh_degree};
+std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
+                                       const OptionalTensor& cov3d, const Tensor& opacities,
+                                       const OptionalTensor& sh_dc, const OptionalTensor& sh_rest,
+                                       const OptionalTensor& colors, const Tensor& world_to_camera, const Tensor& K,
+                                       const OptionalTensor& camera_center, const Tensor& background, int64_t width,
+                                       int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing,
+                                       bool raw, const Tensor& image, const Tensor& alpha, const Tensor& radii,
+                                       const std::vector<Tensor>& state, const Tensor& grad_image,
+                                       const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+                                       GradsWanted wanted, const OptionalTensor& grad_norm_sum,
+                                       const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
+                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, true);
     check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
                    abs_grad_norm_sum);
     TILESPLAT_CHECK(state.size() == kStateCount, "state must be what rasterize returned on the cpu: ", int(kStateCount),
                     " tensors, got ", state.size());
-    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits),
+                                        data<float>(abs_grad_norm_sum)};
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
@@ -287,8 +325,14 @@ std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, b
     if (train) state.push_back(pooled(a.sizes(), a.scalar_type()));
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        cpu::Ssim<T> s = {data<T>(a), data<T>(b), a.size(0) * a.size(1), int(a.size(3)), int(a.size(2)), valid,
-                          train ? data<T>(state[0]) : nullptr, 0};
+        cpu::Ssim<T> s = {data<T>(a),
+                          data<T>(b),
+                          a.size(0) * a.size(1),
+                          int(a.size(3)),
+                          int(a.size(2)),
+                          valid,
+                          train ? data<T>(state[0]) : nullptr,
+                          0};
         cpu::kernels<T>().ssim(s);
         return s.mean;
     };
@@ -296,22 +340,31 @@ std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, b
     return {scalar(mean, a.scalar_type()), state};
 }
 
-Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state, const Tensor& grad) {
+Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state,
+                     const Tensor& grad) {
     check_ssim(a, b, valid, true);
     TILESPLAT_CHECK(state.size() == 1 && state[0].sizes() == a.sizes(),
                     "state must be what ssim with train=True returned on the cpu, got ", state.size(), " tensors");
     return at::mul(state[0], grad);
 }
 
-std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
-                                                    double lambda_dssim) {
+std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target,
+                                                    const OptionalTensor& mask, double lambda_dssim) {
     check_photometric(image, target, mask, true);
     Tensor grad = pooled(image.sizes(), image.scalar_type());
     const bool bytes = target.scalar_type() == at::kByte;
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        cpu::Photometric<T> l = {data<T>(image), bytes ? nullptr : data<T>(target), bytes ? data<uint8_t>(target) : nullptr,
-                                 data<T>(mask), int(image.size(2)), int(image.size(1)), lambda_dssim, data<T>(grad), 0, 0};
+        cpu::Photometric<T> l = {data<T>(image),
+                                 bytes ? nullptr : data<T>(target),
+                                 bytes ? data<uint8_t>(target) : nullptr,
+                                 data<T>(mask),
+                                 int(image.size(2)),
+                                 int(image.size(1)),
+                                 lambda_dssim,
+                                 data<T>(grad),
+                                 0,
+                                 0};
         cpu::Clock clock(cpu::Stage::loss);
         cpu::kernels<T>().photometric(l);
         return std::pair<double, double>{l.loss, l.l1};
@@ -357,8 +410,10 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
                     kernels.adam(p + at, g + at, m + at, v + at, (to - from) * columns, rates);
                 };
                 const int64_t begin = task * per_task, end = std::min(rows, begin + per_task);
-                if (rows_wanted) for_each_run(rows_wanted, begin, end, move);
-                else move(begin, end);
+                if (rows_wanted)
+                    for_each_run(rows_wanted, begin, end, move);
+                else
+                    move(begin, end);
             });
         };
         params[i].scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
@@ -367,8 +422,8 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
 
 // The fused iteration: the same stages on the same numbers as rasterize, photometric_loss, their backward and adam_step.
 template <typename T>
-void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target, const OptionalTensor& mask, double lambda,
-              const cpu::Trained<T>& trained, const cpu::Statistics& statistics, const Tensor& losses) {
+void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target, const OptionalTensor& mask,
+              double lambda, const cpu::Trained<T>& trained, const cpu::Statistics& statistics, const Tensor& losses) {
     const gs::Gaussians<T> g = gaussians<T>(in, 1.0, antialiasing, true);
     const gs::View<T> v = view<T>(in);
     const auto& kernels = cpu::kernels<T>();
@@ -380,8 +435,16 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
     render(g, v, f, state, {color, color + 3 * pixels, color + 4 * pixels, radii.as<int32_t>()});
 
     const bool bytes = target.scalar_type() == at::kByte;
-    cpu::Photometric<T> l = {color, bytes ? nullptr : data<T>(target), bytes ? data<uint8_t>(target) : nullptr,
-                             data<T>(mask), f.width, f.height, lambda, grad.as<T>(), 0, 0};
+    cpu::Photometric<T> l = {color,
+                             bytes ? nullptr : data<T>(target),
+                             bytes ? data<uint8_t>(target) : nullptr,
+                             data<T>(mask),
+                             f.width,
+                             f.height,
+                             lambda,
+                             grad.as<T>(),
+                             0,
+                             0};
     {
         cpu::Clock clock(cpu::Stage::loss);
         kernels.photometric(l);
@@ -392,28 +455,30 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
     cpu::Buffer records(state[kEntries].size(0) * cpu::kRecord * sizeof(T));
     {
         cpu::Clock clock(cpu::Stage::blend_backward);
-        kernels.blend_backward(f, v.background, {grad.as<T>(), nullptr, nullptr}, statistics.abs_grad_norm_sum != nullptr,
-                               records.as<T>(), nullptr);
+        kernels.blend_backward(f, v.background, {grad.as<T>(), nullptr, nullptr},
+                               statistics.abs_grad_norm_sum != nullptr, records.as<T>(), nullptr);
     }
     cpu::Clock clock(cpu::Stage::project_backward);
     kernels.project_backward_and_step(g, v, f, records.as<T>(), trained, statistics);
 }
 
-void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, const std::vector<double>& lrs,
-                double beta1, double beta2, double eps, int64_t step, const Tensor& world_to_camera, const Tensor& K,
-                const Tensor& background, const Tensor& target, const OptionalTensor& mask, int64_t sh_degree,
-                bool antialiasing, double lambda_dssim, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
+                const Tensor& world_to_camera, const Tensor& K, const Tensor& background, const Tensor& target,
+                const OptionalTensor& mask, int64_t sh_degree, bool antialiasing, double lambda_dssim,
+                const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                 const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t, const OptionalTensor& entries) {
     check_train_params(params);
     const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
     const auto [height, width] = check_target_size(target);
-    const RasterizeInputs in{params[0], quats, scales, none, params[3], sh_dc, sh_rest, none, world_to_camera, K, none,
-                             background, width, height, sh_degree};
-    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum, losses,
-                entries, true);
+    const RasterizeInputs in{params[0],       quats, scales, none,       params[3], sh_dc,  sh_rest,  none,
+                             world_to_camera, K,     none,   background, width,     height, sh_degree};
+    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum,
+                losses, entries, true);
     const Tensor& means = params[0];
 
-    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits),
+                                        data<float>(abs_grad_norm_sum)};
     const auto run = [&](auto zero) {
         using T = decltype(zero);
         cpu::Trained<T> trained;

@@ -22,7 +22,8 @@ namespace {
 // The device of a call, made current while it lasts, and its stream.
 struct Device {
     explicit Device(const Tensor& tensor)
-        : guard(tensor.device()), stream(c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream()),
+        : guard(tensor.device()),
+          stream(c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream()),
           device(tensor.device()) {}
 
     Tensor empty(at::IntArrayRef shape, at::ScalarType dtype = at::kFloat) const {
@@ -106,8 +107,8 @@ struct Projected {
         radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
         indices = device.empty({count}, at::kInt), totals = device.empty({3}, at::kLong);
         tile_sets = device.bytes(count * sizeof(cuda::TileSet));
-        screen = {data<cuda::Splat>(splats),     data<int32_t>(radii),        data<uint32_t>(keys),
-                  data<uint32_t>(indices),       data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
+        screen = {data<cuda::Splat>(splats), data<int32_t>(radii),           data<uint32_t>(keys),
+                  data<uint32_t>(indices),   data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
         cuda::preprocess(g, v, screen, device.stream);
     }
 };
@@ -123,8 +124,8 @@ struct DepthOrder {
         const Tensor scratch = device.bytes(bytes);
         cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
                             data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
-        cuda::count_offsets(p.count, p.screen.tile_sets, data<uint32_t>(order), p.screen.totals, data<uint32_t>(offsets),
-                            scratch.data_ptr(), bytes, device.stream);
+        cuda::count_offsets(p.count, p.screen.tile_sets, data<uint32_t>(order), p.screen.totals,
+                            data<uint32_t>(offsets), scratch.data_ptr(), bytes, device.stream);
     }
 };
 
@@ -166,8 +167,8 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
                      int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep) {
-    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
-                             camera_center, background, width, height, sh_degree};
+    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
+                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, false);
     const Device device(means);
     const cuda::TileGrid grid{int(width), int(height)};
@@ -180,26 +181,29 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
 
     const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
     const Tensor inv_depth = device.empty({1, height, width});
-    cuda::blend_forward({grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
-                         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
-                         keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{},
-                         projected.screen.totals},
-                        device.stream);
+    cuda::blend_forward(
+        {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
+         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
+         keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{}, projected.screen.totals},
+        device.stream);
     std::vector<Tensor> state;
     if (keep) state = {projected.splats, lists.ids, lists.ranges, inv_depth, projected.totals, trace};
     return {color, alpha, inv_depth, projected.radii, state};
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& image, const Tensor& alpha, const Tensor& radii, const std::vector<Tensor>& state,
-    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, GradsWanted wanted,
-    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
-                             camera_center, background, width, height, sh_degree};
+std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
+                                       const OptionalTensor& cov3d, const Tensor& opacities,
+                                       const OptionalTensor& sh_dc, const OptionalTensor& sh_rest,
+                                       const OptionalTensor& colors, const Tensor& world_to_camera, const Tensor& K,
+                                       const OptionalTensor& camera_center, const Tensor& background, int64_t width,
+                                       int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing,
+                                       bool raw, const Tensor& image, const Tensor& alpha, const Tensor& radii,
+                                       const std::vector<Tensor>& state, const Tensor& grad_image,
+                                       const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+                                       GradsWanted wanted, const OptionalTensor& grad_norm_sum,
+                                       const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
+                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, false);
     check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
                    abs_grad_norm_sum);
@@ -212,22 +216,33 @@ std::vector<Tensor> rasterize_backward(
     const Tensor splat_grads = device.zeros({N, cuda::kGradSize});
     const auto* splats = data<cuda::Splat>(state[kSplats]);
     const int64_t entries = state[kIds].numel();
-    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries,
-                          cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true),
-                          data<cuda::Totals>(state[kTotals]), data<float>(image), data<float>(alpha),
-                          data<float>(state[kInvDepth]), data<float>(grad_image), data<float>(grad_alpha),
-                          data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
-                         device.stream);
+    cuda::blend_backward(
+        {grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries,
+         cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true), data<cuda::Totals>(state[kTotals]),
+         data<float>(image), data<float>(alpha), data<float>(state[kInvDepth]), data<float>(grad_image),
+         data<float>(grad_alpha), data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
+        device.stream);
 
-    const OptionalTensor inputs[] = {means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera,
-                                     background, means};
+    const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
+                                     sh_rest, colors, world_to_camera, background, means};
     std::vector<Tensor> grads;
     for (size_t i = 0; i < wanted.size(); ++i)
         grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
     const auto at = [&](size_t i) { return grads[i].numel() ? data<float>(grads[i]) : nullptr; };
-    const GaussianGrads<float> out = {at(0), at(1), at(2), at(3), at(4),  at(5),
-                                      at(6), at(7), at(8), at(9), at(10), data<float>(grad_norm_sum),
-                                      data<float>(visits), data<float>(abs_grad_norm_sum)};
+    const GaussianGrads<float> out = {at(0),
+                                      at(1),
+                                      at(2),
+                                      at(3),
+                                      at(4),
+                                      at(5),
+                                      at(6),
+                                      at(7),
+                                      at(8),
+                                      at(9),
+                                      at(10),
+                                      data<float>(grad_norm_sum),
+                                      data<float>(visits),
+                                      data<float>(abs_grad_norm_sum)};
     if (out.background)
         cuda::background_grad(grid, data<float>(alpha), data<float>(grad_image), out.background, device.stream);
     cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
@@ -279,9 +294,11 @@ std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, b
     return {value, train ? std::vector<Tensor>{maps} : std::vector<Tensor>{}};
 }
 
-Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state, const Tensor& grad) {
+Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state,
+                     const Tensor& grad) {
     check_ssim(a, b, valid, false);
-    TILESPLAT_CHECK(state.size() == 1, "state must be what ssim with train=True returned, got ", state.size(), " tensors");
+    TILESPLAT_CHECK(state.size() == 1, "state must be what ssim with train=True returned, got ", state.size(),
+                    " tensors");
     TILESPLAT_CHECK(grad.numel() == 1 && grad.scalar_type() == at::kFloat && grad.device() == a.device(),
                     "grad must be one float32 on ", a.device().str(), ", got ", describe(grad));
     const Device device(a);
@@ -309,14 +326,14 @@ SsimCall photometric(const Device& device, const Tensor& image, const Tensor& ta
     call.args.maps = data<float>(maps);
     call.args.partial_l1 = data<float>(call.partial_l1);
     cuda::ssim_forward(call.args, device.stream);
-    cuda::ssim_backward({call.args, nullptr, float(-lambda_dssim), float(1.0 - lambda_dssim), call.count,
-                         data<float>(g_image)},
-                        device.stream);
+    cuda::ssim_backward(
+        {call.args, nullptr, float(-lambda_dssim), float(1.0 - lambda_dssim), call.count, data<float>(g_image)},
+        device.stream);
     return call;
 }
 
-std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target, const OptionalTensor& mask,
-                                                    double lambda_dssim) {
+std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const Tensor& target,
+                                                    const OptionalTensor& mask, double lambda_dssim) {
     check_photometric(image, target, mask, false);
     const Device device(image);
     const Tensor loss = device.empty({}), l1 = device.empty({}), g_image = at::empty_like(image);
@@ -346,8 +363,12 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
         call.visible = data<bool>(visible);
         for (size_t i = first; i < params.size() && call.count < cuda::kMaxAdamTensors; ++i) {
             const int64_t size = params[i].numel(), rows = params[i].dim() ? params[i].size(0) : 1;
-            call.tensors[call.count++] = {data<float>(params[i]),     data<float>(grads[i]), data<float>(exp_avg[i]),
-                                          data<float>(exp_avg_sq[i]), size,                  rows ? size / rows : 1,
+            call.tensors[call.count++] = {data<float>(params[i]),
+                                          data<float>(grads[i]),
+                                          data<float>(exp_avg[i]),
+                                          data<float>(exp_avg_sq[i]),
+                                          size,
+                                          rows ? size / rows : 1,
                                           float(lrs[i] / bias1)};
         }
         cuda::adam(call, device.stream);
@@ -382,19 +403,20 @@ int64_t room_for_entries(const Device& device, const Projected& p, int64_t capac
     return std::min(capacity, cuda::kMaxEntries);
 }
 
-void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, const std::vector<double>& lrs,
-                double beta1, double beta2, double eps, int64_t step, const Tensor& world_to_camera, const Tensor& K,
-                const Tensor& background, const Tensor& target, const OptionalTensor& mask, int64_t sh_degree,
-                bool antialiasing, double lambda_dssim, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
+                const Tensor& world_to_camera, const Tensor& K, const Tensor& background, const Tensor& target,
+                const OptionalTensor& mask, int64_t sh_degree, bool antialiasing, double lambda_dssim,
+                const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                 const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t capacity,
                 const OptionalTensor& entries) {
     check_train_params(params);
     const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
     const auto [height, width] = check_target_size(target);
-    const RasterizeInputs in{params[0], quats, scales, none, params[3], sh_dc, sh_rest, none, world_to_camera, K, none,
-                             background, width, height, sh_degree};
-    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum, losses,
-                entries, false);
+    const RasterizeInputs in{params[0],       quats, scales, none,       params[3], sh_dc,  sh_rest,  none,
+                             world_to_camera, K,     none,   background, width,     height, sh_degree};
+    check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum,
+                losses, entries, false);
     const Device device(params[0]);
     const cuda::TileGrid grid{int(width), int(height)};
     const Gaussians<float> g = gaussians(in, 1.0, antialiasing, true);
@@ -410,15 +432,15 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
 
     const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
     const Tensor g_image = device.empty({3, height, width});
-    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), data<float>(alpha),
-                         nullptr, trace, projected.screen.totals},
+    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image),
+                         data<float>(alpha), nullptr, trace, projected.screen.totals},
                         device.stream);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
     const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
     cuda::blend_backward({grid, projected.screen.splats, ids, ranges, room, trace, projected.screen.totals,
-                          data<float>(image), data<float>(alpha), nullptr, data<float>(g_image), nullptr, nullptr, abs_grad_norm_sum.has_value(),
-                          data<float>(splat_grads)},
+                          data<float>(image), data<float>(alpha), nullptr, data<float>(g_image), nullptr, nullptr,
+                          abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
                          device.stream);
 
     const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
@@ -426,9 +448,23 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
         return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1)};
     };
     cuda::preprocess_backward_adam(
-        {g, v, projected.screen.radii, projected.screen.splats, data<float>(splat_grads), trained(0), trained(1), trained(2),
-         trained(3), trained(4), trained(5), adam_rates(beta1, beta2, eps, bias2), data<float>(grad_norm_sum),
-         data<float>(visits), data<float>(abs_grad_norm_sum), projected.screen.totals, room,
+        {g,
+         v,
+         projected.screen.radii,
+         projected.screen.splats,
+         data<float>(splat_grads),
+         trained(0),
+         trained(1),
+         trained(2),
+         trained(3),
+         trained(4),
+         trained(5),
+         adam_rates(beta1, beta2, eps, bias2),
+         data<float>(grad_norm_sum),
+         data<float>(visits),
+         data<float>(abs_grad_norm_sum),
+         projected.screen.totals,
+         room,
          {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count, float(lambda_dssim)},
          data<float>(losses)},
         device.stream);

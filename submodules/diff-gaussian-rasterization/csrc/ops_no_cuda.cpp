@@ -5,9 +5,10 @@ namespace gs {
 namespace {
 
 void no_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
-    TORCH_CHECK_NOT_IMPLEMENTED(false, op.schema().name(),
-                                ": this build of diff_gaussian_rasterization has no CUDA part, but a tensor is on cuda. "
-                                "Install the CUDA toolkit and reinstall with TILESPLAT_CUDA=1, or move the tensors to cpu.");
+    TORCH_CHECK_NOT_IMPLEMENTED(
+        false, op.schema().name(),
+        ": this build of diff_gaussian_rasterization has no CUDA part, but a tensor is on cuda. "
+        "Install the CUDA toolkit and reinstall with TILESPLAT_CUDA=1, or move the tensors to cpu.");
 }
 
 }  // namespace

@@ -20,8 +20,7 @@ GS_HD Vec4<T> rotation_vjp(Vec4<T> q, Mat3<T> g) {
     const T w = q.x, x = q.y, y = q.z, z = q.w, two = T(2);
     const T a = g.r2.y - g.r1.z, b = g.r0.z - g.r2.x, c = g.r1.x - g.r0.y;  // antisymmetric part
     const T d = g.r0.y + g.r1.x, e = g.r0.z + g.r2.x, f = g.r1.z + g.r2.y;  // symmetric part
-    return {two * (x * a + y * b + z * c),
-            two * (w * a + y * d + z * e) - T(4) * x * (g.r1.y + g.r2.z),
+    return {two * (x * a + y * b + z * c), two * (w * a + y * d + z * e) - T(4) * x * (g.r1.y + g.r2.z),
             two * (w * b + x * d + z * f) - T(4) * y * (g.r0.x + g.r2.z),
             two * (w * c + x * e + y * f) - T(4) * z * (g.r0.x + g.r1.y)};
 }
@@ -36,7 +35,10 @@ GS_HD Sym3<T> covariance(Vec4<T> q, Vec3<T> s) {
 }
 
 template <typename T>
-struct CovarianceGrad { Vec4<T> q; Vec3<T> s; };
+struct CovarianceGrad {
+    Vec4<T> q;
+    Vec3<T> s;
+};
 
 template <typename T>
 GS_HD CovarianceGrad<T> covariance_vjp(Vec4<T> q, Vec3<T> s, Sym3<T> g) {
@@ -55,7 +57,9 @@ GS_HD CovarianceGrad<T> covariance_vjp(Vec4<T> q, Vec3<T> s, Sym3<T> g) {
 }
 
 template <typename T>
-GS_HD T quat_norm(Vec4<T> q) { return max(sqrt(q.x * q.x + q.y * q.y + q.z * q.z + q.w * q.w), T(1e-12)); }
+GS_HD T quat_norm(Vec4<T> q) {
+    return max(sqrt(q.x * q.x + q.y * q.y + q.z * q.z + q.w * q.w), T(1e-12));
+}
 
 template <typename T>
 GS_HD Vec4<T> normalize_quat(Vec4<T> q) {
@@ -72,6 +76,8 @@ GS_HD Vec4<T> normalize_quat_vjp(Vec4<T> unit, T norm, Vec4<T> g) {
 }
 
 template <typename T>
-GS_HD T sigmoid(T v) { return T(1) / (T(1) + exp(-v)); }
+GS_HD T sigmoid(T v) {
+    return T(1) / (T(1) + exp(-v));
+}
 
 }  // namespace gs

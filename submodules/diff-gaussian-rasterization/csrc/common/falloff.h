@@ -11,7 +11,10 @@ GS_HD T falloff(Vec2<T> d, Sym2<T> q) {
 }
 
 template <typename T>
-struct FalloffGrad { Vec2<T> d; Sym2<T> q; };
+struct FalloffGrad {
+    Vec2<T> d;
+    Sym2<T> q;
+};
 
 template <typename T>
 GS_HD FalloffGrad<T> falloff_vjp(Vec2<T> d, Sym2<T> q, T g) {

@@ -33,7 +33,9 @@ GS_HD Camera<T> make_camera(const T* world_to_camera, const T* intrinsics, const
 }
 
 template <typename T>
-GS_HD Vec3<T> to_camera(const Camera<T>& c, Vec3<T> mean) { return add(matvec(c.rotation, mean), c.translation); }
+GS_HD Vec3<T> to_camera(const Camera<T>& c, Vec3<T> mean) {
+    return add(matvec(c.rotation, mean), c.translation);
+}
 
 template <typename T>
 GS_HD Vec2<T> project_mean(const Camera<T>& c, Vec3<T> p) {
@@ -50,7 +52,9 @@ GS_HD Vec3<T> project_mean_vjp(const Camera<T>& c, Vec3<T> p, Vec2<T> g) {
 
 // The two rows of J R. J = [[fx/z, 0, -fx x/z^2], [0, fy/z, -fy y/z^2]] with x/z and y/z held within the limits.
 template <typename T>
-struct JacobianRows { Vec3<T> u, v; };
+struct JacobianRows {
+    Vec3<T> u, v;
+};
 
 template <typename T>
 GS_HD JacobianRows<T> jacobian_rows(const Camera<T>& c, Vec3<T> p) {
@@ -70,7 +74,11 @@ GS_HD Sym2<T> project_covariance(const Camera<T>& c, Vec3<T> p, Sym3<T> cov) {
 }
 
 template <typename T>
-struct ProjectCovarianceGrad { Vec3<T> p; Sym3<T> cov; Mat3<T> rotation; };
+struct ProjectCovarianceGrad {
+    Vec3<T> p;
+    Sym3<T> cov;
+    Mat3<T> rotation;
+};
 
 // Where x/z or y/z sits at its limit, the limited camera-space coordinate is a constant for the gradient,
 // its dependence on depth included: training results of the original depend on it.
@@ -105,10 +113,14 @@ GS_HD ProjectCovarianceGrad<T> project_covariance_vjp(const Camera<T>& c, Vec3<T
 }
 
 template <typename T>
-GS_HD T determinant(Sym2<T> m) { return m.xx * m.yy - m.xy * m.xy; }
+GS_HD T determinant(Sym2<T> m) {
+    return m.xx * m.yy - m.xy * m.xy;
+}
 
 template <typename T>
-GS_HD Sym2<T> blurred(Sym2<T> cov) { return {cov.xx + T(kBlur), cov.xy, cov.yy + T(kBlur)}; }
+GS_HD Sym2<T> blurred(Sym2<T> cov) {
+    return {cov.xx + T(kBlur), cov.xy, cov.yy + T(kBlur)};
+}
 
 template <typename T>
 GS_HD Sym2<T> inverse(Sym2<T> m, T det) {

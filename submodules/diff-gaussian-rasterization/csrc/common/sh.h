@@ -72,8 +72,8 @@ GS_HD Vec3<T> sh_basis_vjp(Vec3<T> d, const T* weight) {
         const T xy = x * y, yz = y * z, xz = x * z;
         g.x = g.x + a * six * xy + b * yz - c * T(2) * xy - e * six * xz + f * (T(4) * zz - three * xx - yy) +
               h * T(2) * xz + i * three * (xx - yy);
-        g.y = g.y + a * three * (xx - yy) + b * xz + c * (T(4) * zz - xx - three * yy) - e * six * yz -
-              f * T(2) * xy - h * T(2) * yz - i * six * xy;
+        g.y = g.y + a * three * (xx - yy) + b * xz + c * (T(4) * zz - xx - three * yy) - e * six * yz - f * T(2) * xy -
+              h * T(2) * yz - i * six * xy;
         g.z = g.z + b * xy + c * T(8) * yz + e * (six * zz - three * (xx + yy)) + f * T(8) * xz + h * (xx - yy);
     }
     return g;
@@ -81,7 +81,9 @@ GS_HD Vec3<T> sh_basis_vjp(Vec3<T> d, const T* weight) {
 
 // d = v / |v|
 template <typename T>
-GS_HD Vec3<T> normalize(Vec3<T> v, T inv_length) { return mul(inv_length, v); }
+GS_HD Vec3<T> normalize(Vec3<T> v, T inv_length) {
+    return mul(inv_length, v);
+}
 
 template <typename T>
 GS_HD Vec3<T> normalize_vjp(Vec3<T> d, T inv_length, Vec3<T> g) {
@@ -89,6 +91,8 @@ GS_HD Vec3<T> normalize_vjp(Vec3<T> d, T inv_length, Vec3<T> g) {
 }
 
 template <typename T>
-GS_HD T inverse_length(Vec3<T> v) { return T(1) / sqrt(max(dot(v, v), T(1e-24))); }
+GS_HD T inverse_length(Vec3<T> v) {
+    return T(1) / sqrt(max(dot(v, v), T(1e-24)));
+}
 
 }  // namespace gs

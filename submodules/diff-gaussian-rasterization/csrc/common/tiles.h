@@ -23,19 +23,24 @@ GS_HD TileRect tile_rect(Vec2<T> mean, T radius, int tiles_x, int tiles_y) {
 }
 
 template <typename T>
-struct Box { T x0, y0, x1, y1; };  // closed; from pixel center to pixel center
+struct Box {
+    T x0, y0, x1, y1;
+};  // closed; from pixel center to pixel center
 
 // The pixel centers of a tile that lie in the image.
 template <typename T>
 GS_HD Box<T> tile_box(int tile_x, int tile_y, int width, int height) {
     const int x0 = tile_x * kTileSize, y0 = tile_y * kTileSize;
-    const int x1 = x0 + kTileSize < width ? x0 + kTileSize : width, y1 = y0 + kTileSize < height ? y0 + kTileSize : height;
+    const int x1 = x0 + kTileSize < width ? x0 + kTileSize : width,
+              y1 = y0 + kTileSize < height ? y0 + kTileSize : height;
     return {T(x0) + T(0.5), T(y0) + T(0.5), T(x1) - T(0.5), T(y1) - T(0.5)};
 }
 
 // How much falloff a splat survives: alpha >= 1/255 where sigma <= reach. Negative: nowhere.
 template <typename T>
-GS_HD T falloff_reach(T opacity) { return log(opacity * T(1.0 / kAlphaMin)); }
+GS_HD T falloff_reach(T opacity) {
+    return log(opacity * T(1.0 / kAlphaMin));
+}
 
 // Can the splat reach alpha 1/255 anywhere in the box? The least sigma in a box that does not hold the mean
 // lies on an edge that faces it; along such an edge sigma is a parabola. Rounding errs towards yes.
