@@ -94,7 +94,7 @@ class Scene:
             for i, v in enumerate(train, start=len(test))
         ]
         self.exposure_names = [view.name for view in train]
-        self.extent = _extent(train)
+        self.extent = extent(train)
         self.background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
 
         if for_training:
@@ -235,7 +235,7 @@ class _Pictures(NamedTuple):
     counted: Picture | None  # where the photo counts, if not everywhere
 
 
-def _extent(views: list[View]) -> float:
+def extent(views: list[View]) -> float:
     """1.1 times the largest distance of a train camera from their mean."""
     centers = np.array([view.center for view in views])
     return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())

@@ -72,7 +72,7 @@ def detect(folder: Path) -> bool:
 def read(folder: Path, images: str = "images", depths: str = "", derived: Path | None = None) -> Dataset:
     """`derived`: a folder outside the data set that may have its depth_params.json."""
     model = model_folder(folder)
-    cameras, poses = _read_model(model)
+    cameras, poses = read_model(model)
     image_folder = folder / images
     if not image_folder.is_dir():
         others = sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name != "sparse")
@@ -114,7 +114,7 @@ def model_folder(folder: Path) -> Path:
     )
 
 
-def _read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
+def read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
     if (model / "cameras.bin").is_file() and (model / "images.bin").is_file():
         cameras, poses = _read_cameras_bin(model / "cameras.bin"), _read_images_bin(model / "images.bin")
     elif (model / "cameras.txt").is_file() and (model / "images.txt").is_file():
@@ -230,7 +230,8 @@ POINT_RECORD = np.dtype(
 )
 
 
-def _read_points_bin(path: Path) -> PointCloud:
+def read_points_bin(path: Path) -> tuple[PointCloud, np.ndarray, np.ndarray]:
+    """The points, the reprojection error of each in pixels, and how many features it was made from."""
     file = _Bytes(path)
     starts = []
     track_length = struct.Struct("<Q")
@@ -242,7 +243,8 @@ def _read_points_bin(path: Path) -> PointCloud:
         file.skip(POINT_RECORD.itemsize + 8 * track)
     rows = np.array(starts, np.int64)[:, None] + np.arange(POINT_RECORD.itemsize)
     points = np.frombuffer(file.data, np.uint8)[rows].view(POINT_RECORD)[:, 0]
-    return PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
+    cloud = PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
+    return cloud, points["error"], points["track"]
 
 
 # Text files: one record a line, # begins a comment line
@@ -323,7 +325,7 @@ def _read_points(model: Path) -> tuple[PointCloud, str] | None:
         points, origin = read_points(ply), ply
     elif originals:
         origin = originals[0]
-        points = _read_points_bin(origin) if origin.suffix == ".bin" else _read_points_txt(origin)
+        points = read_points_bin(origin)[0] if origin.suffix == ".bin" else _read_points_txt(origin)
     else:
         return None
     keep = np.isfinite(points.xyz).all(axis=1)

@@ -1,0 +1,144 @@
+"""What a data set is: format, cameras, split, extent, points, warnings, and a picture of the layout.
+
+    python -m scene.inspect dataset
+
+Reads headers and poses, no pixels, and writes nothing but the picture. What training would refuse is told as
+an error here, too; missing images are only counted.
+"""
+
+import argparse
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from scene import extent
+from scene.files import DataError, image_size, some
+from scene.layout import draw_layout
+from scene.points import PointCloud
+from scene.readers import Dataset, View, read_dataset
+from scene.readers.views import ASPECT_TOLERANCE
+from scene.split import split_views
+from utils import commands
+
+
+def summary(
+    dataset: Dataset, train: list[View], test: list[View], reason: str
+) -> tuple[list[str], PointCloud | None]:
+    """Lines about the data set, and its points."""
+    views = dataset.views
+    lines = [f"{dataset.format} data set {dataset.folder}"]
+    lines.append(f"  images   {len(views)}: " + _counted(f"{w}x{h}" for w, h in map(_file_size, views)))
+    lines.append("  cameras  " + _counted(map(_camera, views)))
+    lines.append(f"  split    with --eval: {len(train)} train, {len(test)} test ({reason})")
+    radius = extent(train)
+    lines.append(
+        f"  extent   {radius:.4g} (1.1 times the largest distance of a train camera from their mean)"
+    )
+    found = dataset.read_points()
+    points = found[0] if found else None
+    if points is None or not len(points):
+        start = "random ones in their place" if dataset.default_points else "give --random_init to train"
+        lines.append(f"  points   none: {start}")
+    else:
+        low, high = np.percentile(points.xyz, [1, 99], axis=0)
+        box = " to ".join("(" + ", ".join(f"{x:.3g}" for x in corner) + ")" for corner in (low, high))
+        lines.append(f"  points   {len(points):,} from {found[1]}, 98 % within {box}")
+    return lines + [f"  {note}" for note in dataset.notes + _warnings(views, train, points, radius)], points
+
+
+def _counted(texts) -> str:
+    """The most frequent ones, each with how often it occurs if there are several."""
+    counts = Counter(texts).most_common()
+    if len(counts) == 1:
+        return counts[0][0]
+    return some([f"{text} ({count})" for text, count in counts], 4)
+
+
+def _file_size(view: View) -> tuple[int, int]:
+    return image_size(view.image_path)
+
+
+def _camera(view: View) -> str:
+    model = f"{view.lens.model}, undistorted to " if view.lens else ""
+    fov = [2 * math.degrees(math.atan(s / 2 / f)) for s, f in _sides(view)]
+    shift = [100 * (view.intrinsics[i, 2] / side - 0.5) for i, side in enumerate((view.width, view.height))]
+    off_center = (
+        f", principal point off by {shift[0]:.1f} % and {shift[1]:.1f} %" if np.abs(shift).max() > 0.1 else ""
+    )
+    return f"{model}{view.width}x{view.height}, {fov[0]:.1f} x {fov[1]:.1f} degrees{off_center}"
+
+
+def _sides(view: View) -> list[tuple[int, float]]:
+    return [(view.width, view.intrinsics[0, 0]), (view.height, view.intrinsics[1, 1])]
+
+
+def _warnings(views: list[View], train: list[View], points: PointCloud | None, radius: float) -> list[str]:
+    warnings = []
+    odd = []
+    for view in views:
+        (width, height), camera = _file_size(view), view.lens or view
+        if abs(width / height * camera.height / camera.width - 1) > ASPECT_TOLERANCE:
+            odd.append(view.name)
+    if odd:
+        warnings.append(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
+    centers = np.array([view.center for view in views])
+    if len(views) > 1 and radius < 1e-6 * max(np.abs(centers).max(), 1):
+        warnings.append("Warning: all cameras are at one place; a scene cannot be learned from there")
+    if points is not None and len(points):
+        unseen = 1 - _seen(views, points.xyz).mean()
+        if unseen > 0.05:
+            warnings.append(
+                f"Warning: no camera sees {100 * unseen:.0f} % of the points; do they belong together?"
+            )
+    names = [name for name, count in Counter(view.name for view in train).items() if count > 1]
+    if names:
+        warnings.append(
+            f"Warning: {len(names)} names belong to several train views, such as {some(names, 2)}"
+        )
+    return warnings
+
+
+def _seen(views: list[View], xyz: np.ndarray) -> np.ndarray:
+    """Which points (of at most 5000) are in the picture of any view, bool [P]."""
+    xyz = xyz[:: max(len(xyz) // 5000, 1)]
+    seen = np.zeros(len(xyz), bool)
+    for view in views:
+        camera = xyz @ view.world_to_camera[:3, :3].T + view.world_to_camera[:3, 3]
+        with np.errstate(all="ignore"):
+            x, y, z = (camera @ view.intrinsics.T).T
+            seen |= (z > 0) & (x >= 0) & (x < z * view.width) & (y >= 0) & (y < z * view.height)
+    return seen
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m scene.inspect", description="Say what a data set is.")
+    parser.add_argument("dataset", type=Path, help="the data set folder")
+    parser.add_argument("-i", "--images", default="images", help="image folder inside the data set")
+    parser.add_argument("-d", "--depths", default="", help="folder of inverse depth maps")
+    parser.add_argument("-m", "--model_path", type=Path, help="model folder, where depth_params.json may be")
+    parser.add_argument("--masks", default="", help="folder of masks")
+    parser.add_argument("--llffhold", type=int, default=8, help="every n-th view by name is a test view")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
+    )
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        dataset = read_dataset(args.dataset, args.images, args.depths, args.model_path, True, args.masks)
+        train, test, reason = split_views(dataset, True, args.llffhold)
+        lines, points = summary(dataset, train, test, reason)
+        print("\n".join(lines))
+        output = args.output or Path(f"{args.dataset.resolve().name}_layout.png")
+        if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise DataError(f"{output}: the picture must end in .png or .jpg")
+        draw_layout(dataset.views, test, points).save(output)
+        print(f"  layout   {output}")
+
+    return commands.run("scene.inspect", work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
