@@ -5,6 +5,7 @@
 #   make test      set up; run the tests
 #
 #   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
+#   make setup-capture   set up, with what convert.py needs for photos and videos
 #   make format    put it into that form          make lock      resolve requirements*.in again
 #   make clean     remove builds and the demo     make info      say what was built for what
 #
@@ -43,7 +44,7 @@ SHORT = --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --position_lr
 OURS := $(DEMO)/test/ours_$(ITERATIONS)
 
 SHELL := /bin/bash
-.PHONY: demo test setup packages packages-dev lint format lock info clean
+.PHONY: demo test setup setup-capture packages packages-dev packages-capture lint format lock info clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/contact_sheet.png
@@ -55,15 +56,21 @@ test: $(STATE)/native packages-dev
 
 setup: $(STATE)/native
 
+setup-capture: $(STATE)/native packages-capture
+
 # --- the environment ----------------------------------------------------------------------------------------
 
 ifeq ($(STATE),.venv)
 packages: .venv/packages
 packages-dev: .venv/packages-dev
+packages-capture: .venv/packages-capture
 .venv/packages: requirements.txt
 	@$(PYTHON) tools/setup_env.py venv .venv $<
 	@touch $@
 .venv/packages-dev: requirements-dev.txt .venv/packages
+	@$(PYTHON) tools/setup_env.py venv .venv $<
+	@touch $@
+.venv/packages-capture: requirements-capture.txt .venv/packages
 	@$(PYTHON) tools/setup_env.py venv .venv $<
 	@touch $@
 .venv/native: .venv/packages
@@ -73,6 +80,8 @@ packages:
 	@$(PY) tools/setup_env.py check requirements.in
 packages-dev:
 	@$(PY) tools/setup_env.py check requirements-dev.in
+packages-capture:
+	@$(PY) tools/setup_env.py check requirements-capture.in
 $(STATE)/native: | packages
 endif
 
@@ -119,6 +128,8 @@ lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q requirements.in -o requirements.txt
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q -c requirements.txt \
 	    requirements-dev.in -o requirements-dev.txt
+	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q -c requirements.txt \
+	    requirements-capture.in -o requirements-capture.txt
 
 clean:
 	rm -rf .venv/native .make $(NATIVE)/build $(SAMPLE) $(DEMO)

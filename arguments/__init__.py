@@ -45,6 +45,20 @@ def arg(
 OPTIMIZERS = ("default", "sparse_adam")
 MASK_MODES = ("ignore", "keep")
 ALPHA_MODES = ("transparency", "mask")
+MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
+CAMERAS = (  # those of COLMAP that a photo can be undistorted from
+    "SIMPLE_PINHOLE",
+    "PINHOLE",
+    "SIMPLE_RADIAL",
+    "RADIAL",
+    "OPENCV",
+    "FULL_OPENCV",
+    "SIMPLE_RADIAL_FISHEYE",
+    "RADIAL_FISHEYE",
+    "OPENCV_FISHEYE",
+    "THIN_PRISM_FISHEYE",
+    "FOV",
+)
 
 
 @dataclass
@@ -154,6 +168,23 @@ class RenderParams:
 
 
 @dataclass
+class ConvertParams:
+    """This capture"""
+
+    source_path: str = arg("", "folder of photos, in it or in its folder input; or a video file", short="-s")
+    camera: str = arg("OPENCV", "camera model of COLMAP", choices=CAMERAS)
+    no_gpu: bool = arg(False, "use the CPU even where COLMAP could use a GPU")
+    skip_matching: bool = arg(False, "only undistort: the reconstruction is in distorted/ already")
+    resize: bool = arg(False, "also make images_2, images_4 and images_8")
+    colmap_executable: str = arg("", "a COLMAP of your own, 3.8 or newer; else pycolmap does the work")
+    magick_executable: str = arg("", "no effect (kept for old scripts): pictures are resized without it")
+    matcher: str = arg("auto", "pairs of photos: by their number, or in order for a video", choices=MATCHERS)
+    vocab_tree: str = arg("", "file with COLMAP's vocabulary tree: finds the pairs of many photos")
+    mapper: str = arg("incremental", "global is faster for many photos", choices=("incremental", "global"))
+    frames: int = arg(150, "number of frames taken from a video", minimum=2)
+
+
+@dataclass
 class MetricsParams:
     """This scoring"""
 
@@ -163,7 +194,7 @@ class MetricsParams:
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
-# The three command lines
+# The command lines
 
 
 def parse_train(
@@ -207,6 +238,17 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
+
+
+def parse_convert(argv: list[str] | None = None) -> ConvertParams:
+    parser = _parser("Make a data set from photos or a video.", (ConvertParams,))
+    try:
+        (convert,) = build((ConvertParams,), _given(parser, argv))
+        if not convert.source_path:
+            raise ConfigError("source_path is empty: name the folder of photos or the video with -s")
+    except ConfigError as error:
+        parser.error(str(error))
+    return convert
 
 
 def parse_metrics(argv: list[str] | None = None) -> MetricsParams:

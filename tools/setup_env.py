@@ -81,8 +81,10 @@ def check(requirements: str) -> None:
         )
 
 
-# What the demo can do without, and what is lost then.
+# What one can do without, and what is lost then.
 OPTIONAL = {
+    "pi-heif": "no HEIC photos",
+    "opencv-python-headless": "no videos",
     "torchvision": "no LPIPS",
     "lpips": "no LPIPS",
     "tensorboard": "no TensorBoard curves",

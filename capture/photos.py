@@ -1,0 +1,141 @@
+"""Photos as structure from motion wants them: upright, 8 bits, in formats that COLMAP reads.
+
+What is so already is linked, byte for byte; the rest (photos on their side, HEIC, TIFF) becomes JPEG, with
+its EXIF data, as COLMAP takes the focal length from there. At most a few photos are in memory at a time.
+"""
+
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+from tqdm import tqdm
+
+from capture.memory import workers
+from scene.files import BAD_IMAGE, DataError, atomic_write, image_size, some
+
+AS_THEY_ARE = {".jpg", ".jpeg", ".png"}
+TO_CONVERT = {".tif", ".tiff", ".webp", ".bmp"}
+HEIF = {".heic", ".heif"}
+ENDINGS = AS_THEY_ARE | TO_CONVERT | HEIF
+QUALITY = 95
+UPRIGHT = (None, 1)  # EXIF orientations
+MAX_PIXELS = 500_000_000  # of one photo; more is a mistake or an attack
+BYTES_PER_PIXEL = 12  # while a photo is converted
+
+
+@dataclass(frozen=True)
+class Photo:
+    name: str  # path below the photo folder, with forward slashes
+    size: tuple[int, int]  # width, height; upright
+    camera: tuple  # photos of which this is equal share a camera
+
+
+def find(folder: Path) -> list[Path]:
+    """All photos below the folder, by name."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+
+
+def prepare(folder: Path, paths: list[Path], out: Path) -> tuple[list[Photo], list[str]]:
+    """Put the photos into `out`, which is emptied first. Returns them, and what is wrong with the others."""
+    if any(path.suffix.lower() in HEIF for path in paths):
+        _open_heif(paths)
+    if out.exists():
+        shutil.rmtree(out)
+    names = _names(folder, paths)
+
+    def one(path: Path) -> Photo | str:
+        try:
+            return _prepare(path, names[path], out)
+        except DataError as error:
+            return str(error)
+
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit is below what telephones take by now
+    with ThreadPoolExecutor(workers(BYTES_PER_PIXEL * max(map(_pixels, paths)))) as pool:
+        results = list(tqdm(pool.map(one, paths), "Preparing photos", len(paths)))
+    good = [result for result in results if isinstance(result, Photo)]
+    bad = [result for result in results if isinstance(result, str)]
+    if not good:
+        raise DataError(f"{folder}: no photo can be read: {some(bad, 3)}")
+    return good, bad
+
+
+def _pixels(path: Path) -> int:
+    try:
+        width, height = image_size(path)
+    except DataError:
+        return 0  # will be told when it is read
+    return width * height
+
+
+def _names(folder: Path, paths: list[Path]) -> dict[Path, str]:
+    """What each photo will be called: as it is, or ending in .jpg if it has to be converted."""
+    taken, names = {path.relative_to(folder).as_posix() for path in paths}, {}
+    for path in paths:
+        name = path.relative_to(folder).as_posix()
+        if path.suffix.lower() not in AS_THEY_ARE:
+            jpeg = path.relative_to(folder).with_suffix(".jpg").as_posix()
+            name = jpeg if jpeg not in taken else f"{name}.jpg"
+            taken.add(name)
+        names[path] = name
+    return names
+
+
+def _prepare(path: Path, name: str, out: Path) -> Photo:
+    target = out / name
+    try:
+        with Image.open(path) as image:
+            exif = image.getexif()
+            upright = exif.get(ExifTags.Base.Orientation) in UPRIGHT
+            if upright and path.suffix.lower() in AS_THEY_ARE and image.mode in ("RGB", "L"):
+                image.load()  # a photo that is cut off is found here, not by COLMAP
+                size = image.size
+                _link(path, target)
+            else:
+                size = _convert(image, exif, target)
+    except BAD_IMAGE as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
+    return Photo(name, size, (size, *_taken_with(exif)))
+
+
+def _convert(image: Image.Image, exif: Image.Exif, target: Path) -> tuple[int, int]:
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit gray
+        image = image.point(lambda value: value / 256).convert("L")
+    exif[ExifTags.Base.Orientation] = 1
+    form = "PNG" if target.suffix.lower() == ".png" else "JPEG"
+    with atomic_write(target) as file:
+        image.convert("RGB").save(file, form, quality=QUALITY, subsampling=0, exif=exif.tobytes())
+    return image.size
+
+
+def _taken_with(exif: Image.Exif) -> tuple:
+    """Camera and zoom, as far as EXIF says."""
+    inner = exif.get_ifd(ExifTags.IFD.Exif)
+    focal = [inner.get(tag) for tag in (ExifTags.Base.FocalLength, ExifTags.Base.FocalLengthIn35mmFilm)]
+    return tuple(
+        str(value) for value in (exif.get(ExifTags.Base.Make), exif.get(ExifTags.Base.Model), *focal)
+    )
+
+
+def _link(path: Path, target: Path) -> None:
+    """A second name for the file, where the file system can do that; else a copy."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(path.resolve(), target)
+    except OSError:
+        shutil.copyfile(path, target)
+
+
+def _open_heif(paths: list[Path]) -> None:
+    try:
+        from pi_heif import register_heif_opener
+    except ImportError:
+        heic = [path.name for path in paths if path.suffix.lower() in HEIF]
+        raise DataError(
+            f"{len(heic)} photos are HEIC ({some(heic, 3)}): reading those needs the package pi-heif; "
+            "`make setup-capture` installs it"
+        ) from None
+    register_heif_opener()

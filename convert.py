@@ -1,0 +1,250 @@
+"""From photos or a video to a data set: find out where each photo was taken from.
+
+    python convert.py -s capture            photos in capture/input, or in capture itself
+    python convert.py -s walk.mp4           the sharpest frames of a video; the data set is walk/
+
+Steps: upright photos in a format that COLMAP reads; features; pairs; reconstruction; undistortion. The data
+set is images/ and sparse/0 in that folder. What is between is in distorted/; originals are not touched.
+"""
+
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from arguments import ConvertParams, parse_convert
+from capture import photos as capture_photos
+from capture import video
+from capture.engines import Engine, Executable
+from capture.memory import budget, workers
+from capture.photos import Photo
+from scene.files import DataError, some, write_json
+from scene.layout import draw_layout
+from scene.readers import colmap, read_dataset
+from utils import commands
+
+FEATURE_SIZES = (3200, 2400, 1600, 1000)  # longer side of photos while features are looked for
+FEATURE_BYTES_PER_PIXEL = 450  # while features are looked for, measured
+UNDISTORT_BYTES_PER_PIXEL = 24
+EXHAUSTIVE_UP_TO = 300  # photos; the number of pairs grows with its square
+RESIZED = (2, 4, 8)
+
+
+@dataclass
+class Capture:
+    """Where things are."""
+
+    source: Path  # photos
+    folder: Path  # the data set to be
+
+    @property
+    def work(self) -> Path:
+        return self.folder / "distorted"
+
+    @property
+    def prepared(self) -> Path:
+        return self.work / "photos"
+
+    @property
+    def log(self) -> Path:
+        return self.work / "colmap.log"
+
+
+def convert(params: ConvertParams) -> None:
+    capture, is_video = find_capture(Path(params.source_path), params.frames, params.skip_matching)
+    capture.work.mkdir(parents=True, exist_ok=True)
+    engine = make_engine(params, capture)
+    print(f"Engine: {engine.name}")
+    if params.skip_matching:
+        photos, bad = None, []
+    else:
+        capture.log.unlink(missing_ok=True)
+        paths = capture_photos.find(capture.source)
+        if len(paths) < 2:
+            raise DataError(f"{capture.source}: needs two photos or more, found {len(paths)}")
+        photos, bad = capture_photos.prepare(capture.source, paths, capture.prepared)
+        reconstruct(params, capture, engine, photos, is_video)
+    model = best_model(engine.models)
+    undistort(capture, engine, model)
+    if params.resize:
+        resize(capture.folder)
+    report(capture, photos, bad)
+
+
+def find_capture(source: Path, frames: int, skip_matching: bool) -> tuple[Capture, bool]:
+    """Where the photos are. Takes them out of a video, if it is one."""
+    if source.is_file():
+        if source.suffix.lower() not in video.ENDINGS:
+            raise DataError(
+                f"{source}: must be a folder of photos or a video, ending in {', '.join(video.ENDINGS)}"
+            )
+        folder = source.with_suffix("")
+        if not skip_matching:
+            video.extract_frames(source, folder / "input", frames)
+        return Capture(folder / "input", folder), True
+    if not source.is_dir():
+        raise DataError(f"{source}: is not there")
+    if (source / "input").is_dir():
+        return Capture(source / "input", source), False
+    if any(p.suffix.lower() in capture_photos.ENDINGS for p in source.iterdir()):
+        return Capture(source, source), False
+    raise DataError(f"{source}: has no photos; put them into {source / 'input'}")
+
+
+def make_engine(params: ConvertParams, capture: Capture) -> Engine:
+    places = (
+        capture.prepared,
+        capture.work / "database.db",
+        capture.work / "sparse",
+        capture.log,
+        not params.no_gpu,
+    )
+    return Executable(params.colmap_executable, *places) if params.colmap_executable else Engine(*places)
+
+
+def reconstruct(
+    params: ConvertParams, capture: Capture, engine: Engine, photos: list[Photo], is_video: bool
+) -> None:
+    engine.database.unlink(missing_ok=True)
+    shutil.rmtree(engine.models, ignore_errors=True)
+    groups: dict[tuple, list[str]] = {}
+    for photo in photos:
+        groups.setdefault(photo.camera, []).append(photo.name)
+    threads, size = feature_limits(photos)
+    print(f"Cameras: {len(groups)} ({params.camera}), by size, make and focal length of the photos")
+    engine.features(list(groups.values()), params.camera, threads, size)
+
+    matcher = params.matcher
+    if matcher == "auto":
+        matcher = choose_matcher(len(photos), is_video, bool(params.vocab_tree))
+    if matcher == "vocab_tree" and not params.vocab_tree:
+        raise DataError("--matcher vocab_tree needs --vocab_tree, a file from https://demuc.de/colmap")
+    pairs = len(photos) * (len(photos) - 1) // 2 if matcher == "exhaustive" else 14 * len(photos)
+    print(f"Matcher: {matcher}, about {pairs:,} pairs")
+    engine.match(matcher, params.vocab_tree, pairs)
+    engine.reconstruct(params.mapper, len(photos))
+
+
+def feature_limits(photos: list[Photo]) -> tuple[int, int]:
+    """Threads, and the longer side to which photos are reduced for them, so that memory is enough."""
+    shape = max(
+        width * height / max(width, height) ** 2 for width, height in (photo.size for photo in photos)
+    )
+    longest = max(max(photo.size) for photo in photos)
+    sizes = [size for size in FEATURE_SIZES if size < longest] or [longest]
+    fitting = [size for size in sizes if FEATURE_BYTES_PER_PIXEL * shape * size**2 <= budget()]
+    size = fitting[0] if fitting else sizes[-1]
+    if size < sizes[0]:
+        print(f"Memory is scarce: features are looked for in photos reduced to {size} pixels")
+    return workers(FEATURE_BYTES_PER_PIXEL * shape * size**2), size
+
+
+def choose_matcher(count: int, is_video: bool, vocab_tree: bool) -> str:
+    """Neighbors in time for a video, every pair for a few photos, the most similar ones for many."""
+    if is_video:
+        return "sequential"
+    if count <= EXHAUSTIVE_UP_TO:
+        return "exhaustive"
+    if vocab_tree:
+        return "vocab_tree"
+    print(
+        f"{count} photos make {count * (count - 1) // 2:,} pairs, which takes long. If they were taken one "
+        "beside the other and are named in that order, --matcher sequential is faster; else --vocab_tree"
+    )
+    return "exhaustive"
+
+
+def best_model(models: Path) -> Path:
+    """The reconstruction with the most photos: where not all of them hang together there are several."""
+    found = {}
+    for folder in sorted(models.glob("*")):
+        if (folder / "images.bin").is_file():
+            found[folder] = len(colmap.read_model(folder)[1])
+    if not found:
+        raise DataError(
+            f"{models}: no reconstruction came out. Photos need to overlap by more than half, be sharp, and "
+            "be taken from different places; turning on the spot is not enough"
+        )
+    best = max(found, key=found.__getitem__)
+    if len(found) > 1:
+        parts = ", ".join(str(count) for count in sorted(found.values(), reverse=True))
+        print(
+            f"The photos fall apart into {len(found)} reconstructions of {parts} photos; the largest is taken"
+        )
+    return best
+
+
+def undistort(capture: Capture, engine: Engine, model: Path) -> None:
+    """images/ and sparse/0 of the data set; what was there is replaced."""
+    cameras, poses = colmap.read_model(model)
+    fresh = capture.work / "undistorted"
+    shutil.rmtree(fresh, ignore_errors=True)
+    largest = max(camera.width * camera.height for camera in cameras.values())
+    engine.undistort(model, fresh, workers(UNDISTORT_BYTES_PER_PIXEL * largest), len(poses))
+    for old in (capture.folder / "images", capture.folder / "sparse"):
+        shutil.rmtree(old, ignore_errors=True)
+    (capture.folder / "sparse").mkdir()
+    shutil.move(fresh / "images", capture.folder / "images")
+    shutil.move(fresh / "sparse", capture.folder / "sparse" / "0")
+    shutil.rmtree(fresh)
+
+
+def resize(folder: Path) -> None:
+    """images_2, images_4 and images_8, as train.py -i wants them."""
+    paths = capture_photos.find(folder / "images")
+    for path in tqdm(paths, "Making smaller copies"):
+        with Image.open(path) as image:
+            image.load()
+            for factor in RESIZED:
+                small = folder / f"images_{factor}" / path.relative_to(folder / "images")
+                small.parent.mkdir(parents=True, exist_ok=True)
+                size = tuple(max(round(side / factor), 1) for side in image.size)
+                image.resize(size, Image.Resampling.LANCZOS).save(small, quality=capture_photos.QUALITY)
+
+
+def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None:
+    """What came out, in words, as report.json and as a picture."""
+    dataset = read_dataset(capture.folder)
+    model = capture.folder / "sparse" / "0"
+    points, errors, lengths = colmap.read_points_bin(model / "points3D.bin")
+    registered = {view.name for view in dataset.views}
+    names = {photo.name for photo in photos} if photos else registered
+    lost = sorted(names - registered)
+    numbers = {
+        "photos": len(names) + len(bad),
+        "registered": len(registered),
+        "not registered": lost,
+        "not readable": bad,
+        "points": len(points),
+        "reprojection error in pixels": round(float(errors.mean()), 3) if len(errors) else None,
+        "photos per point": round(float(lengths.mean()), 2) if len(lengths) else None,
+    }
+    write_json(capture.folder / "report.json", numbers, indent=1)
+    draw_layout(dataset.views, [], points).save(capture.folder / "report.png")
+    print(
+        f"Registered {len(registered)} of {numbers['photos']} photos; {len(points):,} points, each seen by "
+        f"{numbers['photos per point']} photos, {numbers['reprojection error in pixels']} pixels off"
+    )
+    for message in bad[:5]:
+        print(f"Left out: {message}")
+    if lost:
+        print(f"Not registered: {some(lost, 8)}")
+    if len(lost) > 0.1 * len(names):
+        print(
+            "What helps: more overlap between neighbors, no blur, no plain walls filling the picture; "
+            "--camera OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
+        )
+    print(f"Cameras and points: {capture.folder / 'report.png'}")
+    print(f"Next: python train.py -s {capture.folder}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    params = parse_convert(argv)
+    return commands.run("convert.py", lambda: convert(params))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
