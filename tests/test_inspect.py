@@ -61,7 +61,7 @@ def test_mistakes_are_told(tmp_path, capsys):
 
 
 def test_the_picture_shows_cameras_and_points_where_they_are(tmp_path):
-    """Cameras in a row along x, looking along z; a red point before the first, a green one before the last."""
+    """Cameras in a row along x look along z; a red point is before the first, a green one before the last."""
     views = read_dataset(ring(tmp_path / "data")).views
     xyz, rgb = (
         np.float32([[0, 0, 6], [8, 0, 6]]).repeat(9, 0),
