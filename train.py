@@ -46,9 +46,9 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
     device = pick_device(run.device)
     seed_everything(run.seed)
     folder = Path(model.model_path)
+    scene = Scene(model, device, run.seed, quiet=run.quiet)
     save_config(folder, model, opt, pipe, run)
 
-    scene = Scene(model, device, run.seed, quiet=run.quiet)
     gaussians = GaussianModel.from_points(
         scene.points, model.sh_degree, scene.extent, device, scene.exposure_names
     )

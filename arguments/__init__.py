@@ -214,6 +214,11 @@ def parse_train(
         model, opt, pipe, run = build(groups, values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
+        if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
+            raise ConfigError(
+                f"model_path {model.model_path}, from the --config file, has a trained model: name "
+                "the folder to write to with -m"
+            )
         _check_schedules(opt)
         model.source_path = os.path.abspath(model.source_path)
         model.model_path = model.model_path or os.path.join("output", _short_id())

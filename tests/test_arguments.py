@@ -151,6 +151,19 @@ def test_model_folder_keeps_every_option(tmp_path):
     assert parse_train(["--config", f"{tmp_path}/n/config.json"])[1] == groups[1]
 
 
+def test_a_repeated_run_does_not_land_on_the_first(tmp_path, capsys):
+    (tmp_path / "m" / "point_cloud").mkdir(parents=True)
+    config = tmp_path / "m" / "config.json"
+    config.write_text(json.dumps({"source_path": "x", "model_path": str(tmp_path / "m")}))
+    with pytest.raises(SystemExit):
+        parse_train(["--config", str(config)])
+    assert "has a trained model: name the folder to write to with -m" in capsys.readouterr().err
+    for folder in ("m", "other"):  # said on the command line, it is meant
+        assert parse_train(["--config", str(config), "-m", f"{tmp_path}/{folder}"])[0].model_path.endswith(
+            folder
+        )
+
+
 def test_cfg_args_is_what_viewers_search(tmp_path):
     model = ModelParams(source_path="/data/it's here", white_background=True, sh_degree=2)
     text = format_cfg_args(model)

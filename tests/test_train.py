@@ -189,10 +189,11 @@ def test_errors_are_told_and_not_traced(tmp_path, capsys):
     assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(tmp_path / "m"), *QUIET]) == 1
     told = capsys.readouterr().err
     assert told.startswith("train.py: ") and "nowhere" in told and "Traceback" not in told
+    assert not (tmp_path / "m").exists(), "a model that is there already keeps its options"
 
 
 def test_checkpoint_at_the_end_of_the_run(trained, colmap, tmp_path, capsys):
-    split = ["--eval", "--llffhold", "4"]
+    split = ["--eval", "--llffhold", "4"]  # as the checkpoint's run, whose view queue it continues
     start = ["-s", str(colmap), "-m", str(tmp_path), "--start_checkpoint", str(trained[0] / "chkpnt150.pth")]
     assert train.main([*start, *split, "--iterations", "150", *QUIET]) == 1
     assert "iterations must be more than the 150 of the checkpoint, got 150" in capsys.readouterr().err
