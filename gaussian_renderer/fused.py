@@ -39,7 +39,7 @@ class FusedIteration:
         stats: ScreenStats | None,
     ) -> Tensor:
         """Learn from one camera, the view-th of training. Returns loss and L1 loss, on the device."""
-        return self._step(
+        losses = self._step(
             *gaussians.optimizer.begin_step(),
             view=view,
             world_to_camera=camera.world_to_camera,
@@ -52,3 +52,5 @@ class FusedIteration:
             lambda_dssim=self._lambda,
             stats=stats,
         )
+        gaussians.settle_with(self._step.settle)
+        return losses

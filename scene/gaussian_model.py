@@ -5,6 +5,7 @@ quaternions of any (Kerbl et al. 2023, section 4). A new per-Gaussian attribute 
 GaussianModel.params and a learning rate in learning_rates(); everything else goes by name.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -48,6 +49,7 @@ class GaussianModel:
     def __init__(
         self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
     ):
+        self._settle: Callable[[], None] | None = None
         self.params = {name: nn.Parameter(value.detach().contiguous()) for name, value in params.items()}
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
@@ -86,17 +88,36 @@ class GaussianModel:
 
     def __getattr__(self, name: str) -> nn.Parameter:
         """gaussians.xyz is gaussians.params["xyz"]."""
-        params = self.__dict__.get("params", {})
-        if name in params:
-            return params[name]
+        if name in self.__dict__.get("_params", {}):
+            return self.params[name]
         raise AttributeError(f"GaussianModel has no attribute {name}")
 
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        """By name. Rows that waited have caught up when somebody looks."""
+        self.settle()
+        return self._params
+
+    @params.setter
+    def params(self, params: dict[str, nn.Parameter]) -> None:
+        self._params = params
+
+    def settle_with(self, settle: Callable[[], None]) -> None:
+        """From now on rows may be behind the optimizer's step count; `settle` lets them catch up."""
+        self._settle = settle
+
+    def settle(self) -> None:
+        """Bring all rows, and their moments, up to date with the last step."""
+        settle, self._settle = self._settle, None
+        if settle:
+            settle()
+
     def __len__(self) -> int:
-        return len(self.params["xyz"])
+        return len(self._params["xyz"])
 
     @property
     def device(self) -> torch.device:
-        return self.params["xyz"].device
+        return self._params["xyz"].device
 
     @property
     def means(self) -> Tensor:
@@ -160,6 +181,7 @@ class GaussianModel:
         Pruning, cloning, splitting and sorting are all this one move. Rows in the mask `fresh` are new
         Gaussians: they start with zero moments. Gradients do not move; call after the optimizer's step.
         """
+        self.settle()
         for group in self.optimizer.param_groups:
             old = group["params"][0]
             new = nn.Parameter(old[index])
@@ -171,7 +193,7 @@ class GaussianModel:
                         state[key][fresh] = 0
             if state:
                 self.optimizer.state[new] = state
-            group["params"][0] = self.params[group["name"]] = new
+            group["params"][0] = self._params[group["name"]] = new
 
     @torch.no_grad()
     def reset_opacity(self) -> None:

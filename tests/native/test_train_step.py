@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from diff_gaussian_rasterization import FusedAdam, ScreenStats, photometric_loss, rasterize
+from diff_gaussian_rasterization import FusedAdam, ScreenStats, TrainStep, photometric_loss, rasterize
 from torch import Tensor
 
 from tests.native.scenes import DEVICES, Scene, assert_not_blank, make_scene, relative_error, to_raw
@@ -237,3 +237,108 @@ def test_wrong_arguments_are_named(device):
     out.params.pop()
     with pytest.raises(ValueError, match=r"params must be means, .* and quats, got 5 tensors"):
         fused_step(out, scene, 1, target, None, device)
+
+
+# ---- rows that wait (GPU) -----------------------------------------------------------------------------
+
+gpu_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="only the GPU lets rows wait")
+RATES = [[lr * 0.99**step for lr in LRS] for step in range(400)]  # by step: learning rates that change
+
+
+def take_steps(train, out: Outcome, scene: Scene, first: int, last: int, views) -> None:
+    """Steps first..last of `train`, looking from views(step)."""
+    target = target_like(scene, torch.uint8).to("cuda")
+    for step in range(first, last + 1):
+        view = camera(scene, 0, "cuda", torch.float32)
+        view["world_to_camera"] = views(step).cuda()
+        out.losses += train(
+            out.params, out.exp_avg, out.exp_avg_sq, RATES[step], BETAS, EPS, step,
+            view=0, **view, target=target, mask=None, sh_degree=scene.sh_degree, antialiasing=False,
+            lambda_dssim=LAMBDA, stats=out.stats,
+        )  # fmt: skip
+
+
+class DenseStep(TrainStep):
+    """Moves all rows in every step."""
+
+    def _account(self, count, step):
+        return None, None
+
+
+def looking(scene: Scene, away: bool) -> Tensor:
+    view = scene.world_to_camera.clone()
+    view[2, 3] -= 100.0 * away  # everything is behind the camera
+    return view
+
+
+def differences(a: Outcome, b: Outcome, start: Scene) -> dict[str, float]:
+    """Of what has changed since the start, relative to it."""
+    found = {}
+    for i, name in enumerate(NAMES):
+        before = getattr(start, name).to(a.params[i])
+        found[name] = relative_error(a.params[i] - before, b.params[i] - before)
+        found[f"first moments of {name}"] = relative_error(a.exp_avg[i], b.exp_avg[i])
+        found[f"second moments of {name}"] = relative_error(a.exp_avg_sq[i], b.exp_avg_sq[i])
+    return found
+
+
+@gpu_only
+@pytest.mark.parametrize("missed", [1, 2, 126, 127, 128, 300])
+@pytest.mark.parametrize("degree", [3, 1])
+def test_rows_that_waited_end_where_dense_adam_takes_them(missed, degree):
+    scene = training_scene(300, degree=degree)
+    dense, waiting = (fresh(scene, "cuda", torch.float32, False) for _ in range(2))
+    take_steps(DenseStep(1, "cuda"), dense, scene, 1, 10, lambda step: looking(scene, False))
+    for a, b in zip([*waiting.params, *waiting.exp_avg, *waiting.exp_avg_sq],
+                    [*dense.params, *dense.exp_avg, *dense.exp_avg_sq]):  # fmt: skip
+        a.copy_(b)
+    before = [p.clone() for p in dense.params]
+    take_steps(DenseStep(1, "cuda"), dense, scene, 11, 10 + missed, lambda step: looking(scene, True))
+    step = TrainStep(1, "cuda")
+    take_steps(step, waiting, scene, 11, 10 + missed, lambda step: looking(scene, True))
+    if missed < 127:  # nothing has moved yet
+        assert all(torch.equal(p, q) for p, q in zip(waiting.params, before))
+    step.settle()
+    assert all((p - q).abs().max() > 0 for p, q in zip(dense.params, before))
+    moved = Scene(**vars(scene) | dict(zip(NAMES, before)))
+    for what, error in differences(waiting, dense, moved).items():
+        assert error <= 1e-5 * max(1, missed / 20), f"{what}: {error:.1e}"
+    assert torch.equal(waiting.losses, dense.losses)
+
+
+@gpu_only
+def test_rows_that_come_into_view_have_caught_up():
+    """Now here, now there: the pictures, and so the losses and gradients, are those of dense Adam."""
+    scene = training_scene(2000, size=(96, 64))
+
+    def views(step: int) -> Tensor:
+        view = scene.world_to_camera.clone()
+        view[0, 3] += 1.5 * (step % 5 - 2)
+        view[2, 3] -= 1.0 * (step % 3)
+        return view
+
+    dense, waiting = (fresh(scene, "cuda", torch.float32, False) for _ in range(2))
+    take_steps(DenseStep(1, "cuda"), dense, scene, 1, 12, views)
+    step = TrainStep(1, "cuda")
+    take_steps(step, waiting, scene, 1, 12, views)
+    still = [
+        (step._moved_at.cpu() < 12).float().mean().item(),
+        (dense.stats.visits.cpu() == 12).float().mean().item(),
+    ]
+    assert still[0] > 0.2 and still[1] < 0.8, "some are seen, and some are not"
+    step.settle()
+    for what, error in differences(waiting, dense, scene).items():
+        assert error <= 1e-3, f"{what}: {error:.1e}"
+    assert torch.equal(waiting.stats.visits, dense.stats.visits)
+    assert relative_error(waiting.losses, dense.losses) <= 1e-5
+
+
+@gpu_only
+def test_no_row_is_forgotten_when_steps_are_taken_elsewhere():
+    scene = training_scene(200)
+    out, step = fresh(scene, "cuda", torch.float32, False), TrainStep(1, "cuda")
+    take_steps(step, out, scene, 1, 3, lambda step: looking(scene, True))
+    with pytest.raises(RuntimeError, match=r"settle\(\) must be called"):
+        take_steps(step, out, scene, 5, 5, lambda step: looking(scene, True))
+    step.settle()
+    take_steps(step, out, scene, 5, 6, lambda step: looking(scene, False))

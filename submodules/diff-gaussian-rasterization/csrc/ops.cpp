@@ -59,8 +59,16 @@ TORCH_LIBRARY(tilesplat, m) {
         "train_step(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, "
         "float beta2, float eps, int step, Tensor world_to_camera, Tensor K, Tensor background, Tensor target, "
         "Tensor? mask, int sh_degree, bool antialiasing, float lambda_dssim, Tensor(d!)? grad_norm_sum, "
-        "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, int capacity, Tensor(h!)? entries) -> "
-        "()");
+        "Tensor(e!)? visits, Tensor(f!)? abs_grad_norm_sum, Tensor(g!) losses, int capacity, Tensor(h!)? entries, "
+        "Tensor(i!)? moved_at=None, Tensor(j!)? missed=None) -> ()");
+
+    // With moved_at, int32 [N], and missed [128, 8], a GPU's train_step leaves rows alone that the view does not show.
+    // Before such a row can be seen, it makes up for the steps it missed, which come to the same as gradients of zero.
+    // `settle` does it for all rows: it must be called before anyone looks at them, and at least every 127 steps. Row i is
+    // up to date with step moved_at[i]; begin with the step before the first, and with rows of six 0 and two 1 in `missed`.
+    m.def(
+        "settle(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float eps, int step, "
+        "Tensor(d!) moved_at, Tensor missed) -> ()");
 
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");
@@ -272,7 +280,7 @@ void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorLis
                  bool allow_double) {
     check_inputs(in, allow_double);
     check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, allow_double);
-    TILESPLAT_CHECK(step >= 1, "step must be at least 1, got ", step);
+    TILESPLAT_CHECK(step >= 1 && step <= INT32_MAX, "step must be at least 1, got ", step);
     TILESPLAT_CHECK(in.rest() <= 15, "sh_rest must have at most 15 coefficients per channel, got ", in.rest());
     const Tensor& means = in.means;
     const int64_t N = in.count();

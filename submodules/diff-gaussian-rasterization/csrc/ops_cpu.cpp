@@ -467,7 +467,8 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                 const Tensor& world_to_camera, const Tensor& K, const Tensor& background, const Tensor& target,
                 const OptionalTensor& mask, int64_t sh_degree, bool antialiasing, double lambda_dssim,
                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
-                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t, const OptionalTensor& entries) {
+                const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t, const OptionalTensor& entries,
+                const OptionalTensor&, const OptionalTensor&) {
     check_train_params(params);
     const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
     const auto [height, width] = check_target_size(target);

@@ -403,13 +403,21 @@ int64_t room_for_entries(const Device& device, const Projected& p, int64_t capac
     return std::min(capacity, cuda::kMaxEntries);
 }
 
+cuda::Waiting waiting_in(int64_t count, const Tensor& means, const OptionalTensor& moved_at,
+                         const OptionalTensor& missed) {
+    TILESPLAT_CHECK(moved_at.has_value() == missed.has_value(), "moved_at and missed must be given together");
+    CHECK_TENSOR_DTYPE(moved_at, means, at::kInt, count);
+    CHECK_TENSOR(missed, means, cuda::kWindow, int64_t(sizeof(cuda::Missed) / sizeof(float)));
+    return {data<int32_t>(moved_at), data<cuda::Missed>(missed)};
+}
+
 void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                 const Tensor& world_to_camera, const Tensor& K, const Tensor& background, const Tensor& target,
                 const OptionalTensor& mask, int64_t sh_degree, bool antialiasing, double lambda_dssim,
                 const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                 const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, int64_t capacity,
-                const OptionalTensor& entries) {
+                const OptionalTensor& entries, const OptionalTensor& moved_at, const OptionalTensor& missed) {
     check_train_params(params);
     const OptionalTensor none, sh_dc = params[1], sh_rest = params[2], scales = params[4], quats = params[5];
     const auto [height, width] = check_target_size(target);
@@ -421,6 +429,16 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const cuda::TileGrid grid{int(width), int(height)};
     const Gaussians<float> g = gaussians(in, 1.0, antialiasing, true);
     const View<float> v = view(in);
+
+    const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
+    const auto trained = [&](int i) -> cuda::Trained {
+        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1)};
+    };
+    const cuda::Waiting waiting = waiting_in(g.count, params[0], moved_at, missed);
+    if (waiting.moved_at)
+        cuda::catch_up({g.count, g.rest_count, trained(0), trained(1), trained(2), trained(3), trained(4), trained(5),
+                        float(eps), waiting, int(step - 1), false, v},
+                       device.stream);
 
     const Projected projected(device, g, v);
     const DepthOrder depth(device, projected);
@@ -443,31 +461,33 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                           abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
                          device.stream);
 
-    const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
-    const auto trained = [&](int i) -> cuda::Trained {
-        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1)};
-    };
+    const cuda::LossSums sums = {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count,
+                                 float(lambda_dssim)};
     cuda::preprocess_backward_adam(
-        {g,
-         v,
-         projected.screen.radii,
-         projected.screen.splats,
-         data<float>(splat_grads),
-         trained(0),
-         trained(1),
-         trained(2),
-         trained(3),
-         trained(4),
-         trained(5),
-         adam_rates(beta1, beta2, eps, bias2),
-         data<float>(grad_norm_sum),
-         data<float>(visits),
-         data<float>(abs_grad_norm_sum),
-         projected.screen.totals,
-         room,
-         {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count, float(lambda_dssim)},
-         data<float>(losses)},
+        {g, v, projected.screen.radii, projected.screen.splats, data<float>(splat_grads), trained(0), trained(1),
+         trained(2), trained(3), trained(4), trained(5), adam_rates(beta1, beta2, eps, bias2), float(beta1), waiting,
+         int(step), data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum),
+         projected.screen.totals, room, sums, data<float>(losses)},
         device.stream);
+}
+
+void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double eps, int64_t step,
+            const Tensor& moved_at, const Tensor& missed) {
+    check_train_params(params);
+    const Tensor &means = params[0], &sh_rest = params[2];
+    const int64_t N = means.size(0), rest = sh_rest.size(1);
+    const std::vector<double> rates(params.size(), 0.0);
+    check_adam(params, params, exp_avg, exp_avg_sq, rates, std::nullopt, false);
+    TILESPLAT_CHECK(step >= 0 && step <= INT32_MAX, "step must be at least 0, got ", step);
+    CHECK_TENSOR(means, means, N, 3);
+    CHECK_TENSOR(sh_rest, means, N, rest, 3);
+    const Device device(means);
+    const auto trained = [&](int i) -> cuda::Trained {
+        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), 0.f};
+    };
+    cuda::catch_up({N, int(rest), trained(0), trained(1), trained(2), trained(3), trained(4), trained(5), float(eps),
+                    waiting_in(N, means, moved_at, missed), int(step), true, {}},
+                   device.stream);
 }
 
 }  // namespace
@@ -483,4 +503,5 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("adam_step", gs::adam_step);
     m.impl("knn_mean_dist2", gs::knn_mean_dist2);
     m.impl("train_step", gs::train_step);
+    m.impl("settle", gs::settle);
 }

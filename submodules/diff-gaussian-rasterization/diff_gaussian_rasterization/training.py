@@ -8,6 +8,7 @@ from torch import Tensor
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
 from .types import ScreenStats
 
+WINDOW = 128  # steps that the GPU can keep account of; a row may miss one less
 ROOM_TO_GROW = 1.25  # between two visits of a view
 GRAIN = 1 << 16  # sizes of buffers are multiples, so that the allocator finds a fitting one
 
@@ -21,6 +22,10 @@ class TrainStep:
     A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's
     number is remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view
     want much more than before, the step moves nothing, and says so in what __call__ returns.
+
+    On a GPU, rows that a view does not show wait: Adam with a gradient of zero is easily caught up on, and
+    moving a row costs more than all else that is done for it. settle() lets all of them catch up; call it
+    before anyone but the next step looks at parameters or moments.
     """
 
     def __init__(self, views: int, device: torch.device):
@@ -28,6 +33,30 @@ class TrainStep:
         # Written by the GPU and read here without waiting: what a view wanted at its last visit.
         self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
         self._peaks = [0] * views
+        self._moved_at: Tensor | None = None  # [N] the step that each row is up to date with
+        self._missed: Tensor | None = None  # [WINDOW, 8] what has been missed since each of the last steps
+        self._settled_at = self._last = 0  # steps
+        self._unsettled: tuple | None = None  # what settle() needs, if any row may be waiting
+
+    def settle(self) -> None:
+        """Bring all rows to where dense Adam has them."""
+        if self._unsettled:
+            torch.ops.tilesplat.settle(*self._unsettled, self._last, self._moved_at, self._missed)
+            self._settled_at, self._unsettled = self._last, None
+
+    def _account(self, count: int, step: int) -> tuple[Tensor | None, Tensor | None]:
+        """Of the waiting rows, for the step that comes."""
+        if self.device.type != "cuda":
+            return None, None
+        if self._moved_at is None or count != len(self._moved_at) or step != self._last + 1:
+            if self._unsettled:
+                raise RuntimeError("settle() must be called before Gaussians or steps are added elsewhere")
+            self._moved_at = torch.full((count,), step - 1, dtype=torch.int32, device=self.device)
+            self._missed = torch.tensor([0.0] * 6 + [1.0] * 2, device=self.device).repeat(WINDOW, 1)
+            self._settled_at = step - 1
+        elif step - self._settled_at == WINDOW - 1:
+            self.settle()
+        return self._moved_at, self._missed
 
     def _room(self, view: int) -> int:
         """For how many pairs to make room; 0 to count them first.
@@ -66,6 +95,7 @@ class TrainStep:
         """Returns [loss, L1 loss, 1, 0] on the device; [0, 0, 0, 1] if the step was skipped."""
         losses = torch.zeros(4, device=self.device)
         sums = (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
+        account = self._account(len(params[0]), step)
         torch.ops.tilesplat.train_step(
             params,
             exp_avg,
@@ -86,5 +116,9 @@ class TrainStep:
             losses,
             self._room(view),
             self._entries[view : view + 1],
+            *account,
         )
+        self._last = step
+        if self.device.type == "cuda":
+            self._unsettled = (params, exp_avg, exp_avg_sq, eps)
         return losses

@@ -36,8 +36,17 @@ struct PixelState {
     }
 };
 
+// A lane has one pixel or two. Two share work. But with few tiles a GPU has nothing else to do while a warp waits for a
+// load: then more warps with less to do each, which load a splat while they blend the one before, are done sooner.
+constexpr unsigned kFewTiles = 3000;
+
 template <int kPixels>
 constexpr int kThreads = kWarp * kStrips / kPixels;
+
+struct Falloff {
+    float2 mean;
+    float4 shape;
+};
 
 template <int kPixels>
 struct Batch {
@@ -52,7 +61,9 @@ struct Batch {
         copy_async16(&shape[threadIdx.x], splat + 1);
         copy_async16(&look[threadIdx.x], splat + 2);
     }
-    __device__ __forceinline__ float2 mean(uint32_t k) const { return *reinterpret_cast<const float2*>(&place[k]); }
+    __device__ __forceinline__ Falloff falloff(uint32_t k) const {
+        return {*reinterpret_cast<const float2*>(&place[k]), shape[k]};
+    }
 };
 
 __device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
@@ -98,19 +109,16 @@ __global__ void __launch_bounds__(kThreads<kPixels>) blend_forward_kernel(BlendF
         for (uint32_t group = 0; group < count && !done; group += kWarp) {
             const bool hit = group + lane_id() < count && overlap(batch.place[group + lane_id()], pixels.box);
             unsigned hits = __ballot_sync(kFullWarp, hit), taken[kPixels] = {};
-            uint32_t next_k = group + (hits ? __ffs(hits) - 1 : 0);  // is loaded while its predecessor is blended
-            float2 next_mean = batch.mean(next_k);
-            float4 next_shape = batch.shape[next_k];
+            const auto load_first = [&] { return batch.falloff(group + (hits ? __ffs(hits) - 1 : 0)); };
+            Falloff ahead = load_first();
             while (hits) {
                 const unsigned bit = hits & (0u - hits);
+                const uint32_t k = group + __ffs(bit) - 1;
+                const Falloff own = kPixels == 1 ? ahead : batch.falloff(k);
                 hits ^= bit;
-                const uint32_t k = next_k;
-                const float2 mean = next_mean;
-                const float4 shape = next_shape;
-                next_k = group + (hits ? __ffs(hits) - 1 : 0);
-                next_mean = batch.mean(next_k);
-                next_shape = batch.shape[next_k];
-                const Exponents<kPixels> at(pixels, mean, shape);
+                if (kPixels == 1) ahead = load_first();
+                const float4 shape = own.shape;
+                const Exponents<kPixels> at(pixels, own.mean, shape);
 #pragma unroll
                 for (int i = 0; i < kPixels; ++i) {
                     if (!__any_sync(kFullWarp, at.e[i] >= state[i].threshold)) continue;
@@ -176,14 +184,9 @@ Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_dep
 
 void blend_forward(const BlendForward& args, Stream stream) {
     const unsigned tiles = unsigned(args.grid.tiles());
-    static const int pixels = getenv("GS_PIXELS") ? atoi(getenv("GS_PIXELS")) : 1;
-    if (pixels == 1) {
-        if (args.inv_depth) blend_forward_kernel<true, 1><<<tiles, kThreads<1>, 0, native(stream)>>>(args);
-        else blend_forward_kernel<false, 1><<<tiles, kThreads<1>, 0, native(stream)>>>(args);
-    } else {
-        if (args.inv_depth) blend_forward_kernel<true, 2><<<tiles, kThreads<2>, 0, native(stream)>>>(args);
-        else blend_forward_kernel<false, 2><<<tiles, kThreads<2>, 0, native(stream)>>>(args);
-    }
+    const auto launch = [&](auto kernel, int threads) { kernel<<<tiles, threads, 0, native(stream)>>>(args); };
+    if (tiles < kFewTiles) launch(args.inv_depth ? blend_forward_kernel<true, 1> : blend_forward_kernel<false, 1>, kThreads<1>);
+    else launch(args.inv_depth ? blend_forward_kernel<true, 2> : blend_forward_kernel<false, 2>, kThreads<2>);
     check_launch("blend_forward_kernel");
 }
 

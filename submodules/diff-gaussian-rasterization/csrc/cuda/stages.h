@@ -242,6 +242,30 @@ struct Trained {               // aligned to 16 bytes
     float* exp_avg_sq;
     float step_size;             // lr / (1 - beta1^t)
 };
+// A row out of view has no gradient, and what Adam does to it depends on nothing but its moments: these decay, and the
+// parameters drift, by m / sqrt(v) times a number that is the same for all rows that moved last in the same step. So such
+// rows may wait, and catch up all the steps they missed before a view can show them.
+constexpr int kWindow = 128;     // steps that a row may miss
+struct alignas(16) Missed {      // since a certain step
+    float drift[6];              // of means, sh_dc, sh_rest, opacities, scales, quats
+    float decay1, decay2;        // beta1, beta2 to the power of the number of steps
+};
+struct Waiting {
+    int32_t* moved_at;           // [N] the step that each row is up to date with; null: all rows move in every step
+    Missed* missed;              // [kWindow] since this step, modulo kWindow
+};
+struct CatchUp {
+    int64_t count;
+    int rest_count;
+    Trained means, sh_dc, sh_rest, opacities, scales, quats;
+    float eps;
+    Waiting waiting;
+    int step;                    // that the rows will be up to date with
+    bool all;                    // or only those that `view` can show
+    View<float> view;
+};
+void catch_up(const CatchUp& args, Stream stream);
+
 struct LossSums {                // as ssim_forward left them
     const float *ssim, *l1;      // [blocks]
     int64_t blocks;
@@ -256,6 +280,9 @@ struct PreprocessBackwardAdam {
     const float* grads;          // [N, kGradSize]
     Trained means, sh_dc, sh_rest, opacities, scales, quats;
     AdamRates rates;
+    float beta1;
+    Waiting waiting;
+    int step;
     float* grad_norm_sum;        // [N] or null, likewise the next two: see GaussianGrads
     float* visits;
     float* abs_grad_norm_sum;

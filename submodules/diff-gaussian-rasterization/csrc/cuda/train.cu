@@ -1,8 +1,8 @@
 // The end of a training step: from gradients of splats to moved Gaussians, in one pass over memory. CUDA backend.
 //
-// It is preprocess_backward and Adam in one, so no gradient of a Gaussian is ever stored. All rows move, also those that
-// the view does not show: their gradient is zero. The step is bound by memory, 12 bytes read and 12 written for each of
-// the 59 numbers of a Gaussian, and so by how evenly these are read.
+// It is preprocess_backward and Adam in one, so no gradient of a Gaussian is ever stored. The step is bound by memory, 12
+// bytes read and 12 written for each of the 59 numbers of a Gaussian, and so by how evenly these are read, and by how few:
+// rows that the view does not show wait (see Waiting), and catch_up lets them make up for it before a view can show them.
 //
 // A block owns consecutive rows. First, a thread per row finds the row's gradients, and leaves them in shared memory:
 // for the spherical harmonics only the basis and the gradient of the color, whose products they are. Then all threads
@@ -17,6 +17,37 @@ constexpr int kThreads = 128;
 constexpr int kBlocksPerSm = 5;
 constexpr int kAhead = 2;  // loads of 16 bytes that a thread has under way, per array
 
+__device__ __forceinline__ void load4(float (&to)[4], const float* from) {
+    const float4 v = *reinterpret_cast<const float4*>(from);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+}
+
+__device__ __forceinline__ void store4(float* to, const float (&from)[4]) {
+    *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
+// Some of a block's rows, in shared memory.
+struct RowSet {
+    uint32_t words[kThreads / kWarp];
+
+    // All threads call, each for its row; a barrier must follow.
+    __device__ __forceinline__ void set(bool own) {
+        const unsigned word = __ballot_sync(kFullWarp, own);
+        if (lane_id() == 0) words[threadIdx.x / kWarp] = word;
+    }
+    __device__ __forceinline__ bool has(int row) const { return words[row / kWarp] >> (row % kWarp) & 1; }
+};
+
+// Which row the i-th of a block's numbers belongs to, with 3 or 3 rest_count of them in a row.
+struct RowOfThree {
+    __device__ __forceinline__ int operator()(int i) const { return i / 3; }
+};
+struct RowOfRest {
+    uint32_t inverse;  // 2^32 / row length, rounded up: exact for small i
+    explicit RowOfRest(int rest_count) : inverse(rest_count ? UINT32_MAX / (3 * uint32_t(rest_count)) + 1 : 0) {}
+    __device__ __forceinline__ int operator()(int i) const { return int(uint64_t(i) * inverse >> 32); }
+};
+
 // What a block shares. Rows are an odd number of floats apart, so that 32 lanes writing theirs hit 32 banks.
 template <int Degree>
 struct Shared {
@@ -28,39 +59,40 @@ struct Shared {
     alignas(16) float mean_grads[3 * kThreads];
     alignas(16) float scale_grads[3 * kThreads];
     float light[kThreads * kPitch];                        // per row: basis[1 ..], then the gradient of the color
+    RowSet moving;
 };
 
-// Moves `count` numbers from `begin` on; grad(i) is the gradient of the i-th of them. `staged`: the parameters, where they
-// are in shared memory already.
-template <typename Grad>
-__device__ __forceinline__ void move(const Trained& t, const AdamRates& rates, int64_t begin, int count,
-                                     const float* staged, Grad grad) {
+// Calls update(i, m, v, param) for those of a block's `count` numbers from `begin` on whose rows are in `moving`. `staged`:
+// the parameters, where they are in shared memory already.
+template <typename RowOf, typename Update>
+__device__ __forceinline__ void walk(const Trained& t, int64_t begin, int count, const float* staged, const RowSet& moving,
+                                     RowOf row_of, Update update) {
     float *const param = t.param + begin, *const m = t.exp_avg + begin, *const v = t.exp_avg_sq + begin;
     const int whole = count / 4 * 4;
     constexpr int kStride = 4 * kThreads;
     for (int at = 4 * int(threadIdx.x); at < whole; at += kAhead * kStride) {
-        float4 p4[kAhead], m4[kAhead], v4[kAhead];
+        float p4[kAhead][4], m4[kAhead][4], v4[kAhead][4];
+        bool first[kAhead], last[kAhead];  // four numbers belong to at most two rows
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
             const int i = at + k * kStride;
-            if (i >= whole) break;
-            m4[k] = *reinterpret_cast<const float4*>(m + i);
-            v4[k] = *reinterpret_cast<const float4*>(v + i);
-            p4[k] = *reinterpret_cast<const float4*>((staged ? staged : param) + i);
+            first[k] = i < whole && moving.has(row_of(i)), last[k] = i < whole && moving.has(row_of(i + 3));
+            if (!first[k] && !last[k]) continue;
+            load4(m4[k], m + i), load4(v4[k], v + i), load4(p4[k], (staged ? staged : param) + i);
         }
 #pragma unroll
         for (int k = 0; k < kAhead; ++k) {
             const int i = at + k * kStride;
-            if (i >= whole) break;
-            const float4 g4 = {grad(i), grad(i + 1), grad(i + 2), grad(i + 3)};
-            adam_four(rates, t.step_size, g4, m4[k], v4[k], p4[k]);
-            *reinterpret_cast<float4*>(m + i) = m4[k];
-            *reinterpret_cast<float4*>(v + i) = v4[k];
-            *reinterpret_cast<float4*>(param + i) = p4[k];
+            if (!first[k] && !last[k]) continue;
+            const int row = row_of(i);
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+                if (row_of(i + e) == row ? first[k] : last[k]) update(i + e, m4[k][e], v4[k][e], p4[k][e]);
+            store4(m + i, m4[k]), store4(v + i, v4[k]), store4(param + i, p4[k]);
         }
     }
     for (int i = whole + int(threadIdx.x); i < count; i += kThreads)
-        adam_value(rates, t.step_size, grad(i), m[i], v[i], param[i]);
+        if (moving.has(row_of(i))) update(i, m[i], v[i], param[i]);
 }
 
 // Opacity and quaternion of row i: one and four numbers a row, which a thread per row reads as evenly.
@@ -74,10 +106,12 @@ __device__ __forceinline__ void move_own(const PreprocessBackwardAdam& p, int64_
     *param = p4, *m = m4, *v = v4;
 }
 
-// `count` floats from global to shared memory, without waiting for them.
-__device__ __forceinline__ void copy_async(float* shared, const float* global, int count) {
+// `count` floats from global to shared memory, at least those of the rows that move, without waiting for them.
+template <typename RowOf>
+__device__ __forceinline__ void copy_async(float* shared, const float* global, int count, const RowSet& moving, RowOf row_of) {
     const int whole = count / 4 * 4;
-    for (int i = 4 * int(threadIdx.x); i < whole; i += 4 * kThreads) copy_async16(shared + i, global + i);
+    for (int i = 4 * int(threadIdx.x); i < whole; i += 4 * kThreads)
+        if (moving.has(row_of(i)) || moving.has(row_of(i + 3))) copy_async16(shared + i, global + i);
     for (int i = whole + int(threadIdx.x); i < count; i += kThreads) shared[i] = global[i];
 }
 
@@ -98,25 +132,46 @@ __device__ __forceinline__ void add_losses(const LossSums& sums, float* losses) 
     losses[2] += 1.f;
 }
 
+// By one block: a step more is missed since each step of the window, and none since this one.
+__device__ __forceinline__ void note_step(const PreprocessBackwardAdam& p, bool taken) {
+    static_assert(kWindow == kThreads);
+    Missed& slot = p.waiting.missed[threadIdx.x];
+    if (int(threadIdx.x) == p.step % kWindow) {
+        slot = {{0.f, 0.f, 0.f, 0.f, 0.f, 0.f}, 1.f, 1.f};
+    } else if (taken) {
+        Missed missed = slot;
+        missed.decay1 *= p.beta1, missed.decay2 *= p.rates.beta2;
+        const float ratio = missed.decay1 * rsqrtf(missed.decay2) / p.rates.inv_sqrt_bias2;
+        const Trained* trained[6] = {&p.means, &p.sh_dc, &p.sh_rest, &p.opacities, &p.scales, &p.quats};
+#pragma unroll
+        for (int k = 0; k < 6; ++k) missed.drift[k] = fmaf(trained[k]->step_size, ratio, missed.drift[k]);
+        slot = missed;
+    }
+}
+
 template <int Degree>
 __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
-    preprocess_backward_adam_kernel(const __grid_constant__ PreprocessBackwardAdam p, uint32_t rest_inverse) {
+    preprocess_backward_adam_kernel(const __grid_constant__ PreprocessBackwardAdam p, RowOfRest row_of_rest) {
     using Shared = Shared<Degree>;
     __shared__ Shared s;
     const Gaussians<float>& g = p.gaussians;
     const int stride = 3 * g.rest_count;
     const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
     const int rows = int(::min(g.count - first, int64_t(kThreads)));
-    copy_async(s.rest, p.sh_rest.param + first * stride, rows * stride);
+    const bool inside = i < g.count, seen = inside && p.radii[i] > 0;
+    const bool moves = inside && (seen || !p.waiting.moved_at);
+    s.moving.set(moves);
     if (threadIdx.x == 0)
         s.camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
-    const bool inside = i < g.count, seen = inside && p.radii[i] > 0;
-    if (int64_t(p.totals->entries) > p.capacity) {
-        if (i == 0) p.losses[3] += 1.f;
-        return;
+    const bool taken = int64_t(p.totals->entries) <= p.capacity;
+    if (blockIdx.x == 0) {
+        if (p.waiting.moved_at) note_step(p, taken);
+        if (taken) add_losses(p.loss, p.losses);
+        else if (threadIdx.x == 0) p.losses[3] += 1.f;
     }
-    if (blockIdx.x == 0) add_losses(p.loss, p.losses);
+    if (!taken) return;
     __syncthreads();
+    copy_async(s.rest, p.sh_rest.param + first * stride, rows * stride, s.moving, row_of_rest);
 
     GaussianGrad grad{};
     if (seen) grad = gaussian_vjp(g, s.camera, i, p.grads);
@@ -130,7 +185,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         grad.mean = add(grad.mean, sh_color_vjp<Degree>(g, s.camera, i, g_color, s.rest + threadIdx.x * stride, basis));
         add_statistics(grad.splat, p.view.width, p.view.height, i, p.grad_norm_sum, p.visits, p.abs_grad_norm_sum);
     }
-    if (inside) move_own(p, i, grad);
+    if (moves) {
+        move_own(p, i, grad);
+        if (p.waiting.moved_at) p.waiting.moved_at[i] = p.step;
+    }
     float* const light = s.light + threadIdx.x * Shared::kPitch;
 #pragma unroll
     for (int k = 0; k < Shared::kBasis; ++k) light[k] = basis[k + 1];
@@ -139,16 +197,92 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     store3(s.scale_grads, threadIdx.x, grad.scale);
     __syncthreads();
 
-    move(p.sh_rest, p.rates, first * stride, rows * stride, s.rest, [&](int at) {
-        const int row = int(uint64_t(at) * rest_inverse >> 32), column = at - row * stride, k = column / 3;
+    const auto move = [&](const Trained& t, int64_t begin, int count, const float* staged, auto row_of, auto grad_of) {
+        walk(t, begin, count, staged, s.moving, row_of, [&](int at, float& m, float& v, float& param) {
+            adam_value(p.rates, t.step_size, grad_of(at), m, v, param);
+        });
+    };
+    move(p.sh_rest, first * stride, rows * stride, s.rest, row_of_rest, [&](int at) {
+        const int row = row_of_rest(at), column = at - row * stride, k = column / 3;
         const float* const light = s.light + row * Shared::kPitch;
         return k < Shared::kBasis ? light[k] * light[Shared::kBasis + column - 3 * k] : 0.f;
     });
-    move(p.sh_dc, p.rates, 3 * first, 3 * rows, nullptr, [&](int at) {
+    move(p.sh_dc, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) {
         return float(kSh0) * s.light[at / 3 * Shared::kPitch + Shared::kBasis + at % 3];
     });
-    move(p.means, p.rates, 3 * first, 3 * rows, nullptr, [&](int at) { return s.mean_grads[at]; });
-    move(p.scales, p.rates, 3 * first, 3 * rows, nullptr, [&](int at) { return s.scale_grads[at]; });
+    move(p.means, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.mean_grads[at]; });
+    move(p.scales, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.scale_grads[at]; });
+}
+
+// ---- catching up ---------------------------------------------------------------------------------------------------
+
+// Where a parameter is after the steps that its row missed.
+__device__ __forceinline__ float drifted(float param, float m, float v, float drift, float eps) {
+    return param - drift * m / (sqrtf(v) + eps);
+}
+
+__device__ __forceinline__ Vec3<float> drifted3(const Trained& t, int64_t i, float drift, float eps) {
+    const Vec3<float> p = load3(t.param, i), m = load3(t.exp_avg, i), v = load3(t.exp_avg_sq, i);
+    return {drifted(p.x, m.x, v.x, drift, eps), drifted(p.y, m.y, v.y, drift, eps), drifted(p.z, m.z, v.z, drift, eps)};
+}
+
+// False only if preprocess will find radius 0: the Gaussian lies behind the camera, or its splat, estimated generously,
+// beside the image.
+__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i, const Missed& missed) {
+    const Vec3<float> at = to_camera(camera, drifted3(p.means, i, missed.drift[0], p.eps));
+    if (at.z <= float(kNearDepth)) return false;
+    const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
+    const float sigma = expf(max(scale.x, max(scale.y, scale.z)));
+    const float jx = camera.fx * camera.fx * (1.f + camera.limit_x * camera.limit_x);
+    const float jy = camera.fy * camera.fy * (1.f + camera.limit_y * camera.limit_y);
+    const float spread = (jx + jy) * (sigma / at.z) * (sigma / at.z);  // at least the splat's largest variance
+    const float reach = float(kExtentSigmas) * sqrtf(spread + float(kBlur) + 1.f) + float(kTileSize) + 2.f;
+    const Vec2<float> mean = project_mean(camera, at);
+    return !(mean.x < -reach || mean.y < -reach || mean.x > float(p.view.width) + reach ||
+             mean.y > float(p.view.height) + reach);
+}
+
+__global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constant__ CatchUp p, RowOfRest row_of_rest) {
+    __shared__ Missed missed[kThreads];
+    __shared__ Camera<float> camera;
+    __shared__ RowSet moving;
+    const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
+    const int rows = int(::min(p.count - first, int64_t(kThreads))), stride = 3 * p.rest_count;
+    const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
+    bool moves = moved_at != p.step;
+    if (threadIdx.x == 0 && !p.all)
+        camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+    if (!__syncthreads_or(moves)) return;
+    Missed& own = missed[threadIdx.x];
+    if (moves) {
+        own = p.waiting.missed[moved_at % kWindow];
+        moves = p.all || may_be_seen(p, camera, i, own);
+    }
+    moving.set(moves);
+    if (!__syncthreads_or(moves)) return;
+
+    const auto update = [&](const Missed& row, int which, float& m, float& v, float& param) {
+        param = drifted(param, m, v, row.drift[which], p.eps);
+        m *= row.decay1, v *= row.decay2;
+    };
+    if (moves) {
+        p.waiting.moved_at[i] = p.step;
+        update(own, 3, p.opacities.exp_avg[i], p.opacities.exp_avg_sq[i], p.opacities.param[i]);
+        float m[4], v[4], q[4];
+        load4(m, p.quats.exp_avg + 4 * i), load4(v, p.quats.exp_avg_sq + 4 * i), load4(q, p.quats.param + 4 * i);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) update(own, 5, m[e], v[e], q[e]);
+        store4(p.quats.exp_avg + 4 * i, m), store4(p.quats.exp_avg_sq + 4 * i, v), store4(p.quats.param + 4 * i, q);
+    }
+    const auto move = [&](const Trained& t, int which, int length, auto row_of) {
+        walk(t, first * length, rows * length, nullptr, moving, row_of, [&](int at, float& m, float& v, float& param) {
+            update(missed[row_of(at)], which, m, v, param);
+        });
+    };
+    move(p.sh_rest, 2, stride, row_of_rest);
+    move(p.sh_dc, 1, 3, RowOfThree());
+    move(p.means, 0, 3, RowOfThree());
+    move(p.scales, 4, 3, RowOfThree());
 }
 
 }  // namespace
@@ -157,11 +291,10 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
     PreprocessBackwardAdam p = args;
     p.gaussians.raw = true;
     p.gaussians.cov3d = p.gaussians.colors = nullptr;
-    const uint32_t stride = 3 * uint32_t(args.gaussians.rest_count);
-    const uint32_t rest_inverse = stride ? UINT32_MAX / stride + 1 : 0;  // at * inverse >> 32 is at / stride for small at
+    const RowOfRest row_of_rest(args.gaussians.rest_count);
     const unsigned blocks = std::max(1u, blocks_for(args.gaussians.count, kThreads));  // one keeps the books
     const auto launch = [&](auto kernel) {
-        kernel<<<blocks, kThreads, 0, native(stream)>>>(p, rest_inverse);
+        kernel<<<blocks, kThreads, 0, native(stream)>>>(p, row_of_rest);
         check_launch("preprocess_backward_adam_kernel");
     };
     switch (args.gaussians.sh_degree) {
@@ -170,6 +303,12 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
         case 2: return launch(preprocess_backward_adam_kernel<2>);
         default: return launch(preprocess_backward_adam_kernel<3>);
     }
+}
+
+void catch_up(const CatchUp& args, Stream stream) {
+    if (args.count == 0) return;
+    catch_up_kernel<<<blocks_for(args.count, kThreads), kThreads, 0, native(stream)>>>(args, RowOfRest(args.rest_count));
+    check_launch("catch_up_kernel");
 }
 
 }  // namespace gs::cuda
