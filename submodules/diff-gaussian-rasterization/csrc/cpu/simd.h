@@ -28,7 +28,8 @@
 #define GS_MEMBER inline __attribute__((always_inline))
 #if GS_WIDTH == 1
 #define GS_LOOPED inline __attribute__((noinline))
-#define GS_OP static inline __attribute__((noinline))  // sixteen times unrolled everywhere, it would compile for minutes
+#define GS_OP \
+    static inline __attribute__((noinline))  // sixteen times unrolled everywhere, it would compile for minutes
 #else
 #define GS_LOOPED GS_MEMBER
 #define GS_OP GS_INLINE
@@ -45,9 +46,7 @@ constexpr float kEx2[6] = {1.f, 6.931469776e-1f, 2.402224201e-1f, 5.550733769e-2
 
 #if GS_WIDTH == 16
 
-struct M {
-    __mmask16 v;
-};
+struct M { __mmask16 v; };
 struct I {
     __m512i v;
     I() = default;
@@ -115,9 +114,7 @@ GS_OP F load_some(const float* p, int count) {  // zeros behind the first `count
     return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
 }
 GS_OP void store_some(float* p, F a, int count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
-GS_OP void store_some(int32_t* p, I a, int count) {
-    _mm512_mask_storeu_epi32(p, __mmask16((1u << count) - 1), a.v);
-}
+GS_OP void store_some(int32_t* p, I a, int count) { _mm512_mask_storeu_epi32(p, __mmask16((1u << count) - 1), a.v); }
 GS_OP F load_bytes(const uint8_t* p) {  // sixteen unsigned bytes as numbers
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
@@ -230,20 +227,28 @@ struct F {
 #define GS_TRUTH(x) (x)
 #endif
 
-#define GS_ARITHMETIC(op)               \
-    GS_OP F operator op(F a, F b) { \
-        F r;                            \
+#define GS_ARITHMETIC(op)                  \
+    GS_OP F operator op(F a, F b) {        \
+        F r;                               \
         GS_EACH r.v[k] = a.v[k] op b.v[k]; \
-        return r;                       \
+        return r;                          \
     }
-GS_ARITHMETIC(+) GS_ARITHMETIC(-) GS_ARITHMETIC(*) GS_ARITHMETIC(/)
-#define GS_COMPARISON(op)                           \
-    GS_OP M operator op(F a, F b) {             \
-        M r;                                        \
+GS_ARITHMETIC(+)
+GS_ARITHMETIC(-)
+GS_ARITHMETIC(*)
+GS_ARITHMETIC(/)
+#define GS_COMPARISON(op)                            \
+    GS_OP M operator op(F a, F b) {                  \
+        M r;                                         \
         GS_EACH r.v[k] = GS_TRUTH(a.v[k] op b.v[k]); \
-        return r;                                   \
+        return r;                                    \
     }
-GS_COMPARISON(<) GS_COMPARISON(<=) GS_COMPARISON(>) GS_COMPARISON(>=) GS_COMPARISON(==) GS_COMPARISON(!=)
+GS_COMPARISON(<)
+GS_COMPARISON(<=)
+GS_COMPARISON(>)
+GS_COMPARISON(>=)
+GS_COMPARISON(==)
+GS_COMPARISON(!=)
 #undef GS_ARITHMETIC
 #undef GS_COMPARISON
 
@@ -519,7 +524,9 @@ GS_OP F log(F a) {
 template <int Shift>
 GS_INLINE F ahead(F here, F next, const Number* p) {
 #if GS_WIDTH == 16
-    if (Shift % 2) return _mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(here.v), Shift));
+    if (Shift % 2)
+        return _mm512_castsi512_ps(
+            _mm512_alignr_epi32(_mm512_castps_si512(next.v), _mm512_castps_si512(here.v), Shift));
 #endif
     return load(p + Shift);
 }
@@ -564,8 +571,10 @@ GS_INLINE void store_rows(Number* const* row, const F* in, int rows) {
         for (int k = 0; k < kLanes; ++k) block[k] = k < n ? in[c + k] : F(0);
         transpose(block);
         for (int i = 0; i < rows; ++i) {
-            if (n == kLanes) store(row[i] + c, block[i]);
-            else store_some(row[i] + c, block[i], n);
+            if (n == kLanes)
+                store(row[i] + c, block[i]);
+            else
+                store_some(row[i] + c, block[i], n);
         }
     }
 }
