@@ -98,7 +98,7 @@ GS_INLINE int64_t put_tiles(uint32_t hit, int x, int y, const Frame<Number>& f, 
 }
 
 static int64_t find_tiles(const Frame<Number>& f, const int32_t* order, int64_t begin, int64_t end, Buffer& tiles,
-                          uint32_t* per_tile, uint32_t* per_splat) {
+                          uint32_t* per_tile) {
     int64_t total = 0;
     const auto reserve = [&](int64_t more) { tiles.grow((total + more) * sizeof(int32_t)); };
     for (int64_t r = begin; r < end; r += kLanes) {
@@ -124,7 +124,7 @@ static int64_t find_tiles(const Frame<Number>& f, const int32_t* order, int64_t 
                     }
                 }
             }
-            per_splat[r - begin + i] = uint32_t(total - before);
+            f.slots[order[r + i]] = {0, uint32_t(total - before)};  // how many; where, order.cpp finds out
         }
     }
     return total;

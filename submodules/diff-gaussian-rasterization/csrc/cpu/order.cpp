@@ -64,13 +64,13 @@ int64_t bin_any(const Kernels<T>& kernels, Frame<T>& f, const DepthKey<T>* keys,
     const int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(most, (visible + 2047) / 2048));
     const auto piece_begin = [&](int64_t p) { return visible * p / pieces; };
     std::unique_ptr<Piece[]> piece(new Piece[pieces]);
-    Buffer per_tile_block(pieces * tiles * sizeof(uint32_t)), per_splat_block(visible * sizeof(uint32_t));
-    uint32_t *per_tile = per_tile_block.as<uint32_t>(), *per_splat = per_splat_block.as<uint32_t>();
+    Buffer per_tile_block(pieces * tiles * sizeof(uint32_t));
+    uint32_t* per_tile = per_tile_block.as<uint32_t>();
     parallel(pieces, [&](int64_t p) {
         std::memset(per_tile + p * tiles, 0, tiles * sizeof *per_tile);
         piece[p].tiles.grow((piece_begin(p + 1) - piece_begin(p)) * 8 * sizeof(int32_t));
         piece[p].count = kernels.find_tiles(f, order, piece_begin(p), piece_begin(p + 1), piece[p].tiles,
-                                            per_tile + p * tiles, per_splat + piece_begin(p));
+                                            per_tile + p * tiles);
     });
 
     int64_t total = 0;
@@ -89,17 +89,21 @@ int64_t bin_any(const Kernels<T>& kernels, Frame<T>& f, const DepthKey<T>* keys,
     }
     f.tile_begin[tiles] = place;
 
-    int64_t first = 0;
-    std::vector<int64_t> first_slot(pieces);
-    for (int64_t p = 0; p < pieces; ++p) first_slot[p] = first, first += piece[p].count;
+    // Slots go by the splats' own order, so that the backward pass reads its records from one end to the other.
+    uint32_t slot = 0;
+    for (int64_t c = 0; c < f.chunks(); ++c) {
+        for (int32_t i = 0; i < f.visible_count[c]; ++i) {
+            SlotRange& range = f.slots[f.visible[c * kChunk + i]];
+            range = {slot, slot + range.end};
+            slot = range.end;
+        }
+    }
     parallel(pieces, [&](int64_t p) {
         uint32_t* next = per_tile + p * tiles;
         const int32_t* tile = piece[p].tiles.template as<int32_t>();
-        uint32_t slot = uint32_t(first_slot[p]);
         for (int64_t r = piece_begin(p); r < piece_begin(p + 1); ++r) {
-            const int32_t splat = order[r];
-            f.slots[splat] = {slot, slot + per_splat[r]};
-            for (uint32_t k = 0; k < per_splat[r]; ++k) f.entries[next[*tile++]++] = {splat, slot++};
+            const SlotRange slots = f.slots[order[r]];
+            for (uint32_t s = slots.begin; s < slots.end; ++s) f.entries[next[*tile++]++] = {order[r], s};
         }
     });
     order_tiles_by_cost(f);

@@ -153,6 +153,10 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
         const int lanes = end - i < kLanes ? int(end - i) : kLanes;
         int32_t ids[kLanes];
         for (int k = 0; k < kLanes; ++k) ids[k] = int32_t(i + (k < lanes ? k : lanes - 1));
+        if (g.sh_rest) {  // the second pass wants them: fetched while there is much to compute and little to read
+            const char* rest = reinterpret_cast<const char*>(g.sh_rest + 3 * i * g.rest_count);
+            for (int64_t at = 0; at < 3 * lanes * g.rest_count * int64_t(sizeof(Number)); at += 64) __builtin_prefetch(rest + at, 0, 2);
+        }
         const Geometry s = geometry(g, camera, ids);
         const Vec2<F> m = project_mean(camera, s.p);
         const F radius = min(splat_radius(s.wide), F(1 << 30)), opacity = s.opacity * s.antialias;

@@ -40,7 +40,7 @@ struct alignas(16) Splat {
 
 struct Entry {  // one splat in one tile
     int32_t splat;
-    uint32_t slot;  // entries of one splat have consecutive slots: its gradient records lie side by side
+    uint32_t slot;  // of its gradient record; those of one splat lie side by side, in the order of the splats
 };
 
 struct SlotRange { uint32_t begin, end; };
@@ -124,7 +124,7 @@ struct Kernels {
     void (*project)(const Gaussians<T>&, const View<T>&, const Frame<T>&, int32_t* radii, DepthKey<T>* keys);
     // Writes the tiles of order[begin .. end) behind each other, growing the buffer; returns how many there are.
     int64_t (*find_tiles)(const Frame<T>&, const int32_t* order, int64_t begin, int64_t end, Buffer& tiles,
-                       uint32_t* per_tile, uint32_t* per_splat);
+                       uint32_t* per_tile);
     void (*blend)(const Frame<T>&, const T* background, const Image<T>&);
     void (*blend_backward)(const Frame<T>&, const T* background, const ImageGrads<T>&, bool absolute, T* records,
                            T* grad_background);
