@@ -186,3 +186,6 @@ def test_broken_weights_are_an_error(model, score):
     (model / "vgg.pth").write_bytes(b"not weights")
     result = score("-m", model, "--lpips_weights", model / "vgg.pth")
     assert result.returncode == 1 and "vgg.pth must be a file of torch weights" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    result = score("-m", model, "--lpips_weights", model / "nowhere")
+    assert result.returncode == 1 and "nowhere: is not there" in result.stderr

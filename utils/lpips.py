@@ -105,6 +105,8 @@ def load(network: str, weights: str = "", device: torch.device | str = "cpu") ->
 
     weights: a folder that holds the trunk file and, if need be, the linear one; or the trunk file itself.
     """
+    if weights and not Path(weights).exists():
+        raise DataError(f"{weights}: is not there, but --lpips_weights names it")
     about = NETWORKS[network]
     trunk_path, linear_path = _trunk_path(about, weights), _linear_path(about, weights)
     if trunk_path is None or linear_path is None:
@@ -141,8 +143,8 @@ def _first_file(folders: list[Path], name: str) -> Path | None:
 def _read(path: Path, keys: list[str], device: torch.device | str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise DataError(f"{path} must be a file of torch weights ({error})") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # torch's words are for programmers
+        raise DataError(f"{path} must be a file of torch weights ({type(error).__name__})") from None
     for key in keys:
         if key not in state:
             raise DataError(f"{path} must hold the key {key}, got {list(state)[:3]}...")
