@@ -7,11 +7,14 @@ Steps: upright photos in a format that COLMAP reads; features; pairs; reconstruc
 set is images/ and sparse/0 in that folder. What is between is in distorted/; originals are not touched.
 """
 
+import contextlib
 import shutil
+import sqlite3
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
@@ -31,6 +34,10 @@ FEATURE_BYTES_PER_PIXEL = 450  # while features are looked for, measured
 UNDISTORT_BYTES_PER_PIXEL = 24
 EXHAUSTIVE_UP_TO = 300  # photos; the number of pairs grows with its square
 RESIZED = (2, 4, 8)
+TRIES = 3  # of the reconstruction
+GOOD_PAIR, MIN_SHARED = 30, 0.1  # matches of a pair; points that it must share, as a part of them
+MAX_FOLDED = 0.05  # of the pairs may not; a good model has hardly any, a folded one a fifth
+MAX_IMAGES = 2**31 - 1  # COLMAP's number of a pair is the first image's number times this plus the second's
 
 
 @dataclass
@@ -47,6 +54,10 @@ class Capture:
     @property
     def prepared(self) -> Path:
         return self.work / "photos"
+
+    @property
+    def models(self) -> Path:
+        return self.work / "sparse"
 
     @property
     def log(self) -> Path:
@@ -67,7 +78,9 @@ def convert(params: ConvertParams) -> None:
             raise DataError(f"{capture.source}: needs two photos or more, found {len(paths)}")
         photos, bad = capture_photos.prepare(capture.source, paths, capture.prepared)
         reconstruct(params, capture, engine, photos, is_video)
-    model = best_model(engine.models)
+    model = best_model(capture.models)
+    if model is None:
+        raise DataError(f"{capture.models}: has no reconstruction to undistort; run without --skip_matching")
     undistort(capture, engine, model)
     if params.resize:
         resize(capture.folder)
@@ -95,21 +108,14 @@ def find_capture(source: Path, frames: int, skip_matching: bool) -> tuple[Captur
 
 
 def make_engine(params: ConvertParams, capture: Capture) -> Engine:
-    places = (
-        capture.prepared,
-        capture.work / "database.db",
-        capture.work / "sparse",
-        capture.log,
-        not params.no_gpu,
-    )
-    return Executable(params.colmap_executable, *places) if params.colmap_executable else Engine(*places)
+    common = capture.prepared, capture.work / "database.db", capture.log, not params.no_gpu
+    return Executable(params.colmap_executable, *common) if params.colmap_executable else Engine(*common)
 
 
 def reconstruct(
     params: ConvertParams, capture: Capture, engine: Engine, photos: list[Photo], is_video: bool
 ) -> None:
     engine.database.unlink(missing_ok=True)
-    shutil.rmtree(engine.models, ignore_errors=True)
     groups: dict[tuple, list[str]] = {}
     for photo in photos:
         groups.setdefault(photo.camera, []).append(photo.name)
@@ -125,7 +131,7 @@ def reconstruct(
     pairs = len(photos) * (len(photos) - 1) // 2 if matcher == "exhaustive" else 14 * len(photos)
     print(f"Matcher: {matcher}, about {pairs:,} pairs")
     engine.match(matcher, params.vocab_tree, pairs)
-    engine.reconstruct(params.mapper, len(photos))
+    find_poses(params, capture, engine, len(photos))
 
 
 def feature_limits(photos: list[Photo]) -> tuple[int, int]:
@@ -157,24 +163,61 @@ def choose_matcher(count: int, is_video: bool, vocab_tree: bool) -> str:
     return "exhaustive"
 
 
-def best_model(models: Path) -> Path:
-    """The reconstruction with the most photos: where not all of them hang together there are several."""
-    found = {}
-    for folder in sorted(models.glob("*")):
-        if (folder / "images.bin").is_file():
-            found[folder] = len(colmap.read_model(folder)[1])
-    if not found:
+def find_poses(params: ConvertParams, capture: Capture, engine: Engine, count: int) -> None:
+    """The reconstruction. One that began with an unlucky pair can be folded: photos that match do not see the
+    same points. Then it is tried again from another pair, and the best is kept, in distorted/sparse."""
+    tries = {}
+    for seed in range(TRIES):
+        models = capture.work / f"try_{seed}"
+        shutil.rmtree(models, ignore_errors=True)
+        engine.reconstruct(params.mapper, count, models, seed)
+        model = best_model(models)
+        if model is None:
+            continue
+        folded = contradictions(engine.database, colmap.read_tracks(model / "images.bin"))
+        tries[models] = len(colmap.read_model(model)[1]) * (1 - folded)
+        if folded <= MAX_FOLDED or params.mapper == "global":
+            break
+        print(f"{100 * folded:.0f} % of the matching pairs contradict the reconstruction; trying again")
+    if not tries:
         raise DataError(
-            f"{models}: no reconstruction came out. Photos need to overlap by more than half, be sharp, and "
-            "be taken from different places; turning on the spot is not enough"
+            f"{capture.source}: no reconstruction came out. Photos need to overlap by more than half, be "
+            "sharp, and be taken from different places; turning on the spot is not enough"
         )
-    best = max(found, key=found.__getitem__)
-    if len(found) > 1:
-        parts = ", ".join(str(count) for count in sorted(found.values(), reverse=True))
-        print(
-            f"The photos fall apart into {len(found)} reconstructions of {parts} photos; the largest is taken"
-        )
-    return best
+    shutil.rmtree(capture.models, ignore_errors=True)
+    shutil.move(max(tries, key=tries.__getitem__), capture.models)
+    for models in capture.work.glob("try_*"):
+        shutil.rmtree(models)
+
+
+def best_model(models: Path) -> Path | None:
+    """The model with the most photos: where not all of them hang together there are several."""
+    found = {
+        folder: len(colmap.read_model(folder)[1])
+        for folder in sorted(models.glob("*"))
+        if (folder / "images.bin").is_file()
+    }
+    return max(found, key=found.__getitem__, default=None)
+
+
+def contradictions(database: Path, tracks: dict[str, np.ndarray]) -> float:
+    """Which part of the pairs that match well, and are both in the model, hardly share a point of it."""
+    if not database.is_file():
+        return 0.0
+    try:
+        with contextlib.closing(sqlite3.connect(database)) as db:
+            names = dict(db.execute("SELECT image_id, name FROM images"))
+            query = "SELECT pair_id, rows FROM two_view_geometries WHERE rows >= ?"
+            pairs = db.execute(query, (GOOD_PAIR,)).fetchall()
+    except sqlite3.Error as error:
+        raise DataError(f"{database}: cannot be read as a database of COLMAP ({error})") from None
+    against = []
+    for pair, matches in pairs:
+        first, second = (names.get(number) for number in divmod(pair, MAX_IMAGES))
+        if first in tracks and second in tracks:
+            shared = np.intersect1d(tracks[first], tracks[second])
+            against.append(len(shared) < MIN_SHARED * matches)
+    return float(np.mean(against)) if against else 0.0
 
 
 def undistort(capture: Capture, engine: Engine, model: Path) -> None:
@@ -213,11 +256,13 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
     registered = {view.name for view in dataset.views}
     names = {photo.name for photo in photos} if photos else registered
     lost = sorted(names - registered)
+    folded = contradictions(capture.work / "database.db", colmap.read_tracks(model / "images.bin"))
     numbers = {
         "photos": len(names) + len(bad),
         "registered": len(registered),
         "not registered": lost,
         "not readable": bad,
+        "matching pairs that contradict": round(folded, 3),
         "points": len(points),
         "reprojection error in pixels": round(float(errors.mean()), 3) if len(errors) else None,
         "photos per point": round(float(lengths.mean()), 2) if len(lengths) else None,
@@ -228,6 +273,11 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
         f"Registered {len(registered)} of {numbers['photos']} photos; {len(points):,} points, each seen by "
         f"{numbers['photos per point']} photos, {numbers['reprojection error in pixels']} pixels off"
     )
+    if folded > MAX_FOLDED:
+        print(
+            f"Warning: {100 * folded:.0f} % of the matching pairs contradict this reconstruction. Either it "
+            "is folded, or things that look alike were taken for each other; look at the picture"
+        )
     for message in bad[:5]:
         print(f"Left out: {message}")
     if lost:

@@ -23,10 +23,10 @@ WORKER = Path(__file__).with_name("worker.py")
 
 
 class Engine:
-    """Steps by pycolmap. Paths: the photos as they are prepared, the database, where models go."""
+    """Steps by pycolmap. Paths: the photos as they are prepared, the database, what is said."""
 
-    def __init__(self, photos: Path, database: Path, models: Path, log: Path, gpu: bool):
-        self.photos, self.database, self.models, self.log, self.gpu = photos, database, models, log, gpu
+    def __init__(self, photos: Path, database: Path, log: Path, gpu: bool):
+        self.photos, self.database, self.log, self.gpu = photos, database, log, gpu
         self.name = self._check()
 
     def _check(self) -> str:
@@ -62,15 +62,16 @@ class Engine:
             watch=("Matching pairs", pairs, self._rows("matches")),
         )
 
-    def reconstruct(self, mapper: str, count: int) -> None:
-        self.models.mkdir(parents=True, exist_ok=True)
+    def reconstruct(self, mapper: str, count: int, models: Path, seed: int) -> None:
+        models.mkdir(parents=True)
         self._step(
             "reconstruct",
             database=self.database,
             photos=self.photos,
-            output=self.models,
+            output=models,
             mapper=mapper,
             tolerance=TOLERANCE,
+            seed=seed,
             watch=("Registering photos", count, self._registered),
         )
 
@@ -150,21 +151,16 @@ class Executable(Engine):
             options += ["--VocabTreeMatching.vocab_tree_path", vocab_tree]
         self._command(command, options, "Matching pairs", pairs, self._rows("matches"))
 
-    def reconstruct(self, mapper: str, count: int) -> None:
-        self.models.mkdir(parents=True, exist_ok=True)
-        options = [
-            "--database_path",
-            self.database,
-            "--image_path",
-            self.photos,
-            "--output_path",
-            self.models,
-        ]
+    def reconstruct(self, mapper: str, count: int, models: Path, seed: int) -> None:
+        models.mkdir(parents=True)
+        options = ["--database_path", self.database, "--image_path", self.photos, "--output_path", models]
+        watch = ("Registering photos", count, self._registered)
         if mapper == "global":
-            self._command("global_mapper", options, "Registering photos", count, self._registered)
-        else:
-            options += ["--Mapper.ba_global_function_tolerance", TOLERANCE]
-            self._command("mapper", options, "Registering photos", count, self._registered)
+            self._command("global_mapper", options, *watch)
+            return
+        options += self._known(self._help("mapper", "-h"), ("", "Mapper"), "random_seed", seed)
+        options += ["--Mapper.ba_global_function_tolerance", TOLERANCE]
+        self._command("mapper", options, *watch)
 
     def undistort(self, model: Path, output: Path, threads: int, count: int) -> None:
         known = self._help("image_undistorter", "-h")

@@ -39,11 +39,11 @@ def match(database, matcher, vocab_tree, gpu):
         pycolmap.match_vocabtree(database, pairing_options=options, device=_device(gpu))
 
 
-def reconstruct(database, photos, output, mapper, tolerance):
+def reconstruct(database, photos, output, mapper, tolerance, seed):
     if mapper == "global":
         pycolmap.global_mapping(database, photos, output)
         return
-    options = pycolmap.IncrementalPipelineOptions(ba_global_function_tolerance=tolerance)
+    options = pycolmap.IncrementalPipelineOptions(ba_global_function_tolerance=tolerance, random_seed=seed)
     pycolmap.incremental_mapping(database, photos, output, options=options)
 
 

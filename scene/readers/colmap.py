@@ -213,6 +213,20 @@ def _read_cameras_bin(path: Path) -> dict[int, Intrinsics]:
     return cameras
 
 
+def read_tracks(path: Path) -> dict[str, np.ndarray]:
+    """From images.bin: name of each photo -> ids of the points that its features became."""
+    file, tracks = _Bytes(path), {}
+    for _ in file.records("image", 73):
+        file.skip(64)
+        name = file.text()
+        (count,) = file.take("Q")
+        start = file.position
+        file.skip(24 * count)
+        features = np.frombuffer(file.data, np.dtype([("xy", "<f8", 2), ("point", "<i8")]), count, start)
+        tracks[name] = features["point"][features["point"] >= 0]
+    return tracks
+
+
 def _read_images_bin(path: Path) -> list[Pose]:
     file = _Bytes(path)
     poses = []
