@@ -18,6 +18,7 @@ import argparse
 import math
 import resource
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from pathlib import Path
 import torch
 from diff_gaussian_rasterization import FusedAdam, photometric_loss, rasterize, reference
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from utils.geometry import morton_codes  # noqa: E402
 
 SH_DEGREE = 3
 
@@ -104,6 +108,8 @@ def synthetic(s: Statistics, device: str) -> Scene:
         view,
         K,
     ]
+    order = morton_codes(tensors[0]).argsort(stable=True)  # as training leaves them
+    tensors[:6] = (t[order] for t in tensors[:6])
     return Scene(*(t.to(device).contiguous() for t in tensors), s.width, s.height)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from arguments import OptimizationParams
 from scene.gaussian_model import GaussianModel
-from utils.geometry import rotation_matrices
+from utils.geometry import morton_codes, rotation_matrices
 
 CHILDREN = 2  # a split Gaussian becomes this many,
 SHRINK = 0.8 * CHILDREN  # each smaller by this factor
@@ -103,6 +103,9 @@ class AdaptiveDensityControl:
         keep = opacity[index] >= MIN_OPACITY
         if prune_large:
             keep &= scale[index] / torch.where(is_child, SHRINK, 1.0) <= MAX_SCALE * extent
+        # Neighbors in space become neighbors in memory: what a view shows is then read in long runs.
+        keep = keep.nonzero()[:, 0]
+        keep = keep[morton_codes(gaussians.means[index[keep]]).argsort(stable=True)]
         gaussians.reindex(index[keep], fresh=is_new[keep])
         self._scatter(gaussians, is_child[keep].nonzero()[:, 0])
 

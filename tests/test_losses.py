@@ -7,7 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from utils.geometry import covariances, fov_from_focal, intrinsics_from_fov, rotation_matrices
+from utils.geometry import (
+    covariances,
+    fov_from_focal,
+    intrinsics_from_fov,
+    morton_codes,
+    rotation_matrices,
+)
 from utils.image import psnr, psnr_by_channel, to_float, to_uint8
 from utils.losses import apply_exposure, inverse_depth_loss
 from utils.sh import basis, rgb_to_sh, sh_to_colors, sh_to_rgb
@@ -148,3 +154,22 @@ def test_covariance():
 def test_field_of_view():
     K = intrinsics_from_fov(math.pi / 2, fov_from_focal(30.0, 40), 100, 40)
     torch.testing.assert_close(K, torch.tensor([[50.0, 0, 50], [0, 30, 20], [0, 0, 1]]))
+
+
+def test_morton_codes_take_a_bit_of_each_axis_in_turn():
+    points = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)) * 4 - 1
+    points[0] = torch.tensor([1e6, -1e6, 0.0])  # far out, it must not push all others into one cell
+    codes = morton_codes(points)
+    assert codes.min() >= 0 and codes.max() < 2**30 and len(codes.unique()) > 4000
+
+    # Of each axis: its bits in order are a number that grows with the coordinate.
+    for axis in range(3):
+        cell = sum(((codes >> (3 * bit + axis)) & 1) << bit for bit in range(10))
+        steps = cell[points[:, axis].argsort(stable=True)].diff()
+        assert (steps >= 0).all() and steps.sum() > 100
+
+    def apart(order: torch.Tensor) -> float:
+        return (points[order][1:] - points[order][:-1]).norm(dim=1).median().item()
+
+    assert apart(codes.argsort()) < 0.2 * apart(torch.arange(len(points)))
+    assert len(morton_codes(points[:0])) == 0

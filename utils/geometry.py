@@ -46,3 +46,16 @@ def intrinsics_from_fov(fov_x: float, fov_y: float, width: int, height: int) -> 
     """K [3, 3] of a camera whose principal point is the middle of the picture."""
     fx, fy = focal_from_fov(fov_x, width), focal_from_fov(fov_y, height)
     return torch.tensor([[fx, 0.0, 0.5 * width], [0.0, fy, 0.5 * height], [0.0, 0.0, 1.0]])
+
+
+def morton_codes(points: Tensor) -> Tensor:
+    """Numbers [N] int64 along a curve through space: sorted by them, neighbors in memory are neighbors in
+    space. Points [N, 3] far outside are drawn in, so that a few of them do not coarsen the rest."""
+    middle = points.mean(dim=0)
+    distance = (points - middle).abs().mean().clamp_min(1e-12)
+    inside = (points - middle) / distance
+    inside = inside / (1 + inside.abs())  # in (-1, 1)
+    cell = ((inside + 1) * 512).long().clamp(0, 1023)
+    for shift, mask in ((16, 0x30000FF), (8, 0x300F00F), (4, 0x30C30C3), (2, 0x9249249)):
+        cell = (cell | cell << shift) & mask  # two zeros after each bit
+    return cell[:, 0] | cell[:, 1] << 1 | cell[:, 2] << 2

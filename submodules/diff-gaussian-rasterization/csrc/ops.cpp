@@ -67,8 +67,8 @@ TORCH_LIBRARY(tilesplat, m) {
     // `settle` does it for all rows: it must be called before anyone looks at them, and at least every 127 steps. Row i is
     // up to date with step moved_at[i]; begin with the step before the first, and with rows of six 0 and two 1 in `missed`.
     m.def(
-        "settle(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float eps, int step, "
-        "Tensor(d!) moved_at, Tensor missed) -> ()");
+        "settle(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float beta2, float eps, "
+        "int step, Tensor(d!) moved_at, Tensor missed) -> ()");
 
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");

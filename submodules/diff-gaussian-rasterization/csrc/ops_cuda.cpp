@@ -437,7 +437,7 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const cuda::Waiting waiting = waiting_in(g.count, params[0], moved_at, missed);
     if (waiting.moved_at)
         cuda::catch_up({g.count, g.rest_count, trained(0), trained(1), trained(2), trained(3), trained(4), trained(5),
-                        float(eps), waiting, int(step - 1), false, v},
+                        float(eps * std::sqrt(bias2)), waiting, int(step - 1), false, v},
                        device.stream);
 
     const Projected projected(device, g, v);
@@ -471,7 +471,7 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
         device.stream);
 }
 
-void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double eps, int64_t step,
+void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps, int64_t step,
             const Tensor& moved_at, const Tensor& missed) {
     check_train_params(params);
     const Tensor &means = params[0], &sh_rest = params[2];
@@ -485,7 +485,8 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
     const auto trained = [&](int i) -> cuda::Trained {
         return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), 0.f};
     };
-    cuda::catch_up({N, int(rest), trained(0), trained(1), trained(2), trained(3), trained(4), trained(5), float(eps),
+    const float scaled_eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));
+    cuda::catch_up({N, int(rest), trained(0), trained(1), trained(2), trained(3), trained(4), trained(5), scaled_eps,
                     waiting_in(N, means, moved_at, missed), int(step), true, {}},
                    device.stream);
 }

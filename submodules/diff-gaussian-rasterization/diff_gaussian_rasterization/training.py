@@ -120,5 +120,5 @@ class TrainStep:
         )
         self._last = step
         if self.device.type == "cuda":
-            self._unsettled = (params, exp_avg, exp_avg_sq, eps)
+            self._unsettled = (params, exp_avg, exp_avg_sq, betas[1], eps)
         return losses

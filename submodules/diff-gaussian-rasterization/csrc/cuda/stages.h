@@ -258,7 +258,7 @@ struct CatchUp {
     int64_t count;
     int rest_count;
     Trained means, sh_dc, sh_rest, opacities, scales, quats;
-    float eps;
+    float eps;                   // times sqrt(1 - beta2^step): as good as exact where sqrt(v) is far from it
     Waiting waiting;
     int step;                    // that the rows will be up to date with
     bool all;                    // or only those that `view` can show
