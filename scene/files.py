@@ -81,7 +81,10 @@ def image_header(path: Path) -> tuple[tuple[int, int], str]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
+LONGEST = 300  # characters of a name in a message
+
+
 def some(names: list[str], most: int = 5) -> str:
     """A list for an error message: the first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name if len(name) <= LONGEST else name[:LONGEST] + "..." for name in names[:most]) + more
