@@ -28,7 +28,7 @@ def locked(name: str) -> dict[str, list[str]]:
 # --- dependencies -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["requirements", "requirements-dev"])
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev", "requirements-capture"])
 def test_lock_pins_and_hashes_everything_that_is_asked_for(name):
     pins, text = locked(f"{name}.txt"), (ROOT / f"{name}.txt").read_text()
     missing = [package for package in listed(ROOT / f"{name}.in") if package.lower() not in pins]
@@ -40,8 +40,9 @@ def test_lock_pins_and_hashes_everything_that_is_asked_for(name):
 
 
 def test_locks_agree_with_each_other_and_with_the_pins():
-    base, dev = locked("requirements.txt"), locked("requirements-dev.txt")
-    assert {package: dev.get(package) for package in base} == base
+    base = locked("requirements.txt")
+    for more in (locked("requirements-dev.txt"), locked("requirements-capture.txt")):
+        assert {package: more.get(package) for package in base} == base
     for package, version in re.findall(r"^([a-z]+)==(\S+)", (ROOT / "requirements.in").read_text(), re.M):
         assert base[package] == [version]
 
@@ -59,7 +60,7 @@ def test_conda_environment_installs_the_lock():
 
 
 def test_readme_says_what_each_dependency_is_for():
-    for package in listed(ROOT / "requirements-dev.in"):
+    for package in listed(ROOT / "requirements-dev.in") + listed(ROOT / "requirements-capture.in"):
         assert re.search(rf"^\| .*\b{re.escape(package)}\b", README, re.M), f"README: what is {package} for?"
 
 
