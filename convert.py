@@ -26,6 +26,7 @@ from capture.memory import budget, workers
 from capture.photos import Photo
 from scene.files import DataError, some, write_json
 from scene.layout import draw_layout
+from scene.lens import MODELS
 from scene.readers import colmap, read_dataset
 from utils import commands
 
@@ -34,7 +35,7 @@ FEATURE_BYTES_PER_PIXEL = 450  # while features are looked for, measured
 UNDISTORT_BYTES_PER_PIXEL = 24
 EXHAUSTIVE_UP_TO = 300  # photos; the number of pairs grows with its square
 RESIZED = (2, 4, 8)
-TRIES = 3  # of the reconstruction
+FOCALS = (1.2, 0.75, 1.0)  # one for each try, as a part of the longer side; the first is COLMAP's own guess
 GOOD_PAIR, MIN_SHARED = 30, 0.1  # matches of a pair; points that it must share, as a part of them
 MAX_FOLDED = 0.05  # of the pairs may not; a good model has hardly any, a folded one a fifth
 MAX_IMAGES = 2**31 - 1  # COLMAP's number of a pair is the first image's number times this plus the second's
@@ -164,12 +165,15 @@ def choose_matcher(count: int, is_video: bool, vocab_tree: bool) -> str:
 
 
 def find_poses(params: ConvertParams, capture: Capture, engine: Engine, count: int) -> None:
-    """The reconstruction. One that began with an unlucky pair can be folded: photos that match do not see the
-    same points. Then it is tried again from another pair, and the best is kept, in distorted/sparse."""
+    """The reconstruction. One that began with a wrong focal length or an unlucky pair can be folded: photos
+    that match do not see the same points. Then it is tried again from another focal length, for cameras
+    whose photos do not tell it, and another pair. The best is kept, in distorted/sparse."""
     tries = {}
-    for seed in range(TRIES):
+    for seed, focal in enumerate(FOCALS):
         models = capture.work / f"try_{seed}"
         shutil.rmtree(models, ignore_errors=True)
+        if seed:
+            set_unknown_focals(engine.database, params.camera, focal)
         engine.reconstruct(params.mapper, count, models, seed)
         model = best_model(models)
         if model is None:
@@ -188,6 +192,18 @@ def find_poses(params: ConvertParams, capture: Capture, engine: Engine, count: i
     shutil.move(max(tries, key=tries.__getitem__), capture.models)
     for models in capture.work.glob("try_*"):
         shutil.rmtree(models)
+
+
+def set_unknown_focals(database: Path, camera: str, factor: float) -> None:
+    """What cameras start from if EXIF told nothing."""
+    focals = MODELS[camera][1]
+    with contextlib.closing(sqlite3.connect(database)) as db:
+        rows = db.execute("SELECT camera_id, width, height, params FROM cameras WHERE prior_focal_length = 0")
+        for number, width, height, params in rows.fetchall():
+            values = np.frombuffer(params, "<f8").copy()
+            values[:focals] = factor * max(width, height)
+            db.execute("UPDATE cameras SET params = ? WHERE camera_id = ?", (values.tobytes(), number))
+        db.commit()
 
 
 def best_model(models: Path) -> Path | None:

@@ -337,6 +337,17 @@ def test_pairs_that_match_but_share_no_points(tmp_path):
         convert.contradictions(database, tracks)
 
 
+def test_focal_lengths_that_photos_do_not_tell(tmp_path):
+    with sqlite3.connect(tmp_path / "db") as db:
+        db.execute("CREATE TABLE cameras (camera_id, width, height, params, prior_focal_length)")
+        params = np.array([120, 120, 50, 40, 0.1, 0, 0, 0], "<f8").tobytes()
+        db.execute("INSERT INTO cameras VALUES (1, 100, 80, ?, 0), (2, 100, 80, ?, 1)", (params, params))
+    convert.set_unknown_focals(tmp_path / "db", "OPENCV", 0.75)
+    with sqlite3.connect(tmp_path / "db") as db:
+        unknown, told = (np.frombuffer(row[0]) for row in db.execute("SELECT params FROM cameras"))
+    assert unknown.tolist() == [75, 75, 50, 40, 0.1, 0, 0, 0] and told[0] == 120
+
+
 def test_a_folded_reconstruction_is_tried_again(tmp_path, monkeypatch, capsys):
     """The second of three tries is the best, though none is good."""
 
@@ -353,8 +364,10 @@ def test_a_folded_reconstruction_is_tried_again(tmp_path, monkeypatch, capsys):
     capture.work.mkdir(parents=True)
     folded = iter([0.5, 0.2, 0.9])
     monkeypatch.setattr(convert, "contradictions", lambda database, tracks: next(folded))
+    focals = []
+    monkeypatch.setattr(convert, "set_unknown_focals", lambda database, camera, focal: focals.append(focal))
     convert.find_poses(ConvertParams(), capture, Folding(), 2)
-    assert (capture.models / "0" / "seed").read_text() == "1"
+    assert (capture.models / "0" / "seed").read_text() == "1" and focals == [0.75, 1.0]
     assert not list(capture.work.glob("try_*"))
     said = capsys.readouterr().out
     assert "50 % of the matching pairs contradict the reconstruction; trying again" in said
