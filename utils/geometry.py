@@ -51,8 +51,10 @@ def intrinsics_from_fov(fov_x: float, fov_y: float, width: int, height: int) -> 
 def morton_codes(points: Tensor) -> Tensor:
     """Numbers [N] int64 along a curve through space: sorted by them, neighbors in memory are neighbors in
     space. Points [N, 3] far outside are drawn in, so that a few of them do not coarsen the rest."""
-    middle = points.mean(dim=0)
-    distance = (points - middle).abs().mean().clamp_min(1e-12)
+    if len(points) == 0:
+        return torch.empty(0, dtype=torch.int64, device=points.device)
+    middle = points.median(dim=0).values
+    distance = (points - middle).abs().median().clamp_min(1e-12)
     inside = (points - middle) / distance
     inside = inside / (1 + inside.abs())  # in (-1, 1)
     cell = ((inside + 1) * 512).long().clamp(0, 1023)
