@@ -23,7 +23,7 @@ from capture import photos as capture_photos
 from capture import video
 from capture.engines import Engine, Executable
 from capture.memory import budget, workers
-from capture.photos import Photo
+from capture.photos import REPORT, Photo
 from scene.files import DataError, some, write_json
 from scene.layout import draw_layout
 from scene.lens import MODELS
@@ -66,6 +66,8 @@ class Capture:
 
 
 def convert(params: ConvertParams) -> None:
+    if params.matcher == "vocab_tree" and not params.vocab_tree:
+        raise DataError("--matcher vocab_tree needs --vocab_tree, a file that COLMAP's documentation names")
     capture, is_video = find_capture(Path(params.source_path), params.frames, params.skip_matching)
     capture.work.mkdir(parents=True, exist_ok=True)
     engine = make_engine(params, capture)
@@ -74,7 +76,7 @@ def convert(params: ConvertParams) -> None:
         photos, bad = None, []
     else:
         capture.log.unlink(missing_ok=True)
-        paths = capture_photos.find(capture.source)
+        paths = capture_photos.find(capture.source, below=capture.source != capture.folder)
         if len(paths) < 2:
             raise DataError(f"{capture.source}: needs two photos or more, found {len(paths)}")
         photos, bad = capture_photos.prepare(capture.source, paths, capture.prepared)
@@ -116,7 +118,8 @@ def make_engine(params: ConvertParams, capture: Capture) -> Engine:
 def reconstruct(
     params: ConvertParams, capture: Capture, engine: Engine, photos: list[Photo], is_video: bool
 ) -> None:
-    engine.database.unlink(missing_ok=True)
+    for old in capture.work.glob("database.db*"):  # with what SQLite keeps beside it
+        old.unlink()
     groups: dict[tuple, list[str]] = {}
     for photo in photos:
         groups.setdefault(photo.camera, []).append(photo.name)
@@ -127,8 +130,6 @@ def reconstruct(
     matcher = params.matcher
     if matcher == "auto":
         matcher = choose_matcher(len(photos), is_video, bool(params.vocab_tree))
-    if matcher == "vocab_tree" and not params.vocab_tree:
-        raise DataError("--matcher vocab_tree needs --vocab_tree, a file from https://demuc.de/colmap")
     pairs = len(photos) * (len(photos) - 1) // 2 if matcher == "exhaustive" else 14 * len(photos)
     print(f"Matcher: {matcher}, about {pairs:,} pairs")
     engine.match(matcher, params.vocab_tree, pairs)
@@ -141,10 +142,11 @@ def feature_limits(photos: list[Photo]) -> tuple[int, int]:
         width * height / max(width, height) ** 2 for width, height in (photo.size for photo in photos)
     )
     longest = max(max(photo.size) for photo in photos)
-    sizes = [size for size in FEATURE_SIZES if size < longest] or [longest]
+    full = min(longest, FEATURE_SIZES[0])
+    sizes = [full] + [size for size in FEATURE_SIZES if size < full]
     fitting = [size for size in sizes if FEATURE_BYTES_PER_PIXEL * shape * size**2 <= budget()]
     size = fitting[0] if fitting else sizes[-1]
-    if size < sizes[0]:
+    if size < full:
         print(f"Memory is scarce: features are looked for in photos reduced to {size} pixels")
     return workers(FEATURE_BYTES_PER_PIXEL * shape * size**2), size
 
@@ -284,7 +286,7 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
         "photos per point": round(float(lengths.mean()), 2) if len(lengths) else None,
     }
     write_json(capture.folder / "report.json", numbers, indent=1)
-    draw_layout(dataset.views, [], points).save(capture.folder / "report.png")
+    draw_layout(dataset.views, [], points).save(capture.folder / REPORT)
     print(
         f"Registered {len(registered)} of {numbers['photos']} photos; {len(points):,} points, each seen by "
         f"{numbers['photos per point']} photos, {numbers['reprojection error in pixels']} pixels off"
@@ -303,7 +305,7 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
             "What helps: more overlap between neighbors, no blur, no plain walls filling the picture; "
             "--camera OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
         )
-    print(f"Cameras and points: {capture.folder / 'report.png'}")
+    print(f"Cameras and points: {capture.folder / REPORT}")
     print(f"Next: python train.py -s {capture.folder}")
 
 

@@ -20,6 +20,7 @@ AS_THEY_ARE = {".jpg", ".jpeg", ".png"}
 TO_CONVERT = {".tif", ".tiff", ".webp", ".bmp"}
 HEIF = {".heic", ".heif"}
 ENDINGS = AS_THEY_ARE | TO_CONVERT | HEIF
+REPORT = "report.png"  # our own picture, which is no photo
 QUALITY = 95
 UPRIGHT = (None, 1)  # EXIF orientations
 MAX_PIXELS = 500_000_000  # of one photo; more is a mistake or an attack
@@ -33,9 +34,10 @@ class Photo:
     camera: tuple  # photos of which this is equal share a camera
 
 
-def find(folder: Path) -> list[Path]:
-    """All photos below the folder, by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and p.is_file())
+def find(folder: Path, below: bool = True) -> list[Path]:
+    """All photos in the folder and, if `below`, in its sub-folders, by name."""
+    paths = folder.rglob("*") if below else (p for p in folder.iterdir() if p.name != REPORT)
+    return sorted(p for p in paths if p.suffix.lower() in ENDINGS and p.is_file())
 
 
 def prepare(folder: Path, paths: list[Path], out: Path) -> tuple[list[Photo], list[str]]:

@@ -156,6 +156,8 @@ def test_memory_bounds_what_is_done_at_once(monkeypatch):
     threads, size = convert.feature_limits([photo])
     assert threads == 1 and size in (1000, 1600)
     assert convert.feature_limits([photos.Photo("a.jpg", (640, 480), ())])[1] == 640
+    monkeypatch.setattr("capture.memory.available", lambda: 10 << 30)
+    assert convert.feature_limits([photos.Photo("a.jpg", (1080, 1920), ())])[1] == 1920
 
 
 # Video
@@ -401,7 +403,8 @@ def test_flags_are_checked(words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_where_photos_are_looked_for(tmp_path, capsys):
+def test_where_photos_are_looked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Engine, "_check", lambda engine: "an engine")
     assert convert.main(["-s", str(tmp_path / "nowhere")]) == 1
     assert "nowhere: is not there" in capsys.readouterr().err
     assert convert.main(["-s", str(tmp_path)]) == 1
@@ -412,6 +415,13 @@ def test_where_photos_are_looked_for(tmp_path, capsys):
     gradient().save(tmp_path / "a.jpg")
     capture, is_video = convert.find_capture(tmp_path, 10, False)
     assert (capture.source, capture.folder, is_video) == (tmp_path, tmp_path, False)
+    gradient().save(tmp_path / "report.png")  # of an earlier run, as are those in folders
+    (tmp_path / "images").mkdir()
+    gradient().save(tmp_path / "images" / "a.jpg")
+    assert convert.main(["-s", str(tmp_path)]) == 1
+    assert "needs two photos or more, found 1" in capsys.readouterr().err
+    assert convert.main(["-s", str(tmp_path), "--matcher", "vocab_tree"]) == 1
+    assert "--matcher vocab_tree needs --vocab_tree" in capsys.readouterr().err
     (tmp_path / "input").mkdir()
     capture, _ = convert.find_capture(tmp_path, 10, False)
     assert (capture.source, capture.folder) == (tmp_path / "input", tmp_path)
