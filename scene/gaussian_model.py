@@ -182,18 +182,19 @@ class GaussianModel:
         Gaussians: they start with zero moments. Gradients do not move; call after the optimizer's step.
         """
         self.settle()
-        for group in self.optimizer.param_groups:
-            old = group["params"][0]
-            new = nn.Parameter(old[index])
+        for group in self.optimizer.param_groups:  # nothing old is kept longer than it takes to copy it
+            old = group["params"].pop()
             state = self.optimizer.state.pop(old, {})
+            new = group["params"] = [nn.Parameter(old[index])]
+            self._params[group["name"]] = new[0]
+            del old
             for key in MOMENTS:
                 if key in state:
                     state[key] = state[key][index]
                     if fresh is not None:
                         state[key][fresh] = 0
             if state:
-                self.optimizer.state[new] = state
-            group["params"][0] = self._params[group["name"]] = new
+                self.optimizer.state[new[0]] = state
 
     @torch.no_grad()
     def reset_opacity(self) -> None:
