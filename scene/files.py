@@ -14,6 +14,20 @@ from PIL import Image, UnidentifiedImageError
 class DataError(ValueError):
     """A file or folder that was given to us is not what it should be. The message is meant for the user."""
 
+    LONGEST = 1000  # characters; a broken file can have names as long as itself
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return text if len(text) <= self.LONGEST else f"{text[: self.LONGEST]}..."
+
+
+def is_file(path: Path) -> bool:
+    """Also for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
 
 @contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
@@ -81,10 +95,7 @@ def image_header(path: Path) -> tuple[tuple[int, int], str]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
-LONGEST = 300  # characters of a name in a message
-
-
 def some(names: list[str], most: int = 5) -> str:
     """A list for an error message: the first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(name if len(name) <= LONGEST else name[:LONGEST] + "..." for name in names[:most]) + more
+    return ", ".join(names[:most]) + more

@@ -6,7 +6,7 @@ Adding a format is adding its module and its name in FORMATS.
 
 from pathlib import Path
 
-from scene.files import DataError, some
+from scene.files import DataError, is_file, some
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
 from scene.readers.masks import check_masks, find_masks
@@ -47,7 +47,7 @@ def _check_photos(dataset: Dataset, skip_missing: bool) -> None:
     """Every photo that the data set names is there, or, on request, its view is left out."""
     there, missing = [], list(dataset.missing)
     for view in dataset.views:
-        if view.image_path.is_file():
+        if is_file(view.image_path):
             there.append(view)
         else:
             missing.append(view.image_path)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, image_header, image_size, read_json, some
+from scene.files import DataError, image_header, image_size, is_file, read_json, some
 from scene.readers.views import ASPECT_TOLERANCE, DepthMap, View
 
 DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
@@ -21,7 +21,7 @@ class DepthMaps:
         if not folder.is_dir():
             raise DataError(f"{folder}: the depth folder is not there")
         places = [place / PARAMS for place in (derived, folder, model) if place]
-        found = next((path for path in places if path.is_file()), None)
+        found = next((path for path in places if is_file(path)), None)
         if found is None:
             raise DataError(
                 f"{PARAMS}: is not there, but depth maps (-d) need it; looked for "
@@ -60,7 +60,7 @@ def check_depths(views: list[View]) -> list[str]:
     """
     missing, doubts, used, coarse, odd = [], {}, {}, [], []
     for view in views:
-        if not view.depth.path.is_file():
+        if not is_file(view.depth.path):
             missing.append(str(view.depth.path))
             view.depth = None
             continue

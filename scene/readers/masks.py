@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from scene.files import DataError, image_size, some
+from scene.files import DataError, image_size, is_file, some
 from scene.readers.views import ASPECT_TOLERANCE, Dataset, View
 
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -13,7 +13,7 @@ def find_masks(dataset: Dataset, folder: Path) -> None:
     if not folder.is_dir():
         raise DataError(f"{folder}: the folder of masks is not there")
     for view in dataset.views:
-        found = (path for path in _places(folder, view, dataset.folder) if path.is_file())
+        found = (path for path in _places(folder, view, dataset.folder) if is_file(path))
         view.mask_path = next(found, None)
     if not any(view.mask_path for view in dataset.views):
         looked_for = ", ".join(str(path) for path in _places(folder, dataset.views[0], dataset.folder)[:3])
@@ -37,7 +37,7 @@ def check_masks(views: list[View]) -> list[str]:
     masked = [view for view in views if view.mask_path is not None]
     if not masked:
         return []
-    missing = [str(view.mask_path) for view in masked if not view.mask_path.is_file()]
+    missing = [str(view.mask_path) for view in masked if not is_file(view.mask_path)]
     if missing:
         raise DataError(f"{len(missing)} of {len(masked)} masks are not there: {some(missing)}")
     for view in masked:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from scene.files import DataError, image_size, read_json
+from scene.files import DataError, image_size, is_file, read_json
 from scene.lens import Lens
 from scene.ply import read_points
 from scene.points import PointCloud, bounds_of_views, uniform_points
@@ -37,7 +37,7 @@ LENSES = {
 
 
 def detect(folder: Path) -> bool:
-    return (folder / LOOKS_FOR).is_file()
+    return is_file(folder / LOOKS_FOR)
 
 
 def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | None = None) -> Dataset:
@@ -75,7 +75,7 @@ def read_frames(
         if not isinstance(frame, dict):
             raise DataError(f"{where} needs file_path and a 4x4 transform_matrix")
         path = _image_path(folder, frame, where, images)
-        if path.is_file():
+        if is_file(path):
             views.append(_read_view(folder, path, meta, frame, where))
         else:
             missing.append(path)
@@ -108,10 +108,10 @@ def _image_path(folder: Path, frame: dict, where: str, images: str) -> Path:
     path = Path(name.replace("\\", "/"))
     if images != IMAGES and path.parts[0] == IMAGES:
         path = Path(images, *path.parts[1:])
-    if path.suffix.lower() in ENDINGS or (folder / path).is_file():
+    if path.suffix.lower() in ENDINGS or is_file(folder / path):
         return folder / path
     named = [folder / f"{path}{ending}" for ending in ENDINGS]
-    return next((candidate for candidate in named if candidate.is_file()), named[0])
+    return next((candidate for candidate in named if is_file(candidate)), named[0])
 
 
 def _world_to_camera(frame: dict, where: str) -> np.ndarray:
@@ -214,6 +214,6 @@ def _read_points(folder: Path, path: Path, meta: dict) -> tuple[PointCloud, str]
     if not name:
         return None
     ply = folder / str(name)
-    if not ply.is_file():
+    if not is_file(ply):
         raise DataError(f"{ply}: the point cloud is not there, but {path.name} names it as ply_file_path")
     return read_points(ply), str(ply)
