@@ -376,12 +376,13 @@ GS_OP F ceil(F a) {  // of numbers an integer can hold; larger ones have no frac
     const F whole = to_number(to_int(min(max(a, F(-1e9)), F(1e9))));
     return select(abs(a) < F(8388608), select(whole < a, whole + F(1), whole), a);
 }
+// Register by register: compilers copy larger things in smaller pieces, and reading such pieces as one stalls.
 GS_OP F load(const Number* p) {
     F r;
-    std::memcpy(&r, p, sizeof r);
+    GS_EACH std::memcpy(&r.v[k], p + k * kWidth, sizeof(V));
     return r;
 }
-GS_OP void store(Number* p, F a) { std::memcpy(p, &a, sizeof a); }
+GS_OP void store(Number* p, F a) { GS_EACH std::memcpy(p + k * kWidth, &a.v[k], sizeof(V)); }
 GS_OP I load(const int32_t* p) {
     Integer lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = p[i];
@@ -395,11 +396,13 @@ GS_OP void store(int32_t* p, I a) {
     for (int i = 0; i < kLanes; ++i) p[i] = int32_t(lane[i]);
 }
 GS_OP F load_some(const Number* p, int count) {
+    if (count >= kLanes) return load(p);
     Number lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = i < count ? p[i] : Number(0);
     return load(lane);
 }
 GS_OP void store_some(Number* p, F a, int count) {
+    if (count >= kLanes) return store(p, a);
     Number lane[kLanes];
     store(lane, a);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
@@ -410,9 +413,19 @@ GS_OP void store_some(int32_t* p, I a, int count) {
     for (int i = 0; i < count; ++i) p[i] = lane[i];
 }
 GS_OP F load_bytes(const uint8_t* p) {
+#if GS_WIDTH == 8
+    const auto part = [&](int k) {
+        const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * k));
+        return (V)_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+    };
+    F r;
+    GS_EACH r.v[k] = part(k);
+    return r;
+#else
     Number lane[kLanes];
     for (int i = 0; i < kLanes; ++i) lane[i] = Number(p[i]);
     return load(lane);
+#endif
 }
 GS_OP Number sum(F a) {
     Number lane[kLanes];
@@ -482,6 +495,48 @@ GS_OP F split_exponent(F a, F& mantissa) {
 }
 #endif
 
+#if GS_WIDTH == 8
+// Eight vectors of eight become their transpose.
+GS_INLINE void transpose8(const __m256* r, __m256* out) {
+    __m256 t[8];
+    for (int i = 0; i < 8; i += 4) {
+        const __m256 a = _mm256_unpacklo_ps(r[i], r[i + 1]), b = _mm256_unpackhi_ps(r[i], r[i + 1]);
+        const __m256 c = _mm256_unpacklo_ps(r[i + 2], r[i + 3]), d = _mm256_unpackhi_ps(r[i + 2], r[i + 3]);
+        t[i] = _mm256_shuffle_ps(a, c, 0x44), t[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+        t[i + 2] = _mm256_shuffle_ps(b, d, 0x44), t[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+    }
+    for (int i = 0; i < 4; ++i) {
+        out[i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x20);
+        out[4 + i] = _mm256_permute2f128_ps(t[i], t[4 + i], 0x31);
+    }
+}
+
+GS_OP void transpose(F* r) {
+    __m256 in[2][2][8], out[2][2][8];  // quarters: rows 8 i .. 8 i + 7, part j
+    for (int i = 0; i < 2; ++i)
+        for (int j = 0; j < 2; ++j) {
+            for (int k = 0; k < 8; ++k) in[i][j][k] = (__m256)r[8 * i + k].v[j];
+            transpose8(in[i][j], out[j][i]);
+        }
+    for (int i = 0; i < 2; ++i)
+        for (int j = 0; j < 2; ++j)
+            for (int k = 0; k < 8; ++k) r[8 * i + k].v[j] = (V)out[i][j][k];
+}
+
+// Lane i of the result is the sum over the lanes of r[i].
+template <int Count>
+GS_OP F sums(const F* r) {
+    F total = F(0);
+    _Pragma("GCC unroll 2") for (int i = 0; i < Count; i += 8) {
+        __m256 x[8];
+        for (int k = 0; k < 8; ++k) x[k] = i + k < Count ? (__m256)(r[i + k].v[0] + r[i + k].v[1]) : _mm256_setzero_ps();
+        const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+        const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+        total.v[i / 8] = (V)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+    }
+    return total;
+}
+#else
 GS_OP void transpose(F* r) {
     Number a[kLanes][kLanes], b[kLanes][kLanes];
     std::memcpy(a, r, sizeof a);
@@ -496,6 +551,8 @@ GS_OP F sums(const F* r) {
     for (int i = 0; i < Count; ++i) lane[i] = sum(r[i]);
     return load(lane);
 }
+
+#endif
 
 #endif
 
@@ -537,6 +594,14 @@ GS_INLINE uint64_t column_of_bits(const uint16_t* p, int bit) {
     const __m512i m = _mm512_set1_epi16(int16_t(1 << bit));
     return uint64_t(_mm512_test_epi16_mask(_mm512_loadu_si512(p), m)) |
            uint64_t(_mm512_test_epi16_mask(_mm512_loadu_si512(p + 32), m)) << 32;
+#elif GS_WIDTH == 8
+    const __m128i to_sign = _mm_cvtsi32_si128(15 - bit);
+    const auto half = [&](const uint16_t* q) {
+        const __m256i a = _mm256_sll_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)), to_sign);
+        const __m256i b = _mm256_sll_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q + 16)), to_sign);
+        return uint64_t(uint32_t(_mm256_movemask_epi8(_mm256_permute4x64_epi64(_mm256_packs_epi16(a, b), 0xd8))));
+    };
+    return half(p) | half(p + 32) << 32;
 #else
     // Eight numbers at a time: their bits, spread over eight bytes, are gathered into one by a multiplication.
     uint64_t column = 0;
