@@ -31,7 +31,7 @@ from scene.readers import colmap, read_dataset
 from utils import commands
 
 FEATURE_SIZES = (3200, 2400, 1600, 1000)  # longer side of photos while features are looked for
-FEATURE_BYTES_PER_PIXEL = 450  # while features are looked for, measured
+FEATURE_BYTES_PER_PIXEL = 400  # while features are looked for; 310 measured at 3200x1800
 UNDISTORT_BYTES_PER_PIXEL = 24
 EXHAUSTIVE_UP_TO = 300  # photos; the number of pairs grows with its square
 RESIZED = (2, 4, 8)
