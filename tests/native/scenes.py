@@ -173,7 +173,9 @@ def run(rasterize, scene: Scene, dtype: torch.dtype, device: str = "cpu", **extr
     return type(out)(*(t.detach().cpu() for t in out)), grads
 
 
-def assert_as_accurate_as(actual, baseline, truth, name: str, slack: float = 4.0, share: float = 0.0):
+def assert_as_accurate_as(
+    actual, baseline, truth, name: str, slack: float = 4.0, share: float = 0.0, floor: float = FLOOR
+):
     """`actual` may stray from the float64 `truth` a few times as far as plain float32 PyTorch does.
 
     Each argument is a tensor or a list of them: then the worst of all counts, relative to each one's
@@ -185,7 +187,7 @@ def assert_as_accurate_as(actual, baseline, truth, name: str, slack: float = 4.0
     for a, t in zip(actual, truth):
         assert a.shape == t.shape, f"{name}: shape {list(a.shape)}, must be {list(t.shape)}"
     error = max(_worst(a, t, share) for a, t in zip(actual, truth))
-    allowed = slack * max(_worst(b, t, share) for b, t in zip(baseline, truth)) + FLOOR
+    allowed = slack * max(_worst(b, t, share) for b, t in zip(baseline, truth)) + floor
     assert error <= allowed, f"{name}: error {error:.2e}, {slack:g} times float32 PyTorch's {allowed:.2e}"
 
 

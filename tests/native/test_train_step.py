@@ -245,15 +245,16 @@ gpu_only = pytest.mark.skipif(not torch.cuda.is_available(), reason="only the GP
 BEGUN = 2000  # steps before: corrections of Adam's bias change slowly by then
 
 
-def take_steps(train, out: Outcome, scene: Scene, first: int, last: int, views) -> None:
-    """Steps first..last of `train`, looking from views(step)."""
+def take_steps(train, out: Outcome, scene: Scene, first: int, last: int, views, eps: float = 1e-15) -> None:
+    """Steps first..last of `train`, looking from views(step). Epsilon is small, as in training: rows that wait
+    know it only roughly."""
     target = target_like(scene, torch.uint8).to("cuda")
     for step in range(first, last + 1):
         view = camera(scene, 0, "cuda", torch.float32)
         view["world_to_camera"] = views(step).to("cuda", torch.float32)
         rates = [lr * 0.99**step for lr in LRS]
         out.losses += train(
-            out.params, out.exp_avg, out.exp_avg_sq, rates, BETAS, EPS, BEGUN + step,
+            out.params, out.exp_avg, out.exp_avg_sq, rates, BETAS, eps, BEGUN + step,
             view=0, **view, target=target, mask=None, sh_degree=scene.sh_degree, antialiasing=False,
             lambda_dssim=LAMBDA, stats=out.stats,
         )  # fmt: skip
@@ -282,7 +283,7 @@ def without_gradients(out: Outcome, first: int, last: int) -> Outcome:
         for p, m, v, lr in zip(params, exp_avg, exp_avg_sq, LRS):
             m *= BETAS[0]
             v *= BETAS[1]
-            p -= lr * 0.99**step / bias1 * m / ((v / bias2).sqrt() + EPS)
+            p -= lr * 0.99**step / bias1 * m / ((v / bias2).sqrt() + 1e-15)
     return Outcome(params, exp_avg, exp_avg_sq, out.stats, out.losses)
 
 
@@ -338,9 +339,9 @@ def test_rows_that_come_into_view_have_caught_up():
 
     dense, waiting = (fresh(scene, "cuda", torch.float32, False) for _ in range(2))
     before = [p.clone() for p in dense.params]
-    take_steps(DenseStep(1, "cuda"), dense, scene, 1, 12, views)
+    take_steps(DenseStep(1, "cuda"), dense, scene, 1, 12, views, EPS)
     step = TrainStep(1, "cuda")
-    take_steps(step, waiting, scene, 1, 12, views)
+    take_steps(step, waiting, scene, 1, 12, views, EPS)
     still = [
         (step._moved_at.cpu() < BEGUN + 12).float().mean().item(),
         (dense.stats.visits.cpu() == 12).float().mean().item(),

@@ -72,7 +72,7 @@ __device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
 }
 
 template <bool kInvDepthWanted, int kPixels>
-__global__ void __launch_bounds__(kThreads<kPixels>) blend_forward_kernel(BlendForward p) {
+__global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_kernel(BlendForward p) {
     constexpr int kBatch = Batch<kPixels>::kSize;
     __shared__ Batch<kPixels> batches[2];
     const uint32_t tile = blockIdx.x, thread = threadIdx.x;
