@@ -9,7 +9,7 @@ import pytest
 import torch
 from diff_gaussian_rasterization import FusedAdam, ScreenStats, knn_mean_dist2, photometric_loss, rasterize
 
-from tests.native.scenes import assert_not_blank, make_scene, run
+from tests.native.scenes import assert_not_blank, make_scene, relative_error, run
 from tests.native.test_accuracy import compare
 
 ISAS = torch.ops.tilesplat.cpu_isas()
@@ -58,6 +58,14 @@ def test_every_instruction_set_is_accurate(isa, restore):
     assert torch.ops.tilesplat.cpu_isa() == isa
     assert_not_blank(compare(make_scene(400, (75, 53), seed=3), "cpu").image, 0.05)
     compare(make_scene(200, (33, 20), seed=4, scale=0.02, degree=1).but(antialiasing=True), "cpu")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_operator_is_right_on_every_instruction_set(isa, restore):
+    truth = everything(torch.float64)
+    torch.ops.tilesplat.set_cpu_isa(isa)
+    for a, t in zip(everything(torch.float32), truth):
+        assert relative_error(a, t) < 1e-4
 
 
 def test_the_environment_chooses_the_instruction_set():
