@@ -246,8 +246,8 @@ BEGUN = 2000  # steps before: corrections of Adam's bias change slowly by then
 
 
 def take_steps(train, out: Outcome, scene: Scene, first: int, last: int, views, eps: float = 1e-15) -> None:
-    """Steps first..last of `train`, looking from views(step). Epsilon is small, as in training: rows that wait
-    know it only roughly."""
+    """Steps first..last of `train`, looking from views(step). Epsilon is small, as in training: rows that
+    wait know it only roughly."""
     target = target_like(scene, torch.uint8).to("cuda")
     for step in range(first, last + 1):
         view = camera(scene, 0, "cuda", torch.float32)

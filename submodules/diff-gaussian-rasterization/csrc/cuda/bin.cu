@@ -125,18 +125,33 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
     }
 }
 
+// A thread looks at 16 bytes of sorted tile ids, and writes down where a tile begins or ends there.
+template <typename TileId>
+constexpr int kIdsPerThread = 16 / sizeof(TileId);
+
 template <typename TileId>
 __global__ void __launch_bounds__(kThreads) ranges_kernel(const TileId* tiles, int64_t entries, uint32_t tile_count,
                                                           uint32_t* ranges) {
-    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    if (i >= entries) return;
-    const uint32_t tile = tiles[i];
-    const uint32_t before = i > 0 ? tiles[i - 1] : UINT32_MAX;
-    if (tile != before) {
-        if (tile < tile_count) ranges[2 * int64_t(tile)] = uint32_t(i);
-        if (i > 0 && before < tile_count) ranges[2 * int64_t(before) + 1] = uint32_t(i);
+    constexpr int kIds = kIdsPerThread<TileId>;
+    const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kIds;
+    if (first >= entries) return;
+    alignas(16) TileId own[kIds];
+    const int count = int(::min(entries - first, int64_t(kIds)));
+    if (count == kIds) *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(tiles + first);
+    else for (int k = 0; k < count; ++k) own[k] = tiles[first + k];
+
+    uint32_t before = first > 0 ? tiles[first - 1] : UINT32_MAX;
+#pragma unroll
+    for (int k = 0; k < kIds; ++k) {
+        if (k == count) break;
+        const uint32_t tile = own[k], i = uint32_t(first) + k;
+        if (tile != before) {
+            if (tile < tile_count) ranges[2 * int64_t(tile)] = i;
+            if (i > 0 && before < tile_count) ranges[2 * int64_t(before) + 1] = i;
+        }
+        if (i + 1 == entries && tile < tile_count) ranges[2 * int64_t(tile) + 1] = i + 1;
+        before = tile;
     }
-    if (i == entries - 1 && tile < tile_count) ranges[2 * int64_t(tile) + 1] = uint32_t(entries);
 }
 
 template <typename TileId>
@@ -148,7 +163,7 @@ void sort_and_mark(const SortByTile& p, Stream stream) {
                                           int(p.entries), 0,
                                           bits_for(uint32_t(p.grid.tiles())), native(stream)),
           "sorting by tile");
-    ranges_kernel<TileId><<<blocks_for(p.entries, kThreads), kThreads, 0, native(stream)>>>(
+    ranges_kernel<TileId><<<blocks_for(p.entries, kThreads * kIdsPerThread<TileId>), kThreads, 0, native(stream)>>>(
         tiles_out, p.entries, uint32_t(p.grid.tiles()), p.ranges);
     check_launch("ranges_kernel");
 }
