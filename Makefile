@@ -98,7 +98,7 @@ $(SAMPLE)/sparse/0/points3D.bin: $(wildcard sample_scene/*.py) | $(STATE)/native
 	$(PY) -m sample_scene $(SAMPLE) --views $(VIEWS)
 
 $(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply: $(SAMPLE)/sparse/0/points3D.bin $(STATE)/native $(PYTHON_SOURCES)
-	$(PY) train.py -s $(SAMPLE) -m $(DEMO) --eval --disable_viewer $(SHORT)
+	$(PY) train.py -s $(SAMPLE) -m $(DEMO) --overwrite --eval --disable_viewer $(SHORT)
 
 $(OURS)/names.json: $(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply
 	$(PY) render.py -m $(DEMO) --iteration $(ITERATIONS) --skip_train

@@ -9,8 +9,10 @@ named step does is found under that name; FAITHFULNESS.md says which equation of
 import random
 import sys
 import time
+from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -18,7 +20,6 @@ from diff_gaussian_rasterization import Rendered, photometric_loss
 from torch import Tensor
 
 from arguments import (
-    ConfigError,
     ModelParams,
     OptimizationParams,
     PipelineParams,
@@ -30,43 +31,48 @@ from arguments import (
 from gaussian_renderer import Pair, render, render_pair
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request, Viewer
-from scene import Scene, checkpoint
+from scene import Scene, resume
 from scene.cameras import Camera
 from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
+from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
-from utils.report import Report, Stopwatch, Summary, peak_memory
+from utils.report import Report, Stopwatch, Summary, Told, peak_memory
 from utils.schedules import log_linear
 from utils.views import ViewQueue, spread
 
 
-def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams) -> Summary:
+def train(
+    model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams
+) -> Summary | None:
     started = time.perf_counter()
     device = pick_device(run.device)
     seed_everything(run.seed)
     folder = Path(model.model_path)
+    resume.check_folder(folder, run, opt.iterations)
+    if run.resume and resume.finished(folder) >= opt.iterations:
+        print(f"{folder} is finished; with more --iterations it goes on")
+        return None
     scene = Scene(model, device, run.seed, quiet=run.quiet)
-    save_config(folder, model, opt, pipe, run)
 
     gaussians = GaussianModel.from_points(
         scene.points, model.sh_degree, scene.extent, device, scene.exposure_names
     )
     gaussians.setup_optimizer(opt)
     density = AdaptiveDensityControl.from_params(opt)
-    queue = ViewQueue(len(scene.train_cameras), run.seed)
-    done = 0
-    if run.start_checkpoint:
-        done = checkpoint.load(run.start_checkpoint, gaussians, density, queue)
-        if done >= opt.iterations:
-            raise ConfigError(
-                f"iterations must be more than the {done} of the checkpoint, got {opt.iterations}"
-            )
+    queue, told = ViewQueue(len(scene.train_cameras), run.seed), Told()
+    checkpoints = Checkpoints(folder, run, gaussians, density, queue, told)
+    done, notes = checkpoints.load(opt.iterations)
+    resume.clear(folder, resume.WRITTEN if run.overwrite else resume.TORN)
+    save_config(folder, model, opt, pipe, replace(run, resume=False, overwrite=False))
 
     def show(request: Request) -> Tensor:
         return viewed(request, gaussians, pipe, scene.background)
 
-    report = Report(folder, done + 1, opt.iterations, device, run.quiet)
+    report = Report(folder, done + 1, opt.iterations, device, run.quiet, told)
+    for note in notes:
+        report.log(note)
     report.log(
         f"Training from iteration {done + 1} on {device}: {len(scene.train_cameras)} train and "
         f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians"
@@ -77,50 +83,75 @@ def train(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run
         else None
     )
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
-    watch = Stopwatch(device)
+    watch = Stopwatch(device, told)
 
-    for iteration in range(done + 1, opt.iterations + 1):
+    with closing(report), commands.Patience() as signals:
+        for iteration in range(done + 1, opt.iterations + 1):
+            if viewer:
+                with suppress(commands.Stopped), signals.at_once():
+                    viewer.serve(show)
+            if signals.asked:
+                stop_early(iteration - 1, signals.asked, report, checkpoints, scene, gaussians, pipe)
+            pipe.debug |= iteration - 1 == run.debug_from
+
+            gaussians.schedule(iteration)  # learning rates, SH degree
+            view = queue.next()
+            camera = scene.train_cameras[view]
+            scene.train_cameras[queue.peek()].prefetch()
+            background = torch.rand(3, device=device) if opt.random_background else scene.background
+
+            stats = density.stats_for(gaussians, iteration)
+            if fused:  # the four steps below in one native call
+                losses = Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
+            else:
+                out = render(camera, gaussians, pipe, background, stats=stats)
+                losses = compare(out, camera, gaussians, model, opt, iteration)
+                losses.total.backward()
+                gaussians.step(visible=out.radii > 0)
+            report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
+
+            last = iteration == opt.iterations
+            if iteration in run.test_iterations or last:
+                with watch.leave_out():
+                    evaluate(report, iteration, scene, gaussians, pipe, model)
+            count = len(gaussians)  # of the model that is saved, before it is densified
+            if iteration in run.save_iterations or last:
+                with watch.leave_out():
+                    scene.save(gaussians, iteration, pipe.antialiasing)
+
+            density.step(gaussians, iteration, scene.extent, model.white_background)
+            if checkpoints.due(iteration):
+                with watch.leave_out():
+                    report.flush()
+                    checkpoints.write(iteration)
+
+        summary = summarize(report, watch, started, count, opt.iterations, device, folder)
+        report.finish(summary, folder)
         if viewer:
-            viewer.serve(show)
-        pipe.debug |= iteration - 1 == run.debug_from
-
-        gaussians.schedule(iteration)  # learning rates, SH degree
-        view = queue.next()
-        camera = scene.train_cameras[view]
-        scene.train_cameras[queue.peek()].prefetch()
-        background = torch.rand(3, device=device) if opt.random_background else scene.background
-
-        stats = density.stats_for(gaussians, iteration)
-        if fused:  # the four steps below in one native call
-            losses = Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
-        else:
-            out = render(camera, gaussians, pipe, background, stats=stats)
-            losses = compare(out, camera, gaussians, model, opt, iteration)
-            losses.total.backward()
-            gaussians.step(visible=out.radii > 0)
-        report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
-
-        last = iteration == opt.iterations
-        if iteration in run.test_iterations or last:
-            with watch.leave_out():
-                evaluate(report, iteration, scene, gaussians, pipe, model)
-        count = len(gaussians)  # of the model that is saved, before it is densified
-        if iteration in run.save_iterations or last:
-            with watch.leave_out():
-                scene.save(gaussians, iteration, pipe.antialiasing)
-
-        density.step(gaussians, iteration, scene.extent, model.white_background)
-        if iteration in run.checkpoint_iterations:
-            with watch.leave_out():
-                checkpoint.save(folder / f"chkpnt{iteration}.pth", iteration, gaussians, density, queue)
-
-    summary = summarize(report, watch, started, count, opt.iterations, device, folder)
-    report.finish(summary, folder)
-    if viewer:
-        viewer.serve(show, training_ended=True)  # for as long as the viewer wants to stay
-        viewer.close()
-    report.close()
+            with signals.at_once():
+                viewer.serve(show, training_ended=True)  # for as long as the viewer wants to stay
+            viewer.close()
     return summary
+
+
+def stop_early(
+    iteration: int,
+    signal: int,
+    report: Report,
+    checkpoints: Checkpoints,
+    scene: Scene,
+    gaussians: GaussianModel,
+    pipe: PipelineParams,
+) -> NoReturn:
+    """Somebody asked the run to end after this iteration: leave what it takes to go on."""
+    report.flush()
+    path = checkpoints.write(iteration)
+    scene.save(gaussians, iteration, pipe.antialiasing)
+    report.log(
+        f"Stopped after iteration {iteration}; the model and {path} are saved. To go on:\n"
+        f"  {resume.how_to_resume(path.parent)}"
+    )
+    raise commands.Stopped(signal)
 
 
 class Losses(NamedTuple):
@@ -195,7 +226,7 @@ def summarize(
     return Summary(
         iterations=iterations,
         gaussians=count,
-        scores=report.scores,
+        scores=report.told.scores,
         optimization_seconds=watch.seconds(),
         evaluation_and_saving_seconds=watch.left_out,
         total_seconds=time.perf_counter() - started,

@@ -145,8 +145,13 @@ class RunParams:
     seed: int = arg(0, "seed of everything random", minimum=0)
     test_iterations: list[int] = arg([7_000, 30_000], "steps at which to measure train and test views")
     save_iterations: list[int] = arg([7_000, 30_000], "steps at which to save, besides the last")
-    checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint to resume from")
-    start_checkpoint: str = arg("", "checkpoint to continue from")
+    checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint that stays")
+    checkpoint_every: int = arg(
+        0, "steps between checkpoints, of which 2 stay; 0: one every 5 minutes, -1: none", minimum=-1
+    )
+    start_checkpoint: str = arg("", "checkpoint (ours, the original's) or PLY to continue from")
+    resume: bool = arg(False, "go on with the run in the output folder, with its options")
+    overwrite: bool = arg(False, "start over in an output folder that was used")
     ip: str = arg("127.0.0.1", "address the live viewer connects to")
     port: int = arg(6009, "port of the live viewer; the next free one if it is taken", minimum=0)
     disable_viewer: bool = arg(False, "no live viewer")
@@ -210,7 +215,8 @@ def parse_train(
     )
     try:
         given = _given(parser, argv)
-        values = read_config(given.pop("config"), groups) if "config" in given else {}
+        values = _options_to_resume(given, groups)
+        values |= read_config(given.pop("config"), groups) if "config" in given else {}
         model, opt, pipe, run = build(groups, values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
@@ -226,6 +232,19 @@ def parse_train(
     except ConfigError as error:
         parser.error(str(error))
     return model, opt, pipe, run
+
+
+def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:
+    """The options of the run that --resume goes on with, if it came so far as to store them."""
+    if not given.get("resume"):
+        return {}
+    if given.get("overwrite"):
+        raise ConfigError("resume and overwrite exclude each other")
+    if not given.get("model_path"):
+        raise ConfigError("model_path is empty: name the folder of the run to resume with -m")
+    folder = Path(given["model_path"])
+    stored = any((folder / name).is_file() for name in (CONFIG_FILE, LEGACY_FILE))
+    return saved_options(folder, groups) if stored else {}
 
 
 def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelineParams, RenderParams]:
@@ -288,12 +307,14 @@ def pick_device(name: str = ""):
 
 def save_config(model_path: str | os.PathLike, *groups) -> None:
     """Write config.json (every option of the given groups) and cfg_args (the model's, for viewers)."""
-    folder = Path(model_path)
-    folder.mkdir(parents=True, exist_ok=True)
+    from scene.files import atomic_write  # here, not above: scene needs this module
+
     options = {type(group).__name__: dataclasses.asdict(group) for group in groups}
-    (folder / CONFIG_FILE).write_text(json.dumps(options, indent=2) + "\n", encoding="utf-8")
     model = next(group for group in groups if isinstance(group, ModelParams))
-    (folder / LEGACY_FILE).write_text(format_cfg_args(model), encoding="utf-8")
+    texts = {CONFIG_FILE: json.dumps(options, indent=2) + "\n", LEGACY_FILE: format_cfg_args(model)}
+    for name, text in texts.items():
+        with atomic_write(Path(model_path) / name) as file:
+            file.write(text.encode("utf-8"))
 
 
 def read_config(path: str | os.PathLike, groups: tuple) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def train(scene: str, seed: int, folder: Path, iterations: int, tests: list[int]
     out = folder / f"{Path(source).name}_{seed}"
     steps = [str(i) for i in tests]
     run(
-        "train.py", "-s", source, "-m", str(out), "--eval", "--disable_viewer", "--quiet",
+        "train.py", "-s", source, "-m", str(out), "--overwrite", "--eval", "--disable_viewer", "--quiet",
         "--seed", str(seed), "--iterations", str(iterations), "--test_iterations", *steps, *flags,
     )  # fmt: skip
     run("render.py", "-m", str(out), "--skip_train", "--quiet")

@@ -15,7 +15,7 @@ import torch
 
 from arguments import ModelParams
 from scene.cameras import Camera
-from scene.files import DataError, image_size, some, write_json
+from scene.files import DataError, atomic_write, image_size, some, write_json
 from scene.gaussian_model import GaussianModel
 from scene.images import (
     MAX_WIDTH,
@@ -220,7 +220,8 @@ class Scene:
         write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
         points, origin = self._points_and_origin
         if origin is not None and origin.suffix == ".ply":
-            shutil.copyfile(origin, folder / "input.ply")
+            with open(origin, "rb") as source, atomic_write(folder / "input.ply") as target:
+                shutil.copyfileobj(source, target)
         else:
             write_points(folder / "input.ply", points)
 

@@ -5,7 +5,9 @@ it. A run that is continued from a checkpoint ends with the same result as one t
 """
 
 import os
+import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from scene.density import AdaptiveDensityControl
 from scene.files import DataError, atomic_write
 from scene.gaussian_model import GaussianModel
 from scene.ply import load_ply
+from utils.report import Told
 from utils.views import ViewQueue
 
 FORMAT = "TileSplat checkpoint"
@@ -28,6 +31,7 @@ def save(
     gaussians: GaussianModel,
     density: AdaptiveDensityControl,
     queue: ViewQueue,
+    told: Told | None = None,
 ) -> None:
     """Write the state after this iteration."""
     state = {
@@ -38,13 +42,18 @@ def save(
         "density": density.state_dict(),
         "queue": queue.state_dict(),
         "random": _random_states(gaussians.device),
+        "told": (told or Told()).state_dict(),
     }
     with atomic_write(path) as file:
         torch.save(state, file)
 
 
 def load(
-    path: str | os.PathLike, gaussians: GaussianModel, density: AdaptiveDensityControl, queue: ViewQueue
+    path: str | os.PathLike,
+    gaussians: GaussianModel,
+    density: AdaptiveDensityControl,
+    queue: ViewQueue,
+    told: Told | None = None,
 ) -> int:
     """Put everything back as it was; returns the iteration it was after.
 
@@ -57,6 +66,8 @@ def load(
         density.load_state_dict(state["density"], gaussians.device)
         if "queue" in state:
             queue.load_state_dict(state["queue"])
+        if told and "told" in state:
+            told.load_state_dict(state["told"], gaussians.device)
         if "random" in state:
             _set_random_states(state["random"], gaussians.device)
         return state["iteration"]
@@ -71,10 +82,16 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if Path(path).suffix == ".ply":
         return _from_ply(Path(path))
     try:
+        _check_whole(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torn files, other files and code raise a dozen kinds
-        raise DataError(f"{path}: cannot be read as a checkpoint ({error})") from None
+    except pickle.UnpicklingError:
+        raise DataError(
+            f"{path}: cannot be read as a checkpoint (has more in it than tensors and plain values)"
+        ) from None
+    except Exception as error:  # torn files and other files raise a dozen kinds
+        reason = str(error).partition("\n")[0][:200]
+        raise DataError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if isinstance(state, tuple):
         return _from_original(state, path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -82,6 +99,16 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if state.get("version") != VERSION:
         raise DataError(f"{path}: has version {state.get('version')}, must have {VERSION}")
     return state
+
+
+def _check_whole(path: str | os.PathLike) -> None:
+    """A ZIP file, as torch.save writes since 1.6, with all sums right, of parts that are not compressed: none
+    asks for more memory than the file has bytes."""
+    with zipfile.ZipFile(path) as file:
+        if sum(part.file_size for part in file.infolist()) > os.path.getsize(path):
+            raise ValueError("it has compressed parts")
+        if (part := file.testzip()) is not None:
+            raise ValueError(f"its part {part} is damaged")
 
 
 # The original's file: ((12 things), iteration). Some of its numbers are numpy's, which the safe loader must

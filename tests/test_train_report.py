@@ -34,7 +34,7 @@ def test_losses_are_smoothed_and_logged(tmp_path):
         loss = torch.tensor(1.0 / iteration, requires_grad=True)
         report.step(iteration, loss * 2, loss, None, count=7)
         smooth = 0.4 * 2.0 / iteration + 0.6 * smooth
-    assert report._smooth[0] == pytest.approx(smooth, rel=1e-5)
+    assert report.told.smooth[0] == pytest.approx(smooth, rel=1e-5)
     report.close()
 
     events = EventAccumulator(str(tmp_path))
@@ -103,5 +103,5 @@ def test_reporting_does_not_wait_for_the_gpu(tmp_path):
             report.step(iteration, loss, loss, None, 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert report._smooth is not None
+    assert report.told.smooth is not None
     report.close()

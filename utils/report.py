@@ -4,12 +4,13 @@ Nothing here makes the host wait for the device in an ordinary iteration. Losses
 READ_EVERY iterations they are sent for, and shown when they have arrived.
 """
 
+import contextlib
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,21 +35,23 @@ class Log:
         self._quiet = quiet
 
     def __call__(self, text: str) -> None:
-        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        self._file.flush()
+        with contextlib.suppress(OSError):  # a full disk
+            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+            self._file.flush()
         if not self._quiet:
             tqdm.write(text)
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 class Deferred:
     """Values of device tensors, some iterations later and without waiting for the device."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, collected: list[tuple[int, list[Tensor]]] | None = None):
         self._on_gpu = device.type == "cuda"
-        self._collected: list[tuple[int, list[Tensor]]] = []  # (iteration, scalars on the device)
+        self._collected = [] if collected is None else collected  # (iteration, scalars on the device)
         self._travelling: tuple[list[int], Tensor, object] | None = None
 
     def put(self, iteration: int, values: list[Tensor]) -> None:
@@ -60,7 +63,7 @@ class Deferred:
             return
         iterations = [iteration for iteration, _ in self._collected]
         values = torch.stack([v for _, row in self._collected for v in row]).view(len(iterations), -1)
-        self._collected = []
+        self._collected.clear()
         arrived = None
         if self._on_gpu:
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
@@ -82,21 +85,25 @@ class Deferred:
 class Stopwatch:
     """Seconds of device and host work, without the stretches that are left out and counted apart."""
 
-    def __init__(self, device: torch.device):
+    def __init__(self, device: torch.device, told: "Told | None" = None):
         self._device = device
-        self._start = time.perf_counter()
-        self.left_out = 0.0
+        self._told = told or Told()
+        self._start = time.perf_counter() - self._told.seconds - self._told.left_out
+
+    @property
+    def left_out(self) -> float:
+        return self._told.left_out
 
     @contextmanager
     def leave_out(self) -> Iterator[None]:
         """Evaluation and saving: not part of the optimization."""
-        self._finish_device()
+        self._told.seconds = self.seconds()
         start = time.perf_counter()
         try:
             yield
         finally:
             self._finish_device()
-            self.left_out += time.perf_counter() - start
+            self._told.left_out += time.perf_counter() - start
 
     def seconds(self) -> float:
         self._finish_device()
@@ -117,6 +124,40 @@ class Scores:
     psnr_by_channel: float  # as the original's train.py prints it
 
 
+@dataclass
+class Told:
+    """What a run has told so far. A run that is continued goes on from there."""
+
+    scores: dict[str, dict[int, Scores]] = field(default_factory=dict)  # set of views -> iteration -> scores
+    smooth: list[float] | None = None  # averages of the losses, as shown
+    waiting: list[tuple[int, list[Tensor]]] = field(default_factory=list)  # losses that were not shown yet
+    seconds: float = 0.0  # of optimization, as of when the stopwatch was last held
+    left_out: float = 0.0
+
+    def state_dict(self) -> dict:
+        """Plain values."""
+        waiting = [[iteration, [float(v) for v in values]] for iteration, values in self.waiting]
+        scores = {name: {i: asdict(s) for i, s in rows.items()} for name, rows in self.scores.items()}
+        return {
+            "scores": scores,
+            "smooth": self.smooth,
+            "waiting": waiting,
+            "seconds": self.seconds,
+            "left_out": self.left_out,
+        }
+
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
+        self.scores = {
+            str(name): {int(i): Scores(**scores) for i, scores in by_iteration.items()}
+            for name, by_iteration in state["scores"].items()
+        }
+        self.smooth = None if state["smooth"] is None else [float(v) for v in state["smooth"]]
+        self.waiting[:] = [
+            (int(i), [torch.tensor(float(v), device=device) for v in row]) for i, row in state["waiting"]
+        ]
+        self.seconds, self.left_out = float(state["seconds"]), float(state["left_out"])
+
+
 def score(pairs: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Scores | None:
     """Scores of pictures [3, H, W], unquantized but clamped to [0, 1], against their ground truth, where the
     mask [H, W] is 1 (None: everywhere). None without pairs."""
@@ -133,13 +174,20 @@ def score(pairs: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Scores | Non
 class Report:
     """All that is written during training, to `folder`."""
 
-    def __init__(self, folder: Path, first: int, last: int, device: torch.device, quiet: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        first: int,  # iteration, counted from 1
+        last: int,
+        device: torch.device,
+        quiet: bool = False,
+        told: Told | None = None,  # by the run that is continued
+    ):
         self.log = Log(folder, quiet)
-        self.scores: dict[str, dict[int, Scores]] = {}  # set of views -> iteration -> scores
-        self._board = _tensorboard(folder, self.log)
+        self.told = told or Told()
+        self._board = _tensorboard(folder, first, self.log)
         self._device = device
-        self._deferred = Deferred(device)
-        self._smooth: list[float] | None = None
+        self._deferred = Deferred(device, self.told.waiting)
         self._zero = torch.zeros((), device=device)
         self._bar = tqdm(
             total=last,
@@ -165,10 +213,10 @@ class Report:
 
     def _show(self, iteration: int, arrived: list[tuple[int, list[float]]], count: int) -> None:
         for _, values in arrived:
-            old = self._smooth or [0.0] * len(values)  # from zero, as the original
-            self._smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
-        if self._smooth:
-            loss, _, depth = self._smooth
+            old = self.told.smooth or [0.0] * len(values)  # from zero, as the original
+            self.told.smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
+        if self.told.smooth:
+            loss, _, depth = self.told.smooth
             shown = {"loss": f"{loss:.5f}"} | ({"depth": f"{depth:.5f}"} if depth else {})
             shown |= {"gaussians": f"{count:,}", "memory": _megabytes(memory_in_use(self._device))}
             self._bar.set_postfix(shown, refresh=False)
@@ -181,32 +229,32 @@ class Report:
         now, before = (time.perf_counter(), arrived[-1][0]), self._since
         milliseconds = 1000.0 * (now[0] - before[0]) / max(now[1] - before[1], 1)
         self._since = now
-        self._board.add_scalar("train_loss_patches/l1_loss", l1, step)
-        self._board.add_scalar("train_loss_patches/total_loss", loss, step)
-        self._board.add_scalar("iter_time", milliseconds, step)
+        self._draw("scalar", "train_loss_patches/l1_loss", l1, step)
+        self._draw("scalar", "train_loss_patches/total_loss", loss, step)
+        self._draw("scalar", "iter_time", milliseconds, step)
 
     def evaluate(
         self, iteration: int, sets: dict[str, list], render_pair: Callable, opacities: Tensor, count: int
     ) -> None:
         """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
         for name, cameras in sets.items():
-            first_time = not self.scores.get(name)
+            first_time = not self.told.scores.get(name)
             pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time)
             scores = score(pairs)
             if scores is None:
                 continue
-            self.scores.setdefault(name, {})[iteration] = scores
+            self.told.scores.setdefault(name, {})[iteration] = scores
             self.log(
                 f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB "
                 f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
                 f"{scores.views} views, {count:,} Gaussians"
             )
             if self._board:
-                self._board.add_scalar(f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
-                self._board.add_scalar(f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
+                self._draw("scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
+                self._draw("scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
         if self._board:
-            self._board.add_scalar("total_points", count, iteration)
-            self._board.add_histogram("scene/opacity_histogram", opacities, iteration)
+            self._draw("scalar", "total_points", count, iteration)
+            self._draw("histogram", "scene/opacity_histogram", opacities, iteration)
         self._since = time.perf_counter(), iteration
 
     def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
@@ -214,10 +262,19 @@ class Report:
             image, truth, mask = render_pair(camera)
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"
-                self._board.add_image(f"{tag}/render", image.clamp(0.0, 1.0), iteration)
+                self._draw("image", f"{tag}/render", image.clamp(0.0, 1.0), iteration)
                 if first_time:
-                    self._board.add_image(f"{tag}/ground_truth", to_float(truth), iteration)
+                    self._draw("image", f"{tag}/ground_truth", to_float(truth), iteration)
             yield image, truth, mask
+
+    def _draw(self, kind: str, *values) -> None:
+        """Into TensorBoard. A disk that is full ends the curves, not the run."""
+        try:
+            if self._board:
+                getattr(self._board, f"add_{kind}")(*values)
+        except OSError as error:
+            self._board = None
+            self.log(f"no more TensorBoard events: {error}")
 
     def finish(self, summary: "Summary", folder: Path) -> None:
         """The last words, also as <folder>/summary.json."""
@@ -225,10 +282,18 @@ class Report:
         write_json(folder / "summary.json", asdict(summary), indent=1)
         self.log(summary.text())
 
+    def flush(self) -> None:
+        """Let what was told so far survive the death of this process."""
+        if self._board:
+            with contextlib.suppress(OSError):
+                self._board.flush()
+
     def close(self) -> None:
         self._bar.close()
         if self._board:
-            self._board.close()
+            with contextlib.suppress(OSError):
+                self._board.close()
+            self._board = None
         self.log.close()
 
 
@@ -292,10 +357,11 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _tensorboard(folder: Path, log: Callable[[str], None]):
+def _tensorboard(folder: Path, first: int, log: Callable[[str], None]):
+    """Events of an earlier run from step `first` on are not shown any more."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         log("tensorboard is not installed: no TensorBoard events will be written")
         return None
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=first)

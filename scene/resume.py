@@ -1,0 +1,139 @@
+"""One model folder, several runs: when checkpoints are written, which ones stay, and from which one a run
+that was cut off goes on."""
+
+import json
+import shlex
+import time
+from pathlib import Path
+
+from arguments import ConfigError, RunParams
+from scene import checkpoint
+from scene.density import AdaptiveDensityControl
+from scene.files import DataError
+from scene.gaussian_model import GaussianModel
+from utils.report import READ_EVERY, Told
+from utils.views import ViewQueue
+
+KEPT = 2  # checkpoints that nobody asked for by number
+SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
+MODELS = "point_cloud/iteration_*/point_cloud.ply"
+SUMMARY = "summary.json"
+TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
+WRITTEN = ("chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY, "exposure.json")
+
+
+class Checkpoints:
+    """The checkpoints of a model folder."""
+
+    def __init__(
+        self,
+        folder: Path,
+        run: RunParams,
+        gaussians: GaussianModel,
+        density: AdaptiveDensityControl,
+        queue: ViewQueue,
+        told: Told,
+    ):
+        self._folder, self._run = folder, run
+        self._state = gaussians, density, queue, told
+        self._last = time.monotonic()
+
+    def due(self, iteration: int) -> bool:
+        """By the clock only where no loss waits to be shown: curves then go on as if nothing had happened."""
+        if iteration in self._run.checkpoint_iterations:
+            return True
+        if self._run.checkpoint_every > 0:
+            return iteration % self._run.checkpoint_every == 0
+        late = time.monotonic() - self._last > SECONDS_BETWEEN
+        return self._run.checkpoint_every == 0 and late and iteration % READ_EVERY == 0
+
+    def write(self, iteration: int) -> Path:
+        path = self._folder / f"chkpnt{iteration}.pth"
+        checkpoint.save(path, iteration, *self._state)
+        passing = [i for i in found(self._folder) if i < iteration and not self._asked_for(i)]
+        for old in passing[KEPT - 1 :]:
+            (self._folder / f"chkpnt{old}.pth").unlink(missing_ok=True)
+        self._last = time.monotonic()
+        return path
+
+    def _asked_for(self, iteration: int) -> bool:
+        return iteration in self._run.checkpoint_iterations
+
+    def load(self, iterations: int) -> tuple[int, list[str]]:
+        """Go on from where this run says; returns the iteration that was, and what to tell the user.
+
+        --resume takes the newest checkpoint of the folder that can be read and is before the last iteration:
+        what may be missing after that one is made again.
+        """
+        notes, candidates = [], {}
+        if self._run.resume:
+            candidates = {i: path for i, path in found(self._folder).items() if i < iterations}
+        for number, path in candidates.items():
+            try:
+                done = checkpoint.load(path, *self._state)
+                if done != number:
+                    raise DataError(f"{path}: is the checkpoint of iteration {done}")
+            except DataError as error:
+                notes.append(f"{error}; trying the one before")
+                continue
+            return done, [*notes, f"Resuming from {path}"]
+        if candidates:
+            raise DataError(
+                f"{self._folder}: none of its {len(candidates)} checkpoints can be read, the first being "
+                f"{notes[0].removesuffix('; trying the one before')}; --overwrite starts over"
+            )
+        if self._run.start_checkpoint:
+            done = checkpoint.load(self._run.start_checkpoint, *self._state)
+            if done >= iterations:
+                raise ConfigError(
+                    f"iterations must be more than the {done} of the checkpoint, got {iterations}"
+                )
+            return done, [f"Starting from {self._run.start_checkpoint}"]
+        return 0, ["There is no checkpoint to resume from: starting over"] if self._run.resume else []
+
+
+def found(folder: Path) -> dict[int, Path]:
+    """Iteration -> checkpoint, the newest first."""
+    numbers = [path.stem.removeprefix("chkpnt") for path in folder.glob("chkpnt*.pth")]
+    newest_first = sorted((int(n) for n in numbers if n.isascii() and n.isdecimal()), reverse=True)
+    return {n: folder / f"chkpnt{n}.pth" for n in newest_first}
+
+
+def finished(folder: Path) -> int:
+    """Number of iterations of the run that ended here; 0 if none did."""
+    try:
+        return int(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["iterations"])
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return 0
+
+
+def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
+    """What an earlier run left is neither mixed with another one's results nor lost by accident."""
+    if run.overwrite:
+        return
+    ended = finished(folder)
+    if run.resume:
+        if 0 < ended < iterations and not found(folder):
+            model = folder / "point_cloud" / f"iteration_{ended}" / "point_cloud.ply"
+            raise ConfigError(
+                f"{folder} has no checkpoint to resume from, only the model of a run that ended at {ended}; "
+                f"--start_checkpoint {shlex.quote(str(model))} goes on from that"
+            )
+        return
+    own_start = run.start_checkpoint and Path(run.start_checkpoint).resolve().is_relative_to(folder.resolve())
+    if not own_start and (found(folder) or any(folder.glob(MODELS))):
+        raise ConfigError(
+            f"{folder} has the results of an earlier run: --resume goes on with it, --overwrite starts over, "
+            "-m names another folder"
+        )
+
+
+def clear(folder: Path, patterns: tuple[str, ...] = WRITTEN) -> None:
+    """Remove what an earlier training wrote, and nothing else."""
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def how_to_resume(folder: Path) -> str:
+    return f"python train.py -m {shlex.quote(str(folder))} --resume"

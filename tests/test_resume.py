@@ -1,0 +1,336 @@
+"""Runs that are cut off and continued end with the same bits as one that was left alone.
+
+Real processes are killed at random moments. They are forked from one that has imported everything, so that a
+start takes milliseconds. TILESPLAT_KILLS=200 kills that many.
+"""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from arguments import RunParams
+from scene import checkpoint
+from scene.resume import Checkpoints, found
+from tests import tiny_scenes
+from tests.test_viewer import message
+
+KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.test_resume", "torch.utils.tensorboard"])
+CPU = ["--device", "cpu", "--disable_viewer"]
+SHORT = [
+    "--iterations", "70", "--densify_from_iter", "5", "--densification_interval", "10",
+    "--densify_until_iter", "60", "--opacity_reset_interval", "35", "--densify_grad_threshold", "1e-5",
+    "--checkpoint_every", "7", "--save_iterations", "33", "--test_iterations", "21",
+    "--eval", "--llffhold", "4", *CPU,
+]  # fmt: skip
+WAYS = {
+    "one native call": ["--random_background"],
+    "autograd, exposures": ["--train_test_exp", "--optimizer_type", "sparse_adam"],
+}
+
+
+def work(arguments: list[str], said: Path) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1), os.dup2(out, 2)
+    sys.exit(train.main(arguments))
+
+
+def start(folder: Path, *arguments) -> multiprocessing.Process:
+    said = folder.with_name(folder.name + ".txt")
+    process = PROCESSES.Process(target=work, args=([*map(str, arguments), "-m", str(folder)], said))
+    process.start()
+    return process
+
+
+def said(folder: Path) -> str:
+    path = folder.with_name(folder.name + ".txt")
+    return path.read_text() if path.exists() else ""
+
+
+def ended(process, folder: Path) -> int:
+    process.join(60)
+    assert process.exitcode is not None, "it hangs:\n" + said(folder)
+    return process.exitcode
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
+
+
+def differences(ours, theirs, where: str = "") -> list[str]:
+    """Places in two nested structures that are not the same to the bit."""
+    if isinstance(theirs, torch.Tensor):
+        same = isinstance(ours, torch.Tensor) and ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+        return [] if same else [where]
+    if isinstance(theirs, dict):
+        if not isinstance(ours, dict) or ours.keys() != theirs.keys():
+            return [where]
+        return [d for key in theirs for d in differences(ours[key], theirs[key], f"{where}.{key}")]
+    if isinstance(theirs, list | tuple):
+        if type(ours) is not type(theirs) or len(ours) != len(theirs):
+            return [where]
+        return [d for i, value in enumerate(theirs) for d in differences(ours[i], value, f"{where}.{i}")]
+    return [] if ours == theirs and type(ours) is type(theirs) else [where]
+
+
+TIMES = {".told.seconds", ".told.left_out"}  # how long it took is the one thing that may differ
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = set(events.Tags()["scalars"]) - {"iter_time"}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def assert_same_results(ours: Path, theirs: Path) -> None:
+    names = {
+        str(path.relative_to(theirs))
+        for path in theirs.rglob("*")
+        if path.is_file() and not path.name.startswith("events") and path.name != "train.log"
+    }
+    assert {"point_cloud/iteration_33/point_cloud.ply", "exposure.json", "chkpnt70.pth"} <= names
+    for name in names:
+        assert (ours / name).is_file(), name
+        if name.endswith(".pth"):
+            pair = [torch.load(folder / name, weights_only=True) for folder in (ours, theirs)]
+            assert set(differences(*pair)) <= TIMES, name
+        elif name == "summary.json":
+            told, expected = (json.loads((folder / name).read_text()) for folder in (ours, theirs))
+            for key in ("iterations", "gaussians", "scores"):
+                assert told[key] == expected[key], key
+        elif name not in ("config.json", "cfg_args"):  # they name the folder
+            assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert not list(ours.glob(".*.tmp")), "what a killed process left half-written is cleared away"
+    assert curves(ours) == curves(theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_killed_at_random_moments(way, scene, tmp_path):
+    common = ["-s", scene, *SHORT, *WAYS[way]]
+    truth = tmp_path / "truth"
+    assert ended(start(truth, *common), truth) == 0, said(truth)  # the first start takes longer
+    began = time.perf_counter()
+    assert ended(start(tmp_path / "timed", *common), truth) == 0
+    usual = time.perf_counter() - began
+    assert torch.load(truth / "chkpnt70.pth", weights_only=True)["gaussians"]["params"]["xyz"].shape[0] > 60
+
+    chance, kills, rounds, resumed_at = random.Random(way), 0, 0, []
+    while kills < KILLS // len(WAYS):
+        rounds += 1
+        folder = tmp_path / f"round {rounds}"
+        while True:
+            process = start(folder, *common, "--resume")
+            process.join(chance.uniform(0.0, 1.2 * usual))
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+                process.join(20)
+            if process.exitcode != -signal.SIGKILL:
+                break
+            kills += 1
+        assert process.exitcode == 0, said(folder)
+        resumed_at += re.findall(r"Resuming from .*chkpnt(\d+)", said(folder))
+        assert_same_results(folder, truth)
+    print(f"{way}: {kills} kills in {rounds} runs, resumed from {resumed_at}")
+    assert len(set(resumed_at)) >= 3, f"most were killed before the first checkpoint: {resumed_at}"
+
+
+# Ctrl-C and SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_asked_to_stop(number, scene, tmp_path):
+    """It leaves a checkpoint and the model, says how to go on, and what is said works."""
+    long = [word if word != "70" else "100000" for word in SHORT]
+    folder = tmp_path / "it's here"
+    process = start(folder, "-s", scene, *long)
+    wait_for(lambda: len(found(folder)) > 0, process)
+    os.kill(process.pid, number)
+    assert ended(process, folder) == 128 + number
+    stopped = int(re.search(r"Stopped after iteration (\d+)", said(folder)).group(1))
+    assert found(folder)[stopped].is_file() and stopped == max(found(folder))
+    assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
+    assert "Traceback" not in said(folder)
+    command = said(folder).split("To go on:\n")[1].splitlines()[0].strip()
+    assert command == f"python train.py -m '{tmp_path}/it'\"'\"'s here' --resume"
+
+    last = stopped + 3
+    process = start(folder, "--resume", "--iterations", last)
+    assert ended(process, folder) == 0, said(folder)
+    assert f"Training from iteration {stopped + 1} " in said(folder)
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == last
+
+
+def test_asked_to_stop_while_a_viewer_pauses_training(scene, tmp_path):
+    folder = tmp_path / "m"
+    arguments = [word for word in SHORT if word not in ("70", "--iterations", "--disable_viewer")]
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        port = busy.getsockname()[1]
+        process = start(folder, "-s", scene, *arguments, "--port", port)
+        told = re.compile(rf"viewer port {port} is busy: listening on 127.0.0.1:(\d+)")
+        wait_for(lambda: told.search(said(folder)), process)
+    port = int(told.search(said(folder)).group(1))
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(message(train=False))
+        assert client.recv(1)
+        os.kill(process.pid, signal.SIGTERM)
+        assert ended(process, folder) == 143
+    assert "Stopped after iteration" in said(folder)
+
+
+def wait_for(what, process, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert process.exitcode is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Which checkpoint, and which folder
+
+
+@pytest.fixture(scope="module")
+def cut_off(scene, tmp_path_factory) -> tuple[Path, Path]:
+    """A folder of a run that ended at 70 and has checkpoints 63 and 70; and how it came out."""
+    folder = tmp_path_factory.mktemp("runs") / "m"
+    assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
+    assert list(found(folder)) == [70, 63], "the last two stay"
+    return folder
+
+
+def copy_cut_off(cut_off: Path, tmp_path: Path) -> Path:
+    """As if the run had been killed before its last checkpoint."""
+    folder = tmp_path / "m"
+    shutil.copytree(cut_off, folder)
+    state = torch.load(folder / "chkpnt70.pth", weights_only=True)
+    torch.save(state | {"iteration": 69}, folder / "chkpnt69.pth")
+    (folder / "chkpnt70.pth").unlink()
+    (folder / "summary.json").unlink()
+    return folder
+
+
+@pytest.mark.parametrize("spoiled", ["torn", "flipped", "empty", "foreign", "renamed", "of another data set"])
+def test_a_spoiled_checkpoint_is_told_and_the_one_before_used(spoiled, cut_off, tmp_path, capsys):
+    folder = copy_cut_off(cut_off, tmp_path)
+    newest = folder / "chkpnt69.pth"
+    whole = newest.read_bytes()
+    if spoiled == "torn":
+        newest.write_bytes(whole[: len(whole) // 2])
+    elif spoiled == "flipped":
+        middle = len(whole) // 2
+        newest.write_bytes(whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :])
+    elif spoiled == "empty":
+        newest.write_bytes(b"")
+    elif spoiled == "foreign":
+        torch.save({"weights": torch.zeros(3)}, newest)
+    elif spoiled == "renamed":
+        shutil.copyfile(folder / "chkpnt63.pth", newest)
+    else:
+        state = torch.load(newest, weights_only=True)
+        state["queue"]["count"] = 99
+        torch.save(state, newest)
+    assert train.main(["-m", str(folder), "--resume", "--no-quiet"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"chkpnt69.pth: .*trying the one before", told) and "Training from iteration 64 " in told
+    name = "point_cloud/iteration_70/point_cloud.ply"
+    assert (folder / name).read_bytes() == (cut_off / name).read_bytes()
+
+
+def test_no_usable_checkpoint_at_all(cut_off, tmp_path, capsys):
+    folder = copy_cut_off(cut_off, tmp_path)
+    before = (folder / "config.json").read_bytes()
+    for path in found(folder).values():
+        path.write_bytes(b"torn")
+    assert train.main(["-m", str(folder), "--resume", "--seed", "7"]) == 1
+    told = capsys.readouterr().err
+    assert "none of its 2 checkpoints can be read" in told and "--overwrite" in told and told.count("\n") == 1
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_used_folder(cut_off, scene, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(cut_off, folder)
+    (folder / "my notes.txt").write_text("mine")
+    start_over = ["-s", str(scene), "-m", str(folder), *CPU, "--quiet", "--iterations", "5"]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert train.main(start_over) == 1
+    told = capsys.readouterr().err
+    assert "--resume" in told and "--overwrite" in told and told.count("\n") == 1
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+    assert train.main([*start_over, "--overwrite"]) == 0
+    assert not found(folder), "an old checkpoint would be resumed from by mistake"
+    assert [path.parent.name for path in folder.glob("point_cloud/*/*.ply")] == ["iteration_5"]
+    assert (folder / "my notes.txt").read_text() == "mine"
+
+
+def test_finished_run(cut_off, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(cut_off, folder)
+    assert train.main(["-m", str(folder), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train.main(["-m", str(folder), "--resume", "--iterations", "72", "--no-quiet"]) == 0
+    assert "Training from iteration 71 " in capsys.readouterr().out
+    for path in found(folder).values():
+        path.unlink()
+    assert train.main(["-m", str(folder), "--resume", "--iterations", "80"]) == 1
+    told = capsys.readouterr().err
+    model = folder / "point_cloud" / "iteration_72" / "point_cloud.ply"
+    assert f"--start_checkpoint {model} goes on" in told
+    assert train.main(["-m", str(folder), "--config", str(folder / "config.json"), "--iterations", "80",
+                       "--start_checkpoint", str(model)]) == 0  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])
+def test_bad_start_checkpoint(content, scene, tmp_path, capsys):
+    path = tmp_path / "c.pth"
+    path.write_bytes(content)
+    arguments = ["-s", str(scene), "-m", str(tmp_path / "m"), *CPU, "--start_checkpoint", str(path)]
+    assert train.main([*arguments, "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith(f"train.py: {path}: ") and told.count("\n") == 1, told
+
+
+def test_when_checkpoints_are_written(tmp_path, monkeypatch):
+    """By number, by steps, or by the clock; those asked for by number stay."""
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda path, *state: saved.append(path) or path.touch())
+    now = [0.0]
+    monkeypatch.setattr("scene.resume.time.monotonic", lambda: now[0])
+
+    def written(**options) -> list[int]:
+        for path in tmp_path.glob("*"):
+            path.unlink()
+        saved.clear()
+        checkpoints = Checkpoints(tmp_path, RunParams(**options), None, None, None, None)
+        for iteration in range(1, 1001):
+            now[0] += 1.0
+            if checkpoints.due(iteration):
+                checkpoints.write(iteration)
+        return [int(path.stem.removeprefix("chkpnt")) for path in saved]
+
+    assert written() == [310, 620, 930]
+    assert list(found(tmp_path)) == [930, 620]
+    assert written(checkpoint_every=300, checkpoint_iterations=[7, 300]) == [7, 300, 600, 900]
+    assert list(found(tmp_path)) == [900, 600, 300, 7]
+    assert written(checkpoint_every=-1, checkpoint_iterations=[5]) == [5]
