@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -35,6 +36,7 @@ from scene import Scene, resume
 from scene.cameras import Camera
 from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
+from scene.memory import out_of_memory, step_that_fits
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
@@ -56,9 +58,8 @@ def train(
         return None
     scene = Scene(model, device, run.seed, quiet=run.quiet)
 
-    gaussians = GaussianModel.from_points(
-        scene.points, model.sh_degree, scene.extent, device, scene.exposure_names
-    )
+    points = scene.points.at_most(opt.cap_max, run.seed)
+    gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, device, scene.exposure_names)
     gaussians.setup_optimizer(opt)
     density = AdaptiveDensityControl.from_params(opt)
     queue, told = ViewQueue(len(scene.train_cameras), run.seed), Told()
@@ -71,6 +72,7 @@ def train(
         return viewed(request, gaussians, pipe, scene.background)
 
     report = Report(folder, done + 1, opt.iterations, device, run.quiet, told)
+    density.say = report.log
     for note in notes:
         report.log(note)
     report.log(
@@ -85,6 +87,19 @@ def train(
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
     watch = Stopwatch(device, told)
 
+    def learn(iteration: int, view: int, background: Tensor) -> Losses:
+        """Render, compare, backward and step; nothing has moved if it fails."""
+        camera = scene.train_cameras[view]
+        scene.train_cameras[queue.peek()].prefetch()
+        stats = density.stats_for(gaussians, iteration)
+        if fused:  # all of it in one native call
+            return Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
+        out = render(camera, gaussians, pipe, background, stats=stats)
+        losses = compare(out, camera, gaussians, model, opt, iteration)
+        losses.total.backward()
+        gaussians.step(visible=out.radii > 0)
+        return losses
+
     with closing(report), commands.Patience() as signals:
         for iteration in range(done + 1, opt.iterations + 1):
             if viewer:
@@ -96,18 +111,11 @@ def train(
 
             gaussians.schedule(iteration)  # learning rates, SH degree
             view = queue.next()
-            camera = scene.train_cameras[view]
-            scene.train_cameras[queue.peek()].prefetch()
             background = torch.rand(3, device=device) if opt.random_background else scene.background
 
-            stats = density.stats_for(gaussians, iteration)
-            if fused:  # the four steps below in one native call
-                losses = Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
-            else:
-                out = render(camera, gaussians, pipe, background, stats=stats)
-                losses = compare(out, camera, gaussians, model, opt, iteration)
-                losses.total.backward()
-                gaussians.step(visible=out.radii > 0)
+            losses = step_that_fits(
+                partial(learn, iteration, view, background), iteration, gaussians, density
+            )
             report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
 
             last = iteration == opt.iterations
@@ -200,7 +208,12 @@ def evaluate(
         return render_pair(camera, gaussians, pipe, scene.background, model.train_test_exp)
 
     sets = {"test": scene.test_cameras, "train": spread(scene.train_cameras)}
-    report.evaluate(iteration, sets, pair, gaussians.opacities.detach(), len(gaussians))
+    try:
+        report.evaluate(iteration, sets, pair, gaussians.opacities.detach(), len(gaussians))
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        report.log(f"out of memory: iteration {iteration} is not evaluated in full")
 
 
 @torch.no_grad()

@@ -131,6 +131,9 @@ class OptimizationParams:
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
     densify_until_iter: int = arg(15_000, "densify before this step", minimum=0)
     densify_grad_threshold: float = arg(2e-4, "screen-space gradient (NDC) that asks for more", minimum=0)
+    cap_max: int = arg(
+        0, "the most Gaussians there may be; the hardest pulled win (0: any number)", minimum=0
+    )
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")

@@ -39,18 +39,24 @@ class FusedIteration:
         stats: ScreenStats | None,
     ) -> Tensor:
         """Learn from one camera, the view-th of training. Returns loss and L1 loss, on the device."""
-        losses = self._step(
-            *gaussians.optimizer.begin_step(),
-            view=view,
-            world_to_camera=camera.world_to_camera,
-            K=camera.K,
-            background=background,
-            target=camera.image(),
-            mask=camera.mask(),
-            sh_degree=gaussians.active_sh_degree,
-            antialiasing=self._antialiasing,
-            lambda_dssim=self._lambda,
-            stats=stats,
-        )
+        target, mask = camera.image(), camera.mask()
+        counted = gaussians.optimizer.begin_step()
+        try:
+            losses = self._step(
+                *counted,
+                view=view,
+                world_to_camera=camera.world_to_camera,
+                K=camera.K,
+                background=background,
+                target=target,
+                mask=mask,
+                sh_degree=gaussians.active_sh_degree,
+                antialiasing=self._antialiasing,
+                lambda_dssim=self._lambda,
+                stats=stats,
+            )
+        except (RuntimeError, MemoryError):  # out of memory: nothing has moved
+            gaussians.optimizer.take_step_back()
+            raise
         gaussians.settle_with(self._step.settle)
         return losses

@@ -4,6 +4,7 @@ A strategy is an object with `stats_for(gaussians, iteration)`, what the rasteri
 and `step(gaussians, iteration, extent, white_background)`, called after the optimizer's step.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from arguments import OptimizationParams
 from scene.gaussian_model import GaussianModel
+from scene.memory import out_of_memory
 from utils.geometry import morton_codes, rotation_matrices
 
 CHILDREN = 2  # a split Gaussian becomes this many,
@@ -36,6 +38,9 @@ class AdaptiveDensityControl:
     split_above: float  # fraction of the scene extent that separates split from clone
     generator: torch.Generator | None = None  # places the children of a split; None: PyTorch's own
     stats: ScreenStats | None = None  # since the last refinement
+    cap: int = 0  # the most Gaussians there may be; 0: any number
+    fits: int = 0  # the most that memory allows, once it has run out; 0: not known
+    say: Callable[[str], None] = print
 
     @classmethod
     def from_params(cls, opt: OptimizationParams, generator: torch.Generator | None = None):
@@ -47,6 +52,7 @@ class AdaptiveDensityControl:
             grad_threshold=opt.densify_grad_threshold,
             split_above=opt.percent_dense,
             generator=generator,
+            cap=opt.cap_max,
         )
 
     def stats_for(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
@@ -64,19 +70,30 @@ class AdaptiveDensityControl:
             return
         if iteration > self.start and iteration % self.every == 0:
             if self.stats is not None:
-                self._refine(gaussians, extent, prune_large=iteration > self.reset_every)
+                try:
+                    self._refine(gaussians, extent, prune_large=iteration > self.reset_every)
+                except (RuntimeError, MemoryError) as error:
+                    if not out_of_memory(error):
+                        raise
+                    self.stop_growing(len(gaussians), f"densification at iteration {iteration} undone")
             self.stats = None
         if iteration % self.reset_every == 0 or (white_background and iteration == self.start):
             gaussians.reset_opacity()
 
+    def stop_growing(self, count: int, what: str) -> None:
+        """Memory has run out: this many Gaussians, and no more."""
+        self.fits, self.stats = count, None
+        self.say(f"out of memory: {what}; from now on there are at most {count:,} Gaussians")
+
     def state_dict(self) -> dict:
         stats = None if self.stats is None else [v for v in vars(self.stats).values() if v is not None]
         generator = None if self.generator is None else self.generator.get_state()
-        return {"stats": stats, "generator": generator}
+        return {"stats": stats, "generator": generator, "fits": self.fits}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         stats = state["stats"]
         self.stats = None if stats is None else ScreenStats(*(value.to(device) for value in stats))
+        self.fits = state.get("fits", 0)
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
 
@@ -89,9 +106,19 @@ class AdaptiveDensityControl:
         so it never does.
         """
         scale = gaussians.scales.amax(dim=1)  # [N]
-        opacity = gaussians.opacities[:, 0]  # [N]
-        wanted = self.stats.grad_norm_sum / self.stats.visits.clamp_min(1) >= self.grad_threshold
+        pull = self.stats.grad_norm_sum / self.stats.visits.clamp_min(1)
         large = scale > self.split_above * extent
+        finite = gaussians.finite()
+        if lost := int((~finite).sum()):
+            self.say(f"dropped {lost:,} Gaussians with numbers that are not finite")
+        good = finite & (gaussians.opacities[:, 0] >= MIN_OPACITY)
+        stays = good & (scale <= MAX_SCALE * extent) if prune_large else good
+        child_stays = good & (scale / SHRINK <= MAX_SCALE * extent) if prune_large else good
+
+        wanted = pull >= self.grad_threshold
+        if limit := min(filter(None, (self.cap, self.fits)), default=0):
+            growth = torch.where(large, CHILDREN * child_stays.int() - stays.int(), stays.int())
+            wanted &= strongest(pull.where(wanted, -1), growth, limit - int(stays.sum()))
 
         stay = (~(wanted & large)).nonzero()[:, 0]
         clones = (wanted & ~large).nonzero()[:, 0]
@@ -100,18 +127,27 @@ class AdaptiveDensityControl:
         rows = torch.arange(len(index), device=index.device)
         is_new, is_child = rows >= len(stay), rows >= len(stay) + len(clones)
 
-        keep = opacity[index] >= MIN_OPACITY
-        if prune_large:
-            keep &= scale[index] / torch.where(is_child, SHRINK, 1.0) <= MAX_SCALE * extent
         # Neighbors in space become neighbors in memory: what a view shows is then read in long runs.
-        keep = keep.nonzero()[:, 0]
+        keep = torch.where(is_child, child_stays[index], stays[index]).nonzero()[:, 0]
         keep = keep[morton_codes(gaussians.means[index[keep]]).argsort(stable=True)]
-        gaussians.reindex(index[keep], fresh=is_new[keep])
-        self._scatter(gaussians, is_child[keep].nonzero()[:, 0])
+        index, is_new, rows = index[keep], is_new[keep], is_child[keep].nonzero()[:, 0]
+        offsets, scaling = self._scattered(gaussians, index[rows])
+        gaussians.reindex(index, fresh=is_new)  # all that may fail for want of memory is behind us
+        gaussians.xyz.index_add_(0, rows, offsets)
+        gaussians.scaling.index_copy_(0, rows, scaling)
 
-    def _scatter(self, gaussians: GaussianModel, rows: Tensor) -> None:
-        """Move the children, still copies of their parent, to random places within it, and shrink them."""
-        scales, quats = gaussians.scales[rows], gaussians.params["rotation"][rows]
+    def _scattered(self, gaussians: GaussianModel, parents: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the children of these rows: how far they are from their parent, at random places within it, and
+        their own log scales."""
+        scales, quats = gaussians.scales[parents], gaussians.rotation[parents]
         offsets = scales * torch.randn(scales.shape, generator=self.generator, device=scales.device)
-        gaussians.params["xyz"][rows] += (rotation_matrices(quats) @ offsets[:, :, None])[:, :, 0]
-        gaussians.params["scaling"][rows] = (scales / SHRINK).log()
+        return (rotation_matrices(quats) @ offsets[:, :, None])[:, :, 0], (scales / SHRINK).log()
+
+
+def strongest(pull: Tensor, growth: Tensor, room: int) -> Tensor:
+    """Mask of the Gaussians that may grow: those that are pulled hardest, as long as `growth` rows for each
+    add up to no more than `room`."""
+    order = pull.argsort(descending=True, stable=True)
+    mask = torch.zeros_like(pull, dtype=torch.bool)
+    mask[order] = growth[order].cumsum(0) <= room
+    return mask

@@ -135,6 +135,10 @@ class GaussianModel:
     def opacities(self) -> Tensor:
         return self.params["opacity"].sigmoid()  # [N, 1]
 
+    def finite(self) -> Tensor:
+        """Mask [N]: no parameter is infinite or not a number."""
+        return torch.stack([value.isfinite().flatten(1).all(1) for value in self.params.values()]).all(0)
+
     # Optimization
 
     def setup_optimizer(self, opt: OptimizationParams) -> None:
@@ -171,6 +175,9 @@ class GaussianModel:
         else:
             self.optimizer.step()
         self.exposure_optimizer.step()
+        self.forget_gradients()
+
+    def forget_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.exposure_optimizer.zero_grad(set_to_none=True)
 
@@ -180,21 +187,28 @@ class GaussianModel:
 
         Pruning, cloning, splitting and sorting are all this one move. Rows in the mask `fresh` are new
         Gaussians: they start with zero moments. Gradients do not move; call after the optimizer's step.
+        When memory for the new rows is lacking, it fails before anything has moved.
         """
         self.settle()
+        self._reserve(len(index) - len(self))
         for group in self.optimizer.param_groups:  # nothing old is kept longer than it takes to copy it
             old = group["params"].pop()
             state = self.optimizer.state.pop(old, {})
-            new = group["params"] = [nn.Parameter(old[index])]
+            new = group["params"] = [nn.Parameter(_rows(old, index))]
             self._params[group["name"]] = new[0]
             del old
             for key in MOMENTS:
                 if key in state:
-                    state[key] = state[key][index]
+                    state[key] = _rows(state[key], index)
                     if fresh is not None:
                         state[key][fresh] = 0
             if state:
                 self.optimizer.state[new[0]] = state
+
+    def _reserve(self, count: int) -> None:
+        """Raise OutOfMemoryError if there is no room for so many rows more, with their moments."""
+        row = sum(value[0].numel() for value in self._params.values()) if len(self) else 0
+        torch.empty(max(count, 0) * row * (1 + len(MOMENTS)), device=self.device)
 
     @torch.no_grad()
     def reset_opacity(self) -> None:
@@ -265,6 +279,18 @@ class GaussianModel:
         for group in self.optimizer.param_groups:
             _set_moments(self.optimizer, group["params"][0], state["moments"].get(group["name"], {}))
         _set_moments(self.exposure_optimizer, self.exposures, state["exposure_moments"])
+
+
+def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+    """These rows of a tensor that nobody needs afterwards. Where old and new do not fit side by side, the old
+    one is copied to the host, and gives up its place."""
+    try:
+        return tensor.index_select(0, index)
+    except torch.OutOfMemoryError:
+        on_host, device = tensor.detach().cpu(), tensor.device
+        tensor.data = tensor.new_empty(0)
+    torch.cuda.empty_cache()
+    return on_host[index.cpu()].to(device)
 
 
 def _set_moments(optimizer: torch.optim.Optimizer, param: nn.Parameter, state: dict) -> None:

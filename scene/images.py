@@ -230,6 +230,16 @@ def load_all(pictures: Sequence[Picture], device: torch.device, on_host: bool, q
     on_device = device.type == "cpu" or (
         not on_host and total <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
     )
+    try:
+        _decode_all(pictures, on_device, quiet)
+    except torch.OutOfMemoryError:  # somebody else has taken the room
+        on_device = False
+        _decode_all(pictures, on_device, quiet)
+    place = f"on {device}" if on_device else "in host memory"
+    return f"{len(pictures)} pictures {place}, {total / 2**20:.0f} MB"
+
+
+def _decode_all(pictures: Sequence[Picture], on_device: bool, quiet: bool) -> None:
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         done = pool.map(lambda picture: picture.keep(picture.decode(), on_device), pictures)
@@ -237,5 +247,3 @@ def load_all(pictures: Sequence[Picture], device: torch.device, on_host: bool, q
             pass
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, not before all others are decoded
-    place = f"on {device}" if on_device else "in host memory"
-    return f"{len(pictures)} pictures {place}, {total / 2**20:.0f} MB"

@@ -23,6 +23,13 @@ class PointCloud:
     def __len__(self) -> int:
         return len(self.xyz)
 
+    def at_most(self, count: int, seed: int) -> "PointCloud":
+        """This cloud, or so many of its points drawn at random if it has more. 0: any number."""
+        if count == 0 or len(self) <= count:
+            return self
+        kept = np.sort(np.random.RandomState(seed).permutation(len(self))[:count])
+        return PointCloud(self.xyz[kept], self.rgb[kept])
+
 
 def uniform_points(count: int, low: np.ndarray, high: np.ndarray, seed: int) -> PointCloud:
     """Gray points, uniform in a box. With seed 0 the original draws the same numbers."""

@@ -78,6 +78,11 @@ class FusedAdam(_QuickStart, torch.optim.Optimizer):
         first = self.param_groups[0]
         return params, *moments, lrs, first["betas"], first["eps"], int(states[0]["step"])
 
+    def take_step_back(self) -> None:
+        """The step that begin_step() counted was not taken."""
+        for group in self.param_groups:
+            self.state[group["params"][0]]["step"] -= 1
+
 
 class SparseGaussianAdam(_QuickStart, torch.optim.Adam):
     """Adam that moves only the visible Gaussians, without bias correction. One tensor per group, row i is

@@ -1,0 +1,47 @@
+"""When memory runs out: the step is taken again, with fewer Gaussians if need be, and the run goes on."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from scene.density import AdaptiveDensityControl
+    from scene.gaussian_model import GaussianModel
+
+Result = TypeVar("Result")
+ATTEMPTS = 20
+KEEP = 0.9  # of the Gaussians, if giving back what PyTorch holds in reserve was not enough
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """PyTorch has its own error for GPUs; on the host it and C++ have others."""
+    text = str(error)
+    on_host = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "bad_alloc" in text)
+    return on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)
+
+
+def step_that_fits(
+    step: Callable[[], Result], iteration: int, gaussians: "GaussianModel", density: "AdaptiveDensityControl"
+) -> Result:
+    """The result of step(), which moves nothing if it fails."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error) or len(gaussians) < 2:
+                raise
+        gaussians.forget_gradients()  # here, not above: the error no longer holds the step's tensors
+        if gaussians.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if attempt:
+            drop_faintest(gaussians, KEEP)
+        density.stop_growing(len(gaussians), f"iteration {iteration} is taken again")
+    return step()
+
+
+@torch.no_grad()
+def drop_faintest(gaussians: "GaussianModel", keep: float) -> None:
+    count = max(int(keep * len(gaussians)), 1)
+    strongest = gaussians.opacities[:, 0].argsort(descending=True, stable=True)[:count]
+    gaussians.reindex(strongest.sort().values)

@@ -1,0 +1,251 @@
+"""Memory that runs out, at any allocation: nothing is half done, the run goes on, growth stops."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from gaussian_renderer import fused
+from scene import images
+from scene.density import strongest
+from scene.images import Picture, load_all
+from scene.memory import out_of_memory
+from scene.ply import load_ply
+from scene.points import PointCloud
+from tests import tiny_scenes
+from tests.test_density import EXTENT, control, model_with, origins, pull
+from tests.test_gaussians import make_model, moments, some_steps
+
+NO_MEMORY = torch.OutOfMemoryError("out of memory, says this test")
+
+
+class Allocations:
+    """Lets the n-th call of any of these functions fail, and every later one up to `last`."""
+
+    NAMES = ("index_select", "nonzero", "argsort", "__getitem__", "exp", "isfinite", "log", "new_empty")
+
+    def __init__(self, monkeypatch, first: int, last: int):
+        self.count, self._first, self._last = 0, first, last
+        for name in self.NAMES:
+            monkeypatch.setattr(torch.Tensor, name, self._failing(getattr(torch.Tensor, name)))
+        for name in ("cat", "randn", "empty", "arange", "where"):
+            monkeypatch.setattr(torch, name, self._failing(getattr(torch, name)))
+
+    def _failing(self, function):
+        def call(*arguments, **options):
+            self.count += 1
+            if self._first <= self.count <= self._last:
+                raise NO_MEMORY
+            return function(*arguments, **options)
+
+        return call
+
+
+def refinable():
+    """A model of which some are cloned, some split, some pruned, some left alone."""
+    model = model_with([0.05, 0.05, 0.5, 0.05, 0.05, 0.1], [0.5, 0.5, 0.5, 0.004, 0.004, 0.5])
+    density = control()
+    density.said = []
+    density.say = density.said.append
+    pull(density, model, 600, [0, 1, 1, 0, 1, 1])
+    return model, density
+
+
+def state(model) -> dict:
+    return copy.deepcopy({"params": model.params, "moments": moments(model)})
+
+
+def assert_equal(ours, theirs):
+    for name, value in theirs["params"].items():
+        assert torch.equal(ours["params"][name], value), name
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(ours["moments"][name][key], theirs["moments"][name][key]), name
+
+
+def test_densification_is_whole_or_undone(monkeypatch):
+    """One allocation after the other fails, until none is left to fail."""
+    model, density = refinable()
+    before = state(model)
+    density.step(model, 600, EXTENT, white_background=False)
+    after = state(model)
+    assert len(after["params"]["xyz"]) != 6
+
+    undone = whole = 0
+    for failing in range(1, 1000):
+        model, density = refinable()
+        with monkeypatch.context() as patch:
+            allocations = Allocations(patch, failing, failing)
+            density.step(model, 600, EXTENT, white_background=False)
+        if density.said:
+            assert_equal(state(model), before)
+            assert density.fits == 6 and "densification at iteration 600 undone" in density.said[0]
+            undone += 1
+        else:  # where old and new rows did not fit side by side, they went through the host
+            assert_equal(state(model), after)
+            whole += 1
+        some_steps(model, 1)
+        if allocations.count < failing:
+            break
+    assert undone > 20 and whole > 15, (undone, whole)
+
+
+def test_growth_stops_at_what_fits():
+    model, density = refinable()
+    density.fits = 5
+    density.step(model, 600, EXTENT, white_background=False)
+    assert len(model) == 5
+
+    # It is part of a checkpoint.
+    other = control()
+    other.load_state_dict(density.state_dict(), torch.device("cpu"))
+    assert other.fits == 5
+
+
+@pytest.mark.parametrize("cap", [1, 3, 4, 5, 6, 7, 8, 100])
+def test_cap_max(cap):
+    """Four are left after pruning. Growing by one each, in the order of their pull: rows 1, 2, 5."""
+    model = model_with([0.05, 0.05, 0.5, 0.05, 0.05, 0.1], [0.5, 0.5, 0.5, 0.004, 0.004, 0.5])
+    old = model.f_rest.detach().clone()
+    density = control(cap_max=cap)
+    pull(density, model, 600, [0, 4e-4, 3.5e-4, 0, 1, 3e-4])
+    density.step(model, 600, EXTENT, white_background=False)
+    grown = [1, 2, 5][: max(min(cap, 7) - 4, 0)]
+    assert sorted(origins(model, old)) == sorted([0, 1, 2, 5, *grown])
+
+
+def test_cap_counts_children_that_outlive_their_parent():
+    """Large ones are pruned, but the children of a split are small enough: two rows more, not one."""
+    for cap, left in [(2, 1), (3, 3), (4, 3)]:
+        model = model_with([0.05, 1.2], [0.5, 0.5])
+        density = control(cap_max=cap)
+        pull(density, model, 3100, [0, 1])
+        density.step(model, 3100, EXTENT, white_background=False)
+        assert len(model) == left, cap
+
+
+def test_strongest():
+    mask = strongest(torch.tensor([3.0, 1.0, 2.0, 3.0]), torch.tensor([1, 1, 2, 1]), 4)
+    assert mask.tolist() == [True, False, True, True]
+    assert strongest(torch.tensor([1.0]), torch.tensor([1]), 0).tolist() == [False]
+
+
+def test_points_at_most():
+    cloud = PointCloud(torch.rand(50, 3).numpy(), torch.rand(50, 3).numpy())
+    assert cloud.at_most(0, 0) is cloud and cloud.at_most(50, 0) is cloud
+    few = cloud.at_most(20, 1)
+    rows = [int((cloud.xyz == xyz).all(1).nonzero()[0][0]) for xyz in few.xyz]
+    assert rows == sorted(set(rows)) and len(rows) == 20 and (cloud.rgb[rows] == few.rgb).all()
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
+
+
+SHORT = [
+    "--iterations", "60", "--densify_from_iter", "5", "--densification_interval", "10",
+    "--densify_grad_threshold", "1e-5", "--device", "cpu", "--disable_viewer", "--save_iterations", "50",
+]  # fmt: skip
+
+
+def run(scene: Path, folder: Path, *options) -> tuple[int, str]:
+    """Number of Gaussians at the end, and the log."""
+    assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, *options, "--quiet"]) == 0
+    model = load_ply(folder / "point_cloud" / "iteration_60" / "point_cloud.ply")
+    assert all(value.isfinite().all() for value in model.params.values())
+    return len(model), (folder / "train.log").read_text()
+
+
+@pytest.mark.parametrize("way", ["--fused", "--no-fused"])
+def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
+    """A device that renders up to 200 Gaussians."""
+    real = train.render
+    expected, _ = run(scene, tmp_path / "whole", way)
+    assert expected > 400, "or nothing would have been limited"
+
+    def limited_render(camera, gaussians, *arguments, **options):
+        if len(gaussians) > 200:
+            raise NO_MEMORY
+        return real(camera, gaussians, *arguments, **options)
+
+    def limited_steps(*arguments):
+        step = limited_steps.real(*arguments)
+
+        def limited(params, *rest, **options):
+            if len(params[0]) > 200:
+                raise NO_MEMORY
+            return step(params, *rest, **options)
+
+        limited.settle = step.settle
+        return limited
+
+    if way == "--fused":
+        limited_steps.real = fused.TrainStep
+        monkeypatch.setattr(fused, "TrainStep", limited_steps)
+    else:
+        monkeypatch.setattr(train, "render", limited_render)
+    count, log = run(scene, tmp_path / "m", way)
+    assert 150 <= count <= 200
+    assert "is taken again; from now on there are at most" in log
+
+
+def test_an_undone_step_counts_for_nothing(scene, tmp_path, monkeypatch):
+    """One failure, and memory enough afterwards: the model is the one of a run without failures."""
+    before, _ = run(scene, tmp_path / "whole", "--densify_from_iter", "1000")
+    real, calls = fused.TrainStep.__call__, []
+
+    def fails_once(step, *arguments, **options):
+        calls.append(1)
+        if len(calls) == 30:
+            raise NO_MEMORY
+        return real(step, *arguments, **options)
+
+    monkeypatch.setattr(fused.TrainStep, "__call__", fails_once)
+    run(scene, tmp_path / "m", "--densify_from_iter", "1000")
+    a, b = (tmp_path / name / "point_cloud" / "iteration_60" / "point_cloud.ply" for name in ("whole", "m"))
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_cap_max_of_a_run(scene, tmp_path):
+    count, _ = run(scene, tmp_path / "m", "--cap_max", "150")
+    assert 140 <= count <= 150
+    count, _ = run(scene, tmp_path / "few", "--cap_max", "30")
+    assert count <= 30, "there are more points than that to start from"
+
+
+def test_evaluation_runs_out_of_memory(scene, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "render_pair", lambda *arguments: (_ for _ in ()).throw(NO_MEMORY))
+    _, log = run(scene, tmp_path / "m")
+    assert "out of memory: iteration 60 is not evaluated in full" in log
+
+
+def test_pictures_that_do_not_fit_go_to_the_host(monkeypatch):
+    values = [torch.full((3, 4, 5), i, dtype=torch.uint8) for i in range(5)]
+    pictures = [Picture(lambda i=i: values[i], 60, torch.device("cpu")) for i in range(5)]
+    keep, kept = Picture.keep, []
+
+    def third_does_not_fit(picture, value, on_device):
+        if on_device and sum(on_device for on_device in kept) == 2:
+            raise NO_MEMORY
+        kept.append(on_device)
+        keep(picture, value, on_device)
+
+    monkeypatch.setattr(images.Picture, "keep", third_does_not_fit)
+    told = load_all(pictures, torch.device("cpu"), on_host=False, quiet=True)
+    assert "in host memory" in told
+    assert all(torch.equal(picture.get(), value) for picture, value in zip(pictures, values))
+    assert kept[-5:] == [False] * 5
+
+
+def test_which_errors_mean_that_memory_is_out():
+    assert out_of_memory(NO_MEMORY) and out_of_memory(MemoryError())
+    with pytest.raises(RuntimeError) as error:
+        torch.empty(1 << 60)
+    assert out_of_memory(error.value), error.value
+    assert not out_of_memory(RuntimeError("quats must be [6, 4]")) and not out_of_memory(ValueError())
+    assert len(make_model()) == 6
