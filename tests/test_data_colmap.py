@@ -215,6 +215,8 @@ def test_binary_files_cut_anywhere(tmp_path, name):
         ),
         ("images.txt", "3 0.7", "3 q0.7", "line 2 must be: id qw qx qy qz tx ty tz camera name"),
         ("images.txt", "2.0 0 0 0", "0 0 0 0", "has no valid pose"),
+        ("images.txt", "1.0 2.0 3.0", "1e300 2 3", "the camera of z.png is at an impossible place"),
+        ("images.txt", "2.0 0 0 0", "1e300 1e300 0 0", "has no valid pose"),
         ("points3D.txt", "255 0 51", "255 0", "line 2 must be: id x y z red green blue"),
     ],
 )

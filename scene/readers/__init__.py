@@ -6,12 +6,15 @@ Adding a format is adding its module and its name in FORMATS.
 
 from pathlib import Path
 
+import numpy as np
+
 from scene.files import DataError, is_file, some
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
 from scene.readers.masks import check_masks, find_masks
 from scene.readers.views import Dataset, DepthMap, View
 
+FARTHEST = 1e12  # from the origin; beyond, float32 knows no scene
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
 
 __all__ = ["Dataset", "DepthMap", "View", "read_dataset"]
@@ -32,6 +35,7 @@ def read_dataset(
         if reader.detect(folder):
             dataset = reader.read(folder, images, depths, derived)
             _check_photos(dataset, skip_missing)
+            _check_places(dataset)
             if depths:
                 dataset.notes += check_depths(dataset.views)
             if masks:
@@ -41,6 +45,15 @@ def read_dataset(
     looked_for = "; ".join(f"{reader.LOOKS_FOR} ({reader.NAME})" for reader in FORMATS)
     found = some(sorted(path.name for path in folder.iterdir()), most=8) or "nothing"
     raise DataError(f"{folder}: could not recognize the scene type. Looked for {looked_for}. Found {found}")
+
+
+def _check_places(dataset: Dataset) -> None:
+    for view in dataset.views:
+        if not (np.isfinite(view.world_to_camera).all() and np.abs(view.center).max() < FARTHEST):
+            place = ", ".join(f"{x:.3g}" for x in view.center)
+            raise DataError(
+                f"{dataset.folder}: the camera of {view.name} is at an impossible place ({place})"
+            )
 
 
 def _check_photos(dataset: Dataset, skip_missing: bool) -> None:

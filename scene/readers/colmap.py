@@ -142,7 +142,7 @@ def _check_model(model: str, origin: str) -> None:
 
 def _world_to_camera(pose: Pose) -> np.ndarray:
     quat = np.array(pose.quat)
-    if not (np.isfinite(quat).all() and np.linalg.norm(quat) > 1e-6 and np.isfinite(pose.translation).all()):
+    if not (1e-6 < np.linalg.norm(quat) < 1e6 and np.isfinite(pose.translation).all()):
         raise DataError(f"{pose.origin} has no valid pose")
     matrix = np.eye(4)
     matrix[:3, :3] = rotation_matrices(torch.from_numpy(quat))
