@@ -22,26 +22,43 @@ namespace {
 constexpr int kDegree = 3, kCoefficients = 16;
 constexpr int kColumns[6] = {3, 3, 45, 1, 3, 4};  // means, sh_dc, sh_rest, opacities, scales, quats
 
-struct Splat { Vec2<float> mean; Sym2<float> conic; float opacity, depth, radius; Vec3<float> color; };
-struct SplatGrad { Vec2<float> mean; Sym2<float> conic; float opacity; Vec3<float> color; };
+struct Splat {
+    Vec2<float> mean;
+    Sym2<float> conic;
+    float opacity, depth, radius;
+    Vec3<float> color;
+};
+struct SplatGrad {
+    Vec2<float> mean;
+    Sym2<float> conic;
+    float opacity;
+    Vec3<float> color;
+};
 
 struct Step {
     int64_t count;
     int width, height, tiles_x, tiles_y;
     Camera<float> camera;
     float* param[6];
-    std::vector<Splat> splats;               // [N]
-    std::vector<std::vector<int>> lists;     // of every tile, front to back
+    std::vector<Splat> splats;  // [N]
+    std::vector<std::vector<int>> lists;  // of every tile, front to back
     std::vector<float> image, transmittance, grad_image;
-    std::vector<int> looked_at;              // per pixel: how far into its list
-    std::vector<SplatGrad> splat_grads;      // [N]
+    std::vector<int> looked_at;  // per pixel: how far into its list
+    std::vector<SplatGrad> splat_grads;  // [N]
     std::vector<float> grad[6];
 };
 
 Vec3<float> at3(const float* p, int64_t i) { return {p[3 * i], p[3 * i + 1], p[3 * i + 2]}; }
 Vec4<float> at4(const float* p, int64_t i) { return {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]}; }
 
-struct Shape { Vec3<float> p, scale; Vec4<float> quat; float norm; Sym3<float> cov; Sym2<float> wide; float det; };
+struct Shape {
+    Vec3<float> p, scale;
+    Vec4<float> quat;
+    float norm;
+    Sym3<float> cov;
+    Sym2<float> wide;
+    float det;
+};
 
 Shape shape_of(const Step& s, int64_t i) {
     Shape o;
@@ -201,7 +218,8 @@ Plane blur(const Plane& in, int width, int height, const float* tap) {
     for (int y = 0; y < height; ++y)
         for (int x = 0; x < width; ++x) {
             float sum = 0;
-            for (int k = std::max(-5, -x); k <= std::min(5, width - 1 - x); ++k) sum += tap[5 + k] * in[y * width + x + k];
+            for (int k = std::max(-5, -x); k <= std::min(5, width - 1 - x); ++k)
+                sum += tap[5 + k] * in[y * width + x + k];
             along_x[y * width + x] = sum;
         }
     for (int y = 0; y < height; ++y)
@@ -224,13 +242,15 @@ float loss(Step& s, const uint8_t* target, float lambda) {
     double l1 = 0, ssim = 0;
     for (int channel = 0; channel < 3; ++channel) {
         const float* image = s.image.data() + channel * pixels;
-        Plane a(pixels), b(pixels), squares(pixels), product(pixels), d_mean(pixels), d_squares(pixels), d_product(pixels);
+        Plane a(pixels), b(pixels), squares(pixels), product(pixels), d_mean(pixels), d_squares(pixels),
+            d_product(pixels);
         for (int64_t i = 0; i < pixels; ++i) {
             a[i] = clamp(image[i], 0.f, 1.f), b[i] = target[channel * pixels + i] / 255.f;
             squares[i] = a[i] * a[i] + b[i] * b[i], product[i] = a[i] * b[i];
         }
         const auto blurred_plane = [&](const Plane& p) { return blur(p, s.width, s.height, tap); };
-        const Plane ma = blurred_plane(a), mb = blurred_plane(b), ms = blurred_plane(squares), mp = blurred_plane(product);
+        const Plane ma = blurred_plane(a), mb = blurred_plane(b), ms = blurred_plane(squares),
+                    mp = blurred_plane(product);
         for (int64_t i = 0; i < pixels; ++i) {
             const float ab = ma[i] * mb[i], aabb = ma[i] * ma[i] + mb[i] * mb[i];
             const float n1 = 2 * ab + c1, n2 = 2 * (mp[i] - ab) + c2, m1 = aabb + c1, m2 = ms[i] - aabb + c2;
@@ -243,7 +263,10 @@ float loss(Step& s, const uint8_t* target, float lambda) {
         for (int64_t i = 0; i < pixels; ++i) {
             const float d = a[i] - b[i];
             l1 += std::abs(d);
-            const float g = (1 - lambda) * (d > 0 ? 1 : d < 0 ? -1 : 0) - lambda * (gm[i] + 2 * a[i] * gq[i] + b[i] * gp[i]);
+            const float g = (1 - lambda) * (d > 0   ? 1
+                                            : d < 0 ? -1
+                                                    : 0) -
+                            lambda * (gm[i] + 2 * a[i] * gq[i] + b[i] * gp[i]);
             s.grad_image[channel * pixels + i] = a[i] == image[i] ? share * g : 0;
         }
     }
@@ -264,9 +287,9 @@ void adam(float* param, const float* grad, float* avg, float* avg_sq, int64_t co
 
 // One step over raw parameters, as train_step has it. Without a target only the image [3, H, W] is made.
 extern "C" float plain_step(int64_t count, int width, int height, float* const* param, float* const* avg,
-                            float* const* avg_sq, const float* lrs, int step, const float* world_to_camera, const float* K,
-                            const float* background, const uint8_t* target, float* grad_norm_sum, float* visits,
-                            float* image) {
+                            float* const* avg_sq, const float* lrs, int step, const float* world_to_camera,
+                            const float* K, const float* background, const uint8_t* target, float* grad_norm_sum,
+                            float* visits, float* image) {
     static Step s;  // its vectors keep their memory from step to step
     const int64_t pixels = int64_t(width) * height;
     s.count = count, s.width = width, s.height = height;
@@ -274,7 +297,8 @@ extern "C" float plain_step(int64_t count, int width, int height, float* const* 
     s.camera = make_camera(world_to_camera, K, static_cast<const float*>(nullptr), width, height);
     std::copy_n(param, 6, s.param);
     s.splats.resize(count);
-    s.image.resize(3 * pixels), s.grad_image.resize(3 * pixels), s.transmittance.resize(pixels), s.looked_at.resize(pixels);
+    s.image.resize(3 * pixels), s.grad_image.resize(3 * pixels), s.transmittance.resize(pixels),
+        s.looked_at.resize(pixels);
     for (int t = 0; t < 6; ++t) s.grad[t].resize(count * kColumns[t]);
 
     project(s);

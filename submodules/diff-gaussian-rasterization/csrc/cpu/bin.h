@@ -19,9 +19,9 @@ constexpr double kLog2Of255 = 7.994353436858858;
 
 // 4x4 boxes of pixel centers.
 struct Grid {
-    F x, y;              // the first box's first pixel center
-    int size;            // pixels per box and side
-    F end_x, end_y;      // the last pixel center there is
+    F x, y;  // the first box's first pixel center
+    int size;  // pixels per box and side
+    F end_x, end_y;  // the last pixel center there is
 };
 
 // field: the vectors x, y, a, b, c, bias of sixteen splats. hits[4 row + column]: the splats that can show in that box.
@@ -54,7 +54,7 @@ GS_INLINE void test_grid(const F* field, const Grid& grid, M* hits) {
 // The tiles of sixteen splats that lie in their rectangles, as windows of 4x4 tiles.
 struct Windows {
     int32_t x0[kLanes], y0[kLanes], columns[kLanes], rows[kLanes];  // rectangles
-    int32_t hit[kLanes];                                            // bit 4 row + column, of the first 4x4
+    int32_t hit[kLanes];  // bit 4 row + column, of the first 4x4
 };
 
 GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w) {
@@ -62,8 +62,8 @@ GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w)
     const F x = field[0] - F(0.5), y = field[1] - F(0.5), radius = field[10], far = radius + size - F(1);
     const I x0 = to_int(clamp((x - radius) / size, zero, tx)), x1 = to_int(clamp((x + far) / size, zero, tx));
     const I y0 = to_int(clamp((y - radius) / size, zero, ty)), y1 = to_int(clamp((y + far) / size, zero, ty));
-    const Grid grid = {fma(to_number(x0), size, F(0.5)), fma(to_number(y0), size, F(0.5)), kTileSize,
-                       F(f.width - 0.5), F(f.height - 0.5)};
+    const Grid grid = {fma(to_number(x0), size, F(0.5)), fma(to_number(y0), size, F(0.5)), kTileSize, F(f.width - 0.5),
+                       F(f.height - 0.5)};
     M hits[kLanes];
     test_grid<true>(field, grid, hits);
     const I columns = x1 - x0, rows = y1 - y0;

@@ -62,7 +62,8 @@ GS_INLINE void store_block(Number* plane, const TilePlace& t, int b, F value) {
         return;
     }
     for (int r = 0; r < kBlock && y + r < t.height; ++r)
-        for (int i = 0; i < kBlock && x + i < t.width; ++i) plane[int64_t(y + r) * t.width + x + i] = lane[kBlock * r + i];
+        for (int i = 0; i < kBlock && x + i < t.width; ++i)
+            plane[int64_t(y + r) * t.width + x + i] = lane[kBlock * r + i];
 }
 
 // The pixel centers of a tile: x of the four columns of blocks, y of the four rows.
@@ -84,9 +85,7 @@ GS_INLINE F log2_alpha(const Splat<Number>& s, F dx, F dy) {
 }
 
 // The tile's blocks as a grid of boxes.
-GS_INLINE Grid block_grid(const TilePlace& t) {
-    return {F(t.x + 0.5), F(t.y + 0.5), kBlock, F(INFINITY), F(INFINITY)};
-}
+GS_INLINE Grid block_grid(const TilePlace& t) { return {F(t.x + 0.5), F(t.y + 0.5), kBlock, F(INFINITY), F(INFINITY)}; }
 
 // What a block carries through a tile's list. `through` is the light that passes all splats so far, be they blended or not:
 // a pixel takes light until `through` falls below kStopAt. `T` is the light that passes those that were blended.
@@ -102,7 +101,7 @@ constexpr double kLog2AlphaMin = -7.994353436858858;
 struct Batch {
     Splat<Number> splat[kBatch + 1];
     int32_t position[kBatch + 1];  // in the tile's list
-    uint64_t hits[kBlocks];        // bit j: splat j may show in this block
+    uint64_t hits[kBlocks];  // bit j: splat j may show in this block
     uint16_t touched[kBatch + 1];  // bit b: it did in block b
 };
 

@@ -25,8 +25,8 @@ struct Visit { F weight, g; };
 
 struct BackwardBatch {
     Splat<Number> splat[kBatch];
-    int32_t position[kBatch];     // in the tile's list
-    uint16_t touched[kBatch];     // bit b: the splat added light to block b
+    int32_t position[kBatch];  // in the tile's list
+    uint16_t touched[kBatch];  // bit b: the splat added light to block b
     int32_t first_visit[kBatch];  // visits lie splat after splat, each splat's in the order of its blocks
     Visit visit[kBatch * kBlocks];
 };
@@ -57,8 +57,8 @@ GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch&
 
 // The sums of one splat over its visits.
 template <bool kInvDepth, bool kAbsolute>
-GS_INLINE F sum_visits(const Splat<Number>& splat, uint32_t blocks, int count, const Visit* v, const BlockBackward* state,
-                       const PixelCenters& centers) {
+GS_INLINE F sum_visits(const Splat<Number>& splat, uint32_t blocks, int count, const Visit* v,
+                       const BlockBackward* state, const PixelCenters& centers) {
     constexpr int kSums = kAbsolute ? 12 : kInvDepth ? 10 : 9;
     F total[12];
     for (F& t : total) t = F(0);
@@ -157,10 +157,14 @@ static void blend_backward(const Frame<Number>& f, const Number* background, con
     parallel(f.tiles(), [&](int64_t i) {
         const int64_t tile = f.tile_order[i];
         double* mine = sums + 3 * tile;
-        if (absolute && grad.inv_depth) blend_backward_tile<true, true>(f, background, grad, records, mine, tile);
-        else if (absolute) blend_backward_tile<false, true>(f, background, grad, records, mine, tile);
-        else if (grad.inv_depth) blend_backward_tile<true, false>(f, background, grad, records, mine, tile);
-        else blend_backward_tile<false, false>(f, background, grad, records, mine, tile);
+        if (absolute && grad.inv_depth)
+            blend_backward_tile<true, true>(f, background, grad, records, mine, tile);
+        else if (absolute)
+            blend_backward_tile<false, true>(f, background, grad, records, mine, tile);
+        else if (grad.inv_depth)
+            blend_backward_tile<true, false>(f, background, grad, records, mine, tile);
+        else
+            blend_backward_tile<false, false>(f, background, grad, records, mine, tile);
     });
     if (!grad_background) return;
     double total[3] = {0, 0, 0};

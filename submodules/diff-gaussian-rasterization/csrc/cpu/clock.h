@@ -6,8 +6,8 @@
 namespace gs::cpu {
 
 enum class Stage { project, sort, tiles, blend, loss, blend_backward, project_backward, adam, count };
-constexpr const char* kStageNames[] = {"project", "sort", "tiles", "blend", "loss", "blend_backward", "project_backward",
-                                       "adam"};
+constexpr const char* kStageNames[] = {"project",          "sort", "tiles", "blend", "loss", "blend_backward",
+                                       "project_backward", "adam"};
 
 struct StageTime { double wall, own; };  // seconds; `own` is the processor time of the calling thread alone
 inline StageTime stage_times[int(Stage::count)];

@@ -7,8 +7,10 @@
 
 namespace gs::cpu {
 
-#define GS_DECLARE(isa) \
-    namespace isa { extern const Kernels<float> table; }
+#define GS_DECLARE(isa)                \
+    namespace isa {                    \
+    extern const Kernels<float> table; \
+    }
 #ifdef TILESPLAT_HAS_AVX512
 GS_DECLARE(avx512)
 #endif
@@ -24,7 +26,9 @@ GS_DECLARE(neon)
 #ifdef TILESPLAT_HAS_SCALAR
 GS_DECLARE(scalar)
 #endif
-namespace in_double { extern const Kernels<double> table; }
+namespace in_double {
+extern const Kernels<double> table;
+}
 
 namespace {
 
@@ -79,7 +83,9 @@ const Kernels<float>& kernels<float>() {
     return *k;
 }
 template <>
-const Kernels<double>& kernels<double>() { return in_double::table; }
+const Kernels<double>& kernels<double>() {
+    return in_double::table;
+}
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;

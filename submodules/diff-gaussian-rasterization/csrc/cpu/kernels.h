@@ -12,8 +12,7 @@
 namespace gs::cpu::GS_ISA {
 
 extern const Kernels<Number> table;
-const Kernels<Number> table = {
-    GS_TEXT(GS_ISA), project, find_tiles, blend, blend_backward, project_backward, project_backward_and_step,
-    ssim, photometric, adam};
+const Kernels<Number> table = {GS_TEXT(GS_ISA),           project, find_tiles,  blend, blend_backward, project_backward,
+                               project_backward_and_step, ssim,    photometric, adam};
 
 }  // namespace gs::cpu::GS_ISA

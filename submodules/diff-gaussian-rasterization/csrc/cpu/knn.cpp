@@ -17,7 +17,10 @@ namespace {
 constexpr int64_t kLeaf = 8;
 
 template <typename T>
-struct Point { T at[3]; int32_t index; };
+struct Point {
+    T at[3];
+    int32_t index;
+};
 
 template <typename T>
 struct Nearest {
@@ -33,7 +36,10 @@ struct Nearest {
 };
 
 template <typename T>
-struct Split { T at; int axis; };
+struct Split {
+    T at;
+    int axis;
+};
 
 template <typename T>
 struct Tree {

@@ -15,7 +15,8 @@
 
 namespace gs::cpu::GS_ISA {
 
-constexpr int kReach = 5, kTaps = 2 * kReach + 1, kRing = kTaps + 1, kMargin = kLanes;  // zeros to the left and right of a row
+constexpr int kReach = 5, kTaps = 2 * kReach + 1, kRing = kTaps + 1,
+              kMargin = kLanes;  // zeros to the left and right of a row
 constexpr double kSsimC1 = 0.01 * 0.01, kSsimC2 = 0.03 * 0.03;
 
 // What is compared: planes of [H, W], the second one perhaps in bytes, both times the mask if there is one.
@@ -25,8 +26,8 @@ struct Planes {
     const uint8_t* b_bytes;
     const Number* mask;  // [H, W], the same for every plane
     int width, height;
-    bool valid;      // only windows inside the image
-    bool clamped;    // a counts as if it lay in [0, 1]
+    bool valid;  // only windows inside the image
+    bool clamped;  // a counts as if it lay in [0, 1]
 };
 
 struct LossWeights {
@@ -95,12 +96,13 @@ struct BandRows {
     int stride, vectors;  // numbers per row; vectors that cover the image's width
     Buffer block;
     Number *a, *b, *square, *product;  // the row that came in, and its products
-    Number* d[2][3];                    // two rows of the derivatives for mean_a, E[a^2 + b^2] and E[ab]
+    Number* d[2][3];  // two rows of the derivatives for mean_a, E[a^2 + b^2] and E[ab]
     Number *blurred[4], *d_blurred[3];  // rings of kRing rows
-    Number* weight;                     // 1 where a window may be centered, 0 elsewhere
+    Number* weight;  // 1 where a window may be centered, 0 elsewhere
 
     explicit BandRows(const Planes& p)
-        : stride((p.width + kLanes - 1) / kLanes * kLanes + 2 * kMargin), vectors((p.width + kLanes - 1) / kLanes),
+        : stride((p.width + kLanes - 1) / kLanes * kLanes + 2 * kMargin),
+          vectors((p.width + kLanes - 1) / kLanes),
           block((11 + 7 * kRing) * stride * sizeof(Number)) {
         std::memset(block.data, 0, (11 + 7 * kRing) * stride * sizeof(Number));
         Number* next = block.as<Number>() + kMargin;
@@ -186,8 +188,10 @@ static void window_rows(const Planes& p, int y, bool gradient, BandRows& rows, c
         sums[i] = real[i] ? double(sum(total[i])) : 0.0;
         for (int k = 0; k < 3 && gradient; ++k) {
             Number* to = rows.d_blurred[k] + rows.place(y + i);
-            if (real[i]) blur_row(rows.d[i][k], to, rows.vectors, w);
-            else std::memset(to, 0, rows.vectors * kLanes * sizeof(Number));
+            if (real[i])
+                blur_row(rows.d[i][k], to, rows.vectors, w);
+            else
+                std::memset(to, 0, rows.vectors * kLanes * sizeof(Number));
         }
     }
 }

@@ -42,7 +42,7 @@ void order_tiles_by_cost(const Frame<T>& f) {
 }
 
 struct Piece {
-    Buffer tiles;      // the tiles of its splats, behind each other
+    Buffer tiles;  // the tiles of its splats, behind each other
     int64_t count = 0;
 };
 
@@ -69,8 +69,8 @@ int64_t bin_any(const Kernels<T>& kernels, Frame<T>& f, const DepthKey<T>* keys,
     parallel(pieces, [&](int64_t p) {
         std::memset(per_tile + p * tiles, 0, tiles * sizeof *per_tile);
         piece[p].tiles.grow((piece_begin(p + 1) - piece_begin(p)) * 8 * sizeof(int32_t));
-        piece[p].count = kernels.find_tiles(f, order, piece_begin(p), piece_begin(p + 1), piece[p].tiles,
-                                            per_tile + p * tiles);
+        piece[p].count =
+            kernels.find_tiles(f, order, piece_begin(p), piece_begin(p + 1), piece[p].tiles, per_tile + p * tiles);
     });
 
     int64_t total = 0;

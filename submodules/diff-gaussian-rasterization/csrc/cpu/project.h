@@ -17,8 +17,15 @@ constexpr double kLog2e = 1.4426950408889634;
 GS_INLINE Camera<F> broadcast_camera(const View<Number>& v) {
     const Camera<Number> c = make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
     const auto wide = [](Vec3<Number> a) { return Vec3<F>{F(a.x), F(a.y), F(a.z)}; };
-    return {{wide(c.rotation.r0), wide(c.rotation.r1), wide(c.rotation.r2)}, wide(c.translation), wide(c.center),
-            F(c.fx), F(c.fy), F(c.cx), F(c.cy), F(c.limit_x), F(c.limit_y)};
+    return {{wide(c.rotation.r0), wide(c.rotation.r1), wide(c.rotation.r2)},
+            wide(c.translation),
+            wide(c.center),
+            F(c.fx),
+            F(c.fy),
+            F(c.cx),
+            F(c.cy),
+            F(c.limit_x),
+            F(c.limit_y)};
 }
 
 // Sixteen Gaussians' parameters, activated, and the way to the screen. The backward pass walks it again.
@@ -119,10 +126,14 @@ static Vec3<F> unclamped_color(const Gaussians<Number>& g, const Camera<F>& came
     F inv_length;
     const Vec3<F> d = view_direction(camera, mean, inv_length);
     switch (g.sh_degree) {
-        case 0: return sh_color<0>(g, ids, d);
-        case 1: return sh_color<1>(g, ids, d);
-        case 2: return sh_color<2>(g, ids, d);
-        default: return sh_color<3>(g, ids, d);
+        case 0:
+            return sh_color<0>(g, ids, d);
+        case 1:
+            return sh_color<1>(g, ids, d);
+        case 2:
+            return sh_color<2>(g, ids, d);
+        default:
+            return sh_color<3>(g, ids, d);
     }
 }
 
@@ -155,7 +166,8 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
         for (int k = 0; k < kLanes; ++k) ids[k] = int32_t(i + (k < lanes ? k : lanes - 1));
         if (g.sh_rest) {  // the second pass wants them: fetched while there is much to compute and little to read
             const char* rest = reinterpret_cast<const char*>(g.sh_rest + 3 * i * g.rest_count);
-            for (int64_t at = 0; at < 3 * lanes * g.rest_count * int64_t(sizeof(Number)); at += 64) __builtin_prefetch(rest + at, 0, 2);
+            for (int64_t at = 0; at < 3 * lanes * g.rest_count * int64_t(sizeof(Number)); at += 64)
+                __builtin_prefetch(rest + at, 0, 2);
         }
         const Geometry s = geometry(g, camera, ids);
         const Vec2<F> m = project_mean(camera, s.p);
@@ -170,16 +182,25 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
 
         const F bad = poison(m.x) + poison(m.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
                       poison(opacity) + poison(splat_radius(s.wide)) + poison(s.p.z);
-        const M drawn = first_lanes(lanes) & (s.p.z > F(kNearDepth)) & (s.det != zero) & (bad == zero) & !(x1 <= x0) &
-                        !(y1 <= y0);
+        const M drawn =
+            first_lanes(lanes) & (s.p.z > F(kNearDepth)) & (s.det != zero) & (bad == zero) & !(x1 <= x0) & !(y1 <= y0);
         // What rounding has made other than an ellipse is in view, but shows nowhere.
         const M shown = (s.conic.xx > zero) & (s.conic.yy > zero) & (s.det > zero) & (opacity > zero);
         const F bias = select(shown, log(opacity) * F(kLog2e), F(-1e30));
         store_some(radii + i, to_int(zero_unless(drawn, radius)), lanes);
 
-        const F out[kFields] = {m.x, m.y, select(shown, s.conic.xx * F(-0.5 * kLog2e), F(-1)),
+        const F out[kFields] = {m.x,
+                                m.y,
+                                select(shown, s.conic.xx * F(-0.5 * kLog2e), F(-1)),
                                 zero_unless(shown, s.conic.xy * F(-kLog2e)),
-                                select(shown, s.conic.yy * F(-0.5 * kLog2e), F(-1)), bias, zero, zero, zero, one / s.p.z, radius, s.p.z};
+                                select(shown, s.conic.yy * F(-0.5 * kLog2e), F(-1)),
+                                bias,
+                                zero,
+                                zero,
+                                zero,
+                                one / s.p.z,
+                                radius,
+                                s.p.z};
         for (int k = 0; k < kFields; ++k) {
             if (k < 6 || k > 8) compress(field[k] + count, out[k], drawn);
         }

@@ -20,8 +20,8 @@ GS_INLINE void add_outer(F* m, Vec3<F> a, Vec3<F> b) {
 
 // The gradient of the coefficients goes to `rest` rows; that of the direction is returned.
 template <int Degree>
-GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, int lanes, Vec3<F> direction, Vec3<F> color,
-                               Number* rest, int64_t first) {
+GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, int lanes, Vec3<F> direction,
+                               Vec3<F> color, Number* rest, int64_t first) {
     constexpr int kCount = sh_count(Degree), kRest = 3 * (kCount - 1);
     F basis[kCount], c[kRest + kLanes], weight[kCount];
     sh_basis<Degree>(direction, basis);
@@ -124,9 +124,12 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
                 F inv_length;
                 const Vec3<F> d = view_direction(camera, s.mean, inv_length);
                 Vec3<F> g_d;
-                if (g.sh_degree == 1) g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else if (g.sh_degree == 2) g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                if (g.sh_degree == 1)
+                    g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else if (g.sh_degree == 2)
+                    g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else
+                    g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
                 const Vec3<F> g_offset = normalize_vjp(d, inv_length, g_d);
                 g_mean = add(g_mean, g_offset);
                 g_center = sub(g_center, g_offset);
@@ -211,8 +214,8 @@ static void add_poses(const View<Number>& v, const PoseSum* poses, int64_t count
     }
     for (int i = 0; i < 16; ++i) {
         const int row = i / 4, column = i % 4;
-        grad[i] = row == 3 ? Number(0)
-                           : Number(column == 3 ? total.translation[row] : total.rotation[3 * row + column]);
+        grad[i] =
+            row == 3 ? Number(0) : Number(column == 3 ? total.translation[row] : total.rotation[3 * row + column]);
     }
 }
 

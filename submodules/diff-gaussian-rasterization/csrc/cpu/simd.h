@@ -529,7 +529,8 @@ GS_OP F sums(const F* r) {
     F total = F(0);
     _Pragma("GCC unroll 2") for (int i = 0; i < Count; i += 8) {
         __m256 x[8];
-        for (int k = 0; k < 8; ++k) x[k] = i + k < Count ? (__m256)(r[i + k].v[0] + r[i + k].v[1]) : _mm256_setzero_ps();
+        for (int k = 0; k < 8; ++k)
+            x[k] = i + k < Count ? (__m256)(r[i + k].v[0] + r[i + k].v[1]) : _mm256_setzero_ps();
         const __m256 a = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
         const __m256 b = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
         total.v[i / 8] = (V)_mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));

@@ -16,7 +16,10 @@ namespace {
 constexpr int kDigitBits = 11, kDigits = 1 << kDigitBits;
 
 template <typename Key>
-struct Pair { Key key; int32_t value; };
+struct Pair {
+    Key key;
+    int32_t value;
+};
 
 // One pass: from -> to, by the digit at `shift`. counts: [pieces, kDigits]
 template <typename Key>

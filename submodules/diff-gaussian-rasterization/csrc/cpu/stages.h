@@ -51,15 +51,15 @@ struct Frame {
     int64_t count;              // N
     int width, height, tiles_x, tiles_y;
     Splat<T>* splats;           // [N]          rows of visible splats only
-    int32_t* visible;           // [N]          chunk by chunk: the visible ones of splats [kChunk i, kChunk (i + 1)) ...
-    int32_t* visible_count;     // [chunks]     ... and how many they are
-    SlotRange* slots;           // [N]          rows of visible splats only
-    int64_t* tile_begin;        // [tiles + 1]  into `entries`
-    int32_t* tile_order;        // [tiles]      longest list first: the order in which threads take them
-    Entry* entries;             // [K]          front to back within each tile
-    uint16_t* touched;          // [K]          bit b: the entry added light to block b of its tile
-    T* transmittance;           // [tiles, 256] block by block, 16 pixels each
-    int32_t* last;              // [tiles, 256] the last entry that added light to the pixel, 0 the tile's first; -1 none
+    int32_t* visible;  // [N]          chunk by chunk: the visible ones of splats [kChunk i, kChunk (i + 1)) ...
+    int32_t* visible_count;  // [chunks]     ... and how many they are
+    SlotRange* slots;  // [N]          rows of visible splats only
+    int64_t* tile_begin;  // [tiles + 1]  into `entries`
+    int32_t* tile_order;  // [tiles]      longest list first: the order in which threads take them
+    Entry* entries;  // [K]          front to back within each tile
+    uint16_t* touched;  // [K]          bit b: the entry added light to block b of its tile
+    T* transmittance;  // [tiles, 256] block by block, 16 pixels each
+    int32_t* last;  // [tiles, 256] the last entry that added light to the pixel, 0 the tile's first; -1 none
 
     int64_t chunks() const { return (count + kChunk - 1) / kChunk; }
     int64_t tiles() const { return int64_t(tiles_x) * tiles_y; }
@@ -82,25 +82,25 @@ using DepthKey = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 
 template <typename T>
 struct Photometric {
-    const T* image;                // [3, H, W]
-    const T* target;               // [3, H, W], or null
-    const uint8_t* target_bytes;   // [3, H, W], 0..255, or null
-    const T* mask;                 // [H, W], or null
+    const T* image;  // [3, H, W]
+    const T* target;  // [3, H, W], or null
+    const uint8_t* target_bytes;  // [3, H, W], 0..255, or null
+    const T* mask;  // [H, W], or null
     int width, height;
     double lambda;
-    T* grad;                       // [3, H, W]
-    double loss, l1;               // results
+    T* grad;  // [3, H, W]
+    double loss, l1;  // results
 };
 
 template <typename T>
 struct Ssim {
-    const T* a;          // [planes, H, W]
+    const T* a;  // [planes, H, W]
     const T* b;
     int64_t planes;
     int width, height;
-    bool valid;          // leave out windows that reach over the border
-    T* grad;             // [planes, H, W]: the gradient of `mean` for a; or null
-    double mean;         // result
+    bool valid;  // leave out windows that reach over the border
+    T* grad;  // [planes, H, W]: the gradient of `mean` for a; or null
+    double mean;  // result
 };
 
 struct AdamRates {
@@ -124,7 +124,7 @@ struct Kernels {
     void (*project)(const Gaussians<T>&, const View<T>&, const Frame<T>&, int32_t* radii, DepthKey<T>* keys);
     // Writes the tiles of order[begin .. end) behind each other, growing the buffer; returns how many there are.
     int64_t (*find_tiles)(const Frame<T>&, const int32_t* order, int64_t begin, int64_t end, Buffer& tiles,
-                       uint32_t* per_tile);
+                          uint32_t* per_tile);
     void (*blend)(const Frame<T>&, const T* background, const Image<T>&);
     void (*blend_backward)(const Frame<T>&, const T* background, const ImageGrads<T>&, bool absolute, T* records,
                            T* grad_background);
@@ -141,8 +141,8 @@ struct Kernels {
 
 // dispatch.cpp: the best this machine has, or what TILESPLAT_ISA or set_isa() ask for.
 template <typename T> const Kernels<T>& kernels();
-std::vector<std::string> available_isas();       // best first
-bool set_isa(const std::string& name);           // "": the best. False if it is not available
+std::vector<std::string> available_isas();  // best first
+bool set_isa(const std::string& name);  // "": the best. False if it is not available
 
 // order.cpp: binning, from what project() left to the lists of every tile. Returns K, and hands out the memory for
 // entries and touched through `allocate`.
