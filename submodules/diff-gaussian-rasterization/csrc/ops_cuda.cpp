@@ -216,9 +216,10 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     const Tensor splat_grads = device.zeros({N, cuda::kGradSize});
     const auto* splats = data<cuda::Splat>(state[kSplats]);
     const int64_t entries = state[kIds].numel();
+    const cuda::Trace trace = cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true);
     cuda::blend_backward(
-        {grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries,
-         cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true), data<cuda::Totals>(state[kTotals]),
+        {grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries, trace,
+         data<cuda::Totals>(state[kTotals]),
          data<float>(image), data<float>(alpha), data<float>(state[kInvDepth]), data<float>(grad_image),
          data<float>(grad_alpha), data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
         device.stream);
@@ -244,7 +245,7 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
                                       data<float>(visits),
                                       data<float>(abs_grad_norm_sum)};
     if (out.background)
-        cuda::background_grad(grid, data<float>(alpha), data<float>(grad_image), out.background, device.stream);
+        cuda::background_grad(grid, trace, data<float>(grad_image), out.background, device.stream);
     cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
                                data<float>(splat_grads), grad_inv_depth.has_value(), out},
                               device.stream);

@@ -172,13 +172,12 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 
 constexpr int kSumThreads = 256;
 
-__global__ void __launch_bounds__(kSumThreads) background_grad_kernel(int64_t pixels, const float* alpha,
+__global__ void __launch_bounds__(kSumThreads) background_grad_kernel(int64_t pixels, const float* left,
                                                                       const float* g_color, float* g_background) {
     const int64_t stride = int64_t(gridDim.x) * kSumThreads;
     float sum[3] = {0.f, 0.f, 0.f};
     for (int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x; i < pixels; i += stride) {
-        const float transmittance = 1.f - alpha[i];
-        for (int c = 0; c < 3; ++c) sum[c] = fmaf(transmittance, g_color[i + c * pixels], sum[c]);
+        for (int c = 0; c < 3; ++c) sum[c] = fmaf(left[i], g_color[i + c * pixels], sum[c]);
     }
     for (int c = 0; c < 3; ++c) {
         const float total = warp_sum(sum[c]);
@@ -198,12 +197,12 @@ void blend_backward(const BlendBackward& args, Stream stream) {
     else launch(args.absolute ? blend_backward_kernel<false, true> : blend_backward_kernel<false, false>);
 }
 
-void background_grad(const TileGrid& grid, const float* alpha, const float* g_color, float* g_background,
+void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
                      Stream stream) {
     check(cudaMemsetAsync(g_background, 0, 3 * sizeof(float), native(stream)), "clearing the background gradient");
     const int64_t pixels = int64_t(grid.width) * grid.height;
     const unsigned blocks = unsigned(std::min<int64_t>(blocks_for(pixels, kSumThreads), 264));
-    background_grad_kernel<<<blocks, kSumThreads, 0, native(stream)>>>(pixels, alpha, g_color, g_background);
+    background_grad_kernel<<<blocks, kSumThreads, 0, native(stream)>>>(pixels, trace.left, g_color, g_background);
     check_launch("background_grad_kernel");
 }
 

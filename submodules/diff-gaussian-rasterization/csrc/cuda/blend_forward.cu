@@ -32,6 +32,7 @@ struct PixelState {
         p.color[pixel + plane] = fmaf(transmittance, p.background[1], g);
         p.color[pixel + 2 * plane] = fmaf(transmittance, p.background[2], b);
         p.alpha[pixel] = 1.f - transmittance;
+        if (p.trace.left) p.trace.left[pixel] = transmittance;
         if (kInvDepthWanted) p.inv_depth[pixel] = inv_depth;
     }
 };
@@ -158,28 +159,31 @@ T* take(char*& next, int64_t count) {
     return begin;
 }
 
-Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {
+Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool full) {
     const int64_t passed = (entries / kSegment + 1) * kStrips * kWarp;
     Trace t{};
     t.passed = take<float4>(next, passed);
     t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
     t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
     t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
-    if (inv_depth) t.passed_inv_depth = take<float>(next, passed);
+    if (full) {
+        t.passed_inv_depth = take<float>(next, passed);
+        t.left = take<float>(next, int64_t(grid.width) * grid.height);
+    }
     return t;
 }
 
 }  // namespace
 
-size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth) {
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool full) {
     char* next = nullptr;
-    lay_out(next, grid, entries, inv_depth);
+    lay_out(next, grid, entries, full);
     return reinterpret_cast<size_t>(next);
 }
 
-Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth) {
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full) {
     char* next = static_cast<char*>(memory);
-    return lay_out(next, grid, entries, inv_depth);
+    return lay_out(next, grid, entries, full);
 }
 
 void blend_forward(const BlendForward& args, Stream stream) {

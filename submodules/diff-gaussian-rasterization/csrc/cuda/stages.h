@@ -121,12 +121,14 @@ struct Trace {
     uint32_t* taken;           // [entries / 32 + tiles, kStrips]
     uint32_t* walked;          // [tiles, kStrips]
     void* passed;              // [entries / kSegment + 1, kStrips, 32] float4
-    float* passed_inv_depth;   // [entries / kSegment + 1, kStrips, 32], or null
     uint32_t* segments;        // [max_segments, 2]
+    // Null where nobody wants more than the gradients of training:
+    float* passed_inv_depth;   // [entries / kSegment + 1, kStrips, 32]
+    float* left;               // [H, W] transmittance in the end: 1 - alpha, not rounded
 };
 inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entries / kSegment + grid.tiles(); }
-size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth);
-Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth);  // memory: 16-byte aligned
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool full);
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full);  // memory: 16-byte aligned
 
 struct BlendForward {
     TileGrid grid;
@@ -162,7 +164,7 @@ struct BlendBackward {
 void blend_backward(const BlendBackward& args, Stream stream);
 
 // g_background[c] += sum over pixels of the final transmittance times g_color[c]. Zeroed by the stage.
-void background_grad(const TileGrid& grid, const float* alpha, const float* g_color, float* g_background,
+void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
                      Stream stream);
 
 struct PreprocessBackward {
