@@ -9,7 +9,8 @@ named step does is found under that name; FAITHFULNESS.md says which equation of
 import random
 import sys
 import time
-from contextlib import closing, suppress
+from collections import deque
+from contextlib import closing, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,7 @@ from diff_gaussian_rasterization import Rendered, photometric_loss
 from torch import Tensor
 
 from arguments import (
+    ConfigError,
     ModelParams,
     OptimizationParams,
     PipelineParams,
@@ -36,11 +38,12 @@ from scene import Scene, resume
 from scene.cameras import Camera
 from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
+from scene.health import CHECK_EVERY, heal
 from scene.memory import out_of_memory, step_that_fits
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
-from utils.report import Report, Stopwatch, Summary, Told, peak_memory
+from utils.report import READ_EVERY, Report, Stopwatch, Summary, Told, peak_memory
 from utils.schedules import log_linear
 from utils.views import ViewQueue, spread
 
@@ -52,6 +55,11 @@ def train(
     device = pick_device(run.device)
     seed_everything(run.seed)
     folder = Path(model.model_path)
+    if run.deterministic and device.type != "cpu":
+        raise ConfigError(
+            "deterministic is not there on a GPU yet: its threads add up gradients in the order in which "
+            "they come, so the last bits differ from run to run; --device cpu gives the same bits always"
+        )
     resume.check_folder(folder, run, opt.iterations)
     if run.resume and resume.finished(folder) >= opt.iterations:
         print(f"{folder} is finished; with more --iterations it goes on")
@@ -100,7 +108,9 @@ def train(
         gaussians.step(visible=out.radii > 0)
         return losses
 
-    with closing(report), commands.Patience() as signals:
+    shown = deque(maxlen=3 * READ_EVERY)  # (iteration, view): losses arrive late
+
+    with closing(report), checkpoints.advice(), commands.Patience() as signals:
         for iteration in range(done + 1, opt.iterations + 1):
             if viewer:
                 with suppress(commands.Stopped), signals.at_once():
@@ -116,7 +126,11 @@ def train(
             losses = step_that_fits(
                 partial(learn, iteration, view, background), iteration, gaussians, density
             )
-            report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
+            shown.append((iteration, scene.train_cameras[view].name))
+            bad = report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
+            if bad or iteration % CHECK_EVERY == 0:
+                when = f"iteration {bad[0]}, view {dict(shown)[bad[0]]}, loss {bad[1]}" if bad else ""
+                heal(gaussians, density, when or f"iteration {iteration}", known=bad is not None)
 
             last = iteration == opt.iterations
             if iteration in run.test_iterations or last:
@@ -124,12 +138,14 @@ def train(
                     evaluate(report, iteration, scene, gaussians, pipe, model)
             count = len(gaussians)  # of the model that is saved, before it is densified
             if iteration in run.save_iterations or last:
-                with watch.leave_out():
+                with watch.leave_out(), nullcontext() if last else report.spare_the_run():
+                    heal(gaussians, density, f"iteration {iteration}")
                     scene.save(gaussians, iteration, pipe.antialiasing)
 
             density.step(gaussians, iteration, scene.extent, model.white_background)
             if checkpoints.due(iteration):
-                with watch.leave_out():
+                with watch.leave_out(), report.spare_the_run():
+                    heal(gaussians, density, f"iteration {iteration}")
                     report.flush()
                     checkpoints.write(iteration)
 

@@ -44,8 +44,16 @@ def save(
         "random": _random_states(gaussians.device),
         "told": (told or Told()).state_dict(),
     }
-    with atomic_write(path) as file:
+    with atomic_write(path, _size(state)) as file:
         torch.save(state, file)
+
+
+def _size(value: Any) -> int:
+    """Bytes of all tensors in it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_size, values))
 
 
 def load(

@@ -108,10 +108,7 @@ class AdaptiveDensityControl:
         scale = gaussians.scales.amax(dim=1)  # [N]
         pull = self.stats.grad_norm_sum / self.stats.visits.clamp_min(1)
         large = scale > self.split_above * extent
-        finite = gaussians.finite()
-        if lost := int((~finite).sum()):
-            self.say(f"dropped {lost:,} Gaussians with numbers that are not finite")
-        good = finite & (gaussians.opacities[:, 0] >= MIN_OPACITY)
+        good = gaussians.opacities[:, 0] >= MIN_OPACITY
         stays = good & (scale <= MAX_SCALE * extent) if prune_large else good
         child_stays = good & (scale / SHRINK <= MAX_SCALE * extent) if prune_large else good
 

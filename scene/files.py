@@ -1,8 +1,10 @@
 """Files from and for others: errors name the file and the cause, writes happen whole or not at all."""
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,10 +33,17 @@ def is_file(path: Path) -> bool:
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file to write to. `path` holds all of it once the block ends, and is untouched if it fails."""
+def atomic_write(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
+    """A binary file to write to. `path` holds all of it once the block ends, and is untouched if it fails.
+
+    size: about how many bytes it will have; where there is no room for them, writing does not begin.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(path.parent).free if size else 0
+    if size and free < size:
+        room = f"needs {size / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({room})", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -43,8 +52,19 @@ def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except Exception as error:
+        if cause := _failed_write(error):
+            raise OSError(cause.errno, cause.strerror, str(path)) from None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _failed_write(error: BaseException | None) -> OSError | None:
+    """The system's error; libraries that were writing put theirs on top of it. It does not say which file."""
+    while error and not (isinstance(error, OSError) and error.errno):
+        error = error.__context__
+    return error
 
 
 def _sync_folder(folder: Path) -> None:

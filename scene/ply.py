@@ -117,7 +117,7 @@ class _Vertices:
 
 
 def _write(path: Path, table: np.ndarray, comments: list[str] | None = None) -> None:
-    with atomic_write(path) as file:
+    with atomic_write(path, table.nbytes) as file:
         PlyData([PlyElement.describe(table, "vertex", comments=comments or [])], byte_order="<").write(file)
 
 

@@ -4,6 +4,8 @@ that was cut off goes on."""
 import json
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from arguments import ConfigError, RunParams
@@ -58,6 +60,16 @@ class Checkpoints:
 
     def _asked_for(self, iteration: int) -> bool:
         return iteration in self._run.checkpoint_iterations
+
+    @contextmanager
+    def advice(self) -> Iterator[None]:
+        """When the run ends with an error: how to go on."""
+        try:
+            yield
+        except (DataError, OSError) as error:
+            last = next(iter(found(self._folder)), None)
+            how = f"iteration {last} is saved, and {how_to_resume(self._folder)} goes on from it"
+            raise DataError(f"{error}. {'There is no checkpoint' if last is None else how}") from None
 
     def load(self, iterations: int) -> tuple[int, list[str]]:
         """Go on from where this run says; returns the iteration that was, and what to tell the user.

@@ -4,6 +4,7 @@ Real processes are killed at random moments. They are forked from one that has i
 start takes milliseconds. TILESPLAT_KILLS=200 kills that many.
 """
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -47,6 +48,9 @@ def work(arguments: list[str], said: Path) -> None:
     torch.set_num_threads(1)
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
+    # TensorBoard orders event files by the second they were begun in: let each start have one of its own.
+    starts, now = len(list(Path(arguments[-1]).glob("events*"))), time.time
+    time.time = lambda: now() + starts
     sys.exit(train.main(arguments))
 
 
@@ -120,7 +124,7 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
         elif name not in ("config.json", "cfg_args"):  # they name the folder
             assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     assert not list(ours.glob(".*.tmp")), "what a killed process left half-written is cleared away"
-    assert curves(ours) == curves(theirs)
+    assert differences(curves(ours), curves(theirs)) == []
 
 
 @pytest.mark.slow
@@ -142,7 +146,8 @@ def test_killed_at_random_moments(way, scene, tmp_path):
             process = start(folder, *common, "--resume")
             process.join(chance.uniform(0.0, 1.2 * usual))
             if process.exitcode is None:
-                os.kill(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                    os.kill(process.pid, signal.SIGKILL)
                 process.join(20)
             if process.exitcode != -signal.SIGKILL:
                 break

@@ -5,6 +5,7 @@ READ_EVERY iterations they are sent for, and shown when they have arrived.
 """
 
 import contextlib
+import math
 import os
 import sys
 import time
@@ -200,8 +201,13 @@ class Report:
         self._last = last
         self._since = time.perf_counter(), first - 1
 
-    def step(self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int) -> None:
-        """Once per iteration: the total loss, its L1 part and its depth part, scalars on the device."""
+    def step(
+        self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int
+    ) -> tuple[int, float] | None:
+        """Once per iteration: the total loss, its L1 part and its depth part, scalars on the device.
+
+        Returns the first of the iterations read back now whose loss is not finite, and that loss.
+        """
         parts = [loss.detach(), l1.detach(), self._zero if depth is None else depth.detach()]
         self._deferred.put(iteration, parts)
         if iteration % READ_EVERY == 0 or iteration == self._last:
@@ -210,6 +216,8 @@ class Report:
             if iteration == self._last or self._device.type == "cpu":
                 arrived += self._deferred.receive()
             self._show(iteration, arrived, count)
+            return next(((i, loss) for i, (loss, *_) in arrived if not math.isfinite(loss)), None)
+        return None
 
     def _show(self, iteration: int, arrived: list[tuple[int, list[float]]], count: int) -> None:
         for _, values in arrived:
@@ -281,6 +289,14 @@ class Report:
         self._bar.close()
         write_json(folder / "summary.json", asdict(summary), indent=1)
         self.log(summary.text())
+
+    @contextmanager
+    def spare_the_run(self) -> Iterator[None]:
+        """What cannot be written, because the disk is full, is told; training goes on."""
+        try:
+            yield
+        except OSError as error:
+            self.log(f"not written: {error}; training goes on")
 
     def flush(self) -> None:
         """Let what was told so far survive the death of this process."""

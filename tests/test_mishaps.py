@@ -1,0 +1,216 @@
+"""Full disks and numbers that are not finite: told, and nothing is destroyed by them."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from scene import files
+from scene.files import atomic_write, write_json
+from scene.ply import load_ply
+from scene.resume import found
+from tests import tiny_scenes
+
+ROOT = Path(__file__).resolve().parent.parent
+SHORT = [
+    "--iterations", "60", "--densify_from_iter", "5", "--densification_interval", "10",
+    "--densify_grad_threshold", "1e-5", "--device", "cpu", "--disable_viewer", "--checkpoint_every", "10",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory) -> Path:
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
+
+
+# Disks
+
+
+def test_no_room_is_noticed_before_writing(tmp_path, monkeypatch):
+    usage = files.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: usage._replace(free=1_500_000))
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(OSError, match=r"needs 2.0 MB, 1.5 MB are free\): '.*x.bin'") as error:
+        with atomic_write(path, 2_000_000):
+            raise AssertionError("writing began")
+    assert error.value.errno == errno.ENOSPC
+    with atomic_write(path, 1_000_000) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["x.bin"]
+
+
+def test_a_write_that_fails_names_the_file_and_leaves_the_old_one(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"old": 1})
+    with pytest.raises(OSError, match="x.json") as error:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+    assert error.value.errno == errno.ENOSPC
+    assert json.loads(path.read_text()) == {"old": 1} and os.listdir(tmp_path) == ["x.json"]
+
+
+LIMITED = """
+import resource, signal, sys, torch
+torch.set_num_threads(1)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+import train
+sys.exit(train.main(sys.argv[2:]))
+"""
+
+
+def test_a_run_on_a_disk_that_fills_up(scene, tmp_path):
+    """No file may become larger than the checkpoint of iteration 30: later ones fail while they are written,
+    and the last model as well. What was there before stays, and can be gone on from."""
+    whole = tmp_path / "whole"
+    common = ["-s", str(scene), *SHORT]
+    stay = ["--checkpoint_iterations", *map(str, range(10, 61, 10))]
+    assert train.main([*common, "-m", str(whole), *stay, "--quiet"]) == 0
+    sizes = {i: path.stat().st_size for i, path in found(whole).items()}
+    model = (whole / "point_cloud" / "iteration_60" / "point_cloud.ply").stat().st_size
+    limit = (sizes[20] + sizes[30]) // 2
+    assert sizes[20] < limit < min(sizes[30], model), (sizes, model)
+
+    folder = tmp_path / "m"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(limit), *common, "-m", str(folder)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "chkpnt30.pth'; training goes on" in done.stdout, done.stdout
+    assert "point_cloud.ply" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
+    assert list(found(folder)) == [20, 10] and not list(folder.rglob("*.tmp"))
+
+    assert train.main(["-m", str(folder), "--resume", "--quiet"]) == 0
+    name = "point_cloud/iteration_60/point_cloud.ply"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_run(scene, tmp_path, monkeypatch):
+    class Full:
+        def __getattr__(self, name):
+            def fail(*arguments):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            return fail
+
+    real = train.Report.__init__
+
+    def fill_up(report, *arguments, **options):
+        real(report, *arguments, **options)
+        report._board = report.log._file = Full()
+
+    monkeypatch.setattr(train.Report, "__init__", fill_up)
+    assert train.main(["-s", str(scene), "-m", str(tmp_path / "m"), *SHORT, "--quiet"]) == 0
+
+
+# Not a number
+
+
+@pytest.fixture(autouse=True)
+def check_often(monkeypatch):
+    monkeypatch.setattr(train, "CHECK_EVERY", 10)
+
+
+def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float = float("nan")) -> None:
+    """Write into the parameters before this iteration."""
+    schedule = train.GaussianModel.schedule
+
+    def poisoned(gaussians, iteration):
+        schedule(gaussians, iteration)
+        if iteration == at:
+            with torch.no_grad():
+                gaussians.params[name][rows] = value
+
+    monkeypatch.setattr(train.GaussianModel, "schedule", poisoned)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["f_dc", "xyz", "opacity", "scaling", "rotation", "f_rest"])
+def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch):
+    poison(monkeypatch, 59, slice(0, 1), name, value)
+    monkeypatch.setattr("scene.health.FEW", 1.0)  # one bad color spoils all that is behind it
+    folder = tmp_path / "m"
+    assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
+    log = (folder / "train.log").read_text()
+    assert re.search(r"dropped \d+ Gaussians with numbers that are not finite", log), log
+    model = load_ply(folder / "point_cloud" / "iteration_60" / "point_cloud.ply")
+    assert len(model) > 60 and all(value.isfinite().all() for value in model.params.values())
+
+
+def bad_loss(monkeypatch) -> None:
+    compare = train.compare
+
+    def bad(*arguments):
+        losses = compare(*arguments)
+        return losses._replace(total=losses.total * float("nan")) if arguments[-1] == 35 else losses
+
+    monkeypatch.setattr(train, "compare", bad)
+
+
+@pytest.mark.parametrize(
+    "spoil, way, message",
+    [
+        (bad_loss, ["--no-fused"], r"iteration 35, view shot 0\d.png, loss nan"),
+        (lambda patch: poison(patch, 35, slice(None)), [], "iteration 40"),  # its pictures are black, not NaN
+    ],
+    ids=["loss", "parameters"],
+)
+def test_divergence_ends_the_run_with_a_checkpoint_from_before(
+    spoil, way, message, scene, tmp_path, monkeypatch, capsys
+):
+    whole, folder = tmp_path / "whole", tmp_path / "m"
+    assert train.main(["-s", str(scene), "-m", str(whole), *SHORT, *way, "--quiet"]) == 0
+    with monkeypatch.context() as patch:
+        spoil(patch)
+        assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, *way, "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert re.match(rf"train.py: {message}: [\d,]+ of [\d,]+ Gaussians are not finite", told), told
+    assert f"train.py -m {folder} --resume" in told and "iteration 30" in told and told.count("\n") == 1
+    assert list(found(folder)) == [30, 20]
+    assert train.main(["-m", str(folder), "--resume", "--quiet"]) == 0
+    name = "point_cloud/iteration_60/point_cloud.ply"
+    assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_bad_exposures_end_the_run(scene, tmp_path, monkeypatch, capsys):
+    schedule = train.GaussianModel.schedule
+
+    def poisoned(gaussians, iteration):
+        schedule(gaussians, iteration)
+        if iteration == 35:
+            with torch.no_grad():
+                gaussians.exposures.fill_(float("nan"))
+
+    monkeypatch.setattr(train.GaussianModel, "schedule", poisoned)
+    assert train.main(["-s", str(scene), "-m", str(tmp_path), *SHORT, "--train_test_exp", "--quiet"]) == 1
+    told = capsys.readouterr().err
+    assert "iteration 40" in told and "not finite" in told and "iteration 30 is saved" in told
+
+
+# The same bits
+
+
+def test_deterministic(scene, tmp_path, monkeypatch, capsys):
+    models = []
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        folder = tmp_path / str(threads)
+        assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--deterministic", "--quiet"]) == 0
+        torch.set_num_threads(before)
+        models.append((folder / "point_cloud" / "iteration_60" / "point_cloud.ply").read_bytes())
+    assert models[0] == models[1] == models[2]
+
+    monkeypatch.setattr(train, "pick_device", lambda name: torch.device("cuda"))
+    assert train.main(["-s", str(scene), "-m", str(tmp_path / "gpu"), *SHORT, "--deterministic"]) == 1
+    assert "not there on a GPU yet" in capsys.readouterr().err
