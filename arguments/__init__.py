@@ -20,6 +20,7 @@ from typing import Any, get_args, get_origin
 
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
+LONGEST = 300  # characters of a message about a file
 MAX_FILE_BYTES = 1 << 20  # a configuration is a few kilobytes; anything larger is some other file
 
 
@@ -389,7 +390,7 @@ def _validated(values: dict[str, Any], groups: tuple, origin: str | os.PathLike)
     try:
         build(groups, values)
     except ConfigError as error:
-        raise ConfigError(f"{origin}: {error}") from None
+        raise ConfigError(f"{origin}: {str(error)[:LONGEST]}") from None
     return values
 
 

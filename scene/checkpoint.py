@@ -4,6 +4,7 @@ A dictionary of plain values and tensors, so that it loads safely (weights_only)
 it. A run that is continued from a checkpoint ends with the same result as one that was never interrupted.
 """
 
+import math
 import os
 import pickle
 import random
@@ -16,13 +17,15 @@ import torch
 
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError, atomic_write
-from scene.gaussian_model import GaussianModel
+from scene.gaussian_model import MOMENTS, GaussianModel
 from scene.ply import load_ply
 from utils.report import Told
 from utils.views import ViewQueue
 
 FORMAT = "TileSplat checkpoint"
 VERSION = 1
+LONGEST = 200  # characters of another library's message
+MOST = 2**31 - 1  # iterations, steps
 
 
 def save(
@@ -70,6 +73,7 @@ def load(
     """
     state = read(path)
     try:
+        _check(state)
         gaussians.load_state_dict(state["gaussians"])
         density.load_state_dict(state["density"], gaussians.device)
         if "queue" in state:
@@ -80,9 +84,10 @@ def load(
             _set_random_states(state["random"], gaussians.device)
         return state["iteration"]
     except ValueError as error:
-        raise DataError(f"{path}: does not fit this run: {error}") from None
-    except (LookupError, TypeError, RuntimeError, AttributeError) as error:
-        raise DataError(f"{path}: does not fit this run ({error!r})") from None
+        raise DataError(f"{path}: does not fit this run: {str(error)[:LONGEST]}") from None
+    except (LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+        reason = repr(error).partition("\\n")[0][:LONGEST]
+        raise DataError(f"{path}: does not fit this run ({reason})") from None
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
@@ -98,15 +103,76 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             f"{path}: cannot be read as a checkpoint (has more in it than tensors and plain values)"
         ) from None
     except Exception as error:  # torn files and other files raise a dozen kinds
-        reason = str(error).partition("\n")[0][:200]
+        reason = str(error).partition("\n")[0][:LONGEST]
         raise DataError(f"{path}: cannot be read as a checkpoint ({reason})") from None
     if isinstance(state, tuple):
         return _from_original(state, path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not isinstance(state, dict) or _brief(state.get("format")) != repr(FORMAT):
         raise DataError(f"{path}: is not a checkpoint of TileSplat or of the original")
-    if state.get("version") != VERSION:
-        raise DataError(f"{path}: has version {state.get('version')}, must have {VERSION}")
+    if (version := _brief(state.get("version"))) != repr(VERSION):
+        raise DataError(f"{path}: has version {version}, must have {VERSION}")
     return state
+
+
+def _brief(value: Any) -> str:
+    """For a message."""
+    plain = value is None or type(value) in (bool, int, float, str)
+    return repr(value)[:LONGEST] if plain else f"a {type(value).__name__}"
+
+
+def _check(state: dict[str, Any]) -> None:
+    """Everything that a native call or a later iteration relies on."""
+    model, stats = state["gaussians"], state["density"]["stats"]
+    params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
+    extent, names = model["extent"], model["exposure_names"]
+    if (
+        type(degree) is not int
+        or not 0 <= degree <= 3
+        or type(active) is not int
+        or not 0 <= active <= degree
+    ):
+        raise ValueError(f"its SH degrees must be 0 to 3, got {_brief(active)} of {_brief(degree)}")
+    if extent is not None and not (type(extent) is float and 0 <= extent < math.inf):
+        raise ValueError(f"its extent must be a finite number, got {_brief(extent)}")
+    _check_number("iteration", state["iteration"])
+    _check_number("fits", state["density"].get("fits", 0))
+
+    count = len(params["xyz"])
+    shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": ((degree + 1) ** 2 - 1, 3), "opacity": (1,)}
+    shapes |= {"scaling": (3,), "rotation": (4,)}
+    if params.keys() != shapes.keys():
+        raise ValueError(f"its parameters must be {', '.join(shapes)}")
+    for name, shape in shapes.items():
+        _check_tensor(name, params[name], (count, *shape))
+        _check_moments(name, model["moments"].get(name, {}), (count, *shape))
+    for value in stats or []:
+        _check_tensor("density", value, (count,))
+    if names:
+        if len(set(names)) != len(names) or not all(type(name) is str for name in names):
+            raise ValueError("its exposures must have different names")
+        _check_tensor("exposures", model["exposures"], (len(names), 3, 4))
+        _check_moments("exposures", model["exposure_moments"], (len(names), 3, 4))
+
+
+def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
+    if state:
+        _check_number(f"step of {name}", float(state["step"]))
+        for key in MOMENTS:
+            _check_tensor(f"{key} of {name}", state[key], shape)
+
+
+def _check_tensor(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.dtype != torch.float32:
+        raise ValueError(f"{name} must be a tensor of 32-bit floats")
+    if value.shape != shape:
+        raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
+    if value.nbytes > value.untyped_storage().nbytes():
+        raise ValueError(f"{name} must have all of its {value.nbytes} bytes in the file")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if type(value) not in (int, float) or not 0 <= value <= MOST or value != int(value):
+        raise ValueError(f"{name} must be an integer from 0 to {MOST}, got {_brief(value)}")
 
 
 def _check_whole(path: str | os.PathLike) -> None:

@@ -226,7 +226,7 @@ class GaussianModel:
         names = list(dict.fromkeys(names))  # train and test images of Blender scenes share names
         identity = torch.eye(3, 4, device=self.device).repeat(len(names), 1, 1)
         self.exposure_names = {name: row for row, name in enumerate(names)}
-        self.exposures = nn.Parameter(identity if values is None else values.to(self.device))
+        self.exposures = nn.Parameter(identity if values is None else values.to(self.device).contiguous())
 
     def exposure(self, name: str) -> Tensor:
         """The color transform [3, 4] of one image."""
@@ -270,7 +270,9 @@ class GaussianModel:
     def load_state_dict(self, state: dict) -> None:
         """Become the model as it was, its optimizers too. Call setup_optimizer() before."""
         device = self.device
-        self.params = {name: nn.Parameter(value.to(device)) for name, value in state["params"].items()}
+        self.params = {
+            name: nn.Parameter(value.to(device).contiguous()) for name, value in state["params"].items()
+        }
         self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
         self.extent = state["extent"] or self.extent
         if state["exposure_names"]:
@@ -296,4 +298,6 @@ def _rows(tensor: Tensor, index: Tensor) -> Tensor:
 def _set_moments(optimizer: torch.optim.Optimizer, param: nn.Parameter, state: dict) -> None:
     """Moments go to where the parameter is; a step count stays where the optimizer keeps it."""
     if state:
-        optimizer.state[param] = {k: v.to(param.device) if k in MOMENTS else v for k, v in state.items()}
+        optimizer.state[param] = {
+            k: v.to(param.device).contiguous() if k in MOMENTS else v for k, v in state.items()
+        }

@@ -4,6 +4,7 @@ Read by property name, so order, extra properties, types, ascii and both byte or
 the original's exact layout, because SIBR's reader counts on it.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,10 @@ POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
     (c, "u1") for c in ("red", "green", "blue")
 ]
 ROWS_AT_ONCE = 4096  # rows are 248 bytes: this many stay in the cache while their columns are picked out
+LONGEST_HEADER = 1 << 16
+SIZES = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
+SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
+SIZES |= dict.fromkeys((b"double", b"float64"), 8)
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 
 
@@ -91,6 +96,7 @@ class _Vertices:
     def __init__(self, path: Path):
         self.path = path
         try:
+            _check_counts(path)
             self._data = PlyData.read(str(path))["vertex"].data
         except KeyError:
             raise DataError(f"{path}: has no element named vertex") from None
@@ -114,6 +120,22 @@ class _Vertices:
             for i, name in enumerate(names):
                 table[start : start + len(rows), i] = rows[name]
         return table
+
+
+def _check_counts(path: Path) -> None:
+    """plyfile believes what a header says, and makes room for it. The file must be large enough for that."""
+    with open(path, "rb") as file:
+        header = file.read(LONGEST_HEADER).partition(b"end_header")[0]
+        size = os.fstat(file.fileno()).st_size
+    text, least, rows, row = b"format ascii" in header, 0, 0, 0
+    for words in [line.split() for line in header.splitlines()] + [[b"element", b"", b"0"]]:
+        if len(words) == 3 and words[0] == b"element":
+            least, rows, row = least + rows * max(row, 1), int(words[2]), 0
+        elif len(words) > 2 and words[0] == b"property":
+            kind = words[2] if words[1] == b"list" else words[1]
+            row += 2 if text else SIZES.get(kind, 1)  # a digit and what parts it from the next
+    if least > size + 1:
+        raise ValueError(f"its header promises {least:,} bytes or more, there are {size:,}")
 
 
 def _write(path: Path, table: np.ndarray, comments: list[str] | None = None) -> None:

@@ -22,6 +22,7 @@ from scene.files import write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, to_float
 
 READ_EVERY = 10
+LOSSES = 3  # total, L1, depth
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
@@ -156,6 +157,9 @@ class Told:
         self.waiting[:] = [
             (int(i), [torch.tensor(float(v), device=device) for v in row]) for i, row in state["waiting"]
         ]
+        rows = [row for _, row in state["waiting"]] + ([self.smooth] if self.smooth else [])
+        if not all(len(row) == LOSSES for row in rows):
+            raise ValueError(f"there must be {LOSSES} losses of an iteration")
         self.seconds, self.left_out = float(state["seconds"]), float(state["left_out"])
 
 

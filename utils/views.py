@@ -44,10 +44,13 @@ class ViewQueue:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if state["count"] != self._count:
+        if type(state["count"]) is not int or state["count"] != self._count:
             raise ValueError(
-                f"the view queue must be over {self._count} views, got one over {state['count']}"
+                f"the view queue must be over {self._count} views, got one over {str(state['count'])[:20]}"
             )
+        drawn = [*state["waiting"], *([] if state["upcoming"] is None else [state["upcoming"]])]
+        if not all(type(view) is int and 0 <= view < self._count for view in drawn):
+            raise ValueError(f"the view queue must hold views from 0 to {self._count - 1}")
         version, words, gauss = state["random"]
         self._random.setstate((version, tuple(words), gauss))
         self._waiting, self._upcoming = list(state["waiting"]), state["upcoming"]

@@ -1,0 +1,277 @@
+"""Files from others with random damage: read, or refused in a line that names the file. Nothing else happens:
+no crash, no code, no memory beyond what the file has.
+
+TILESPLAT_FUZZ=10000 takes that many of each kind.
+"""
+
+import contextlib
+import copy
+import json
+import math
+import multiprocessing
+import os
+import random
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from plyfile import PlyData
+
+from arguments import (
+    ConfigError,
+    ModelParams,
+    OptimizationParams,
+    PipelineParams,
+    RunParams,
+    parse_cfg_args,
+    save_config,
+    saved_options,
+)
+from scene import checkpoint
+from scene.files import DataError
+from scene.ply import load_ply, read_points, save_ply
+from tests.test_checkpoint import fresh, original_checkpoint, toy_training
+from tests.test_data_fuzz import spoiled
+from tests.test_gaussians import make_model
+from utils.report import Told
+
+CASES = int(os.environ.get("TILESPLAT_FUZZ", 150))
+ROOM = 250 << 20  # bytes for one file of some thousand; 130 MB are what PyTorch imports for odd tensors
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["tests.test_resume", "tests.test_fuzz", "torch.utils.tensorboard"])
+HOWS = ["cut", "bytes", "bytes", "bytes", "extremes", "words", "words", "empty", "other", "longer"]
+GROUPS = (ModelParams, OptimizationParams, PipelineParams, RunParams)
+
+
+# A kind of file: make(folder) writes a good one and returns its path, read(path) is what programs do with it.
+
+
+def make_ply(folder: Path, form: str, degree: int) -> Path:
+    """Properties in another order than ours."""
+    path = folder / "m.ply"
+    save_ply(make_model(7, sh_degree=degree), path)
+    data = PlyData.read(str(path))
+    table = data["vertex"].data
+    names = random.Random(degree).sample(table.dtype.names, len(table.dtype.names))
+    data["vertex"].data = table[names].astype([(name, "f4") for name in names])
+    data.text, data.byte_order = form == "ascii", {"big": ">"}.get(form, "<" if form == "little" else "=")
+    data.write(str(path))
+    return path
+
+
+def read_ply(path: Path) -> None:
+    with contextlib.suppress(DataError):
+        read_points(path)
+    model = load_ply(path)
+    assert all(len(value) == len(model) for value in model.params.values())
+
+
+def make_cfg_args(folder: Path) -> Path:
+    save_config(folder, *(group() for group in GROUPS))
+    (folder / "config.json").unlink()
+    return folder / "cfg_args"
+
+
+def make_config(folder: Path) -> Path:
+    save_config(folder, *(group() for group in GROUPS))
+    return folder / "config.json"
+
+
+def read_options(path: Path) -> None:
+    saved_options(path.parent, GROUPS)
+
+
+def make_exposures(folder: Path) -> Path:
+    make_model(3).save_exposures(folder / "exposure.json")
+    return folder / "exposure.json"
+
+
+def read_exposures(path: Path) -> None:
+    make_model(3).load_exposures(path)
+
+
+def make_checkpoint(folder: Path) -> Path:
+    parts = fresh()
+    toy_training(1, 3, *parts)
+    told = Told(smooth=[0.1, 0.2, 0.0], waiting=[(3, [torch.tensor(0.5)] * 3)])
+    checkpoint.save(folder / "c.pth", 3, *parts, told)
+    return folder / "c.pth"
+
+
+def make_original_checkpoint(folder: Path) -> Path:
+    original_checkpoint(folder / "c.pth")
+    return folder / "c.pth"
+
+
+def read_checkpoint(path: Path) -> None:
+    """What was accepted can be gone on from."""
+    parts, told = fresh(), Told()
+    done = checkpoint.load(path, *parts, told)
+    if done < 1000:
+        toy_training(done + 1, done + 2, *parts)
+
+
+KINDS = {
+    f"ply, {form}, SH degree {degree}": (lambda folder, f=form, d=degree: make_ply(folder, f, d), read_ply)
+    for form, degree in [("ascii", 1), ("little", 3), ("little", 0), ("big", 2)]
+} | {
+    "cfg_args": (make_cfg_args, read_options),
+    "config.json": (make_config, read_options),
+    "exposure.json": (make_exposures, read_exposures),
+    "checkpoint": (make_checkpoint, read_checkpoint),
+    "checkpoint of the original": (make_original_checkpoint, read_checkpoint),
+}
+
+
+# Checkpoints that are whole files, but say odd things
+
+HUGE, EMPTY = torch.zeros(1).expand(10**10, 3), torch.empty(20, 3, device="meta")
+ODD = [
+    None, -1, 0, 1, 3, 2**31, 2**70, -0.5, math.nan, math.inf, True, "x", "", b"x", [], {}, (), [1, 2],
+    {"a": 1}, torch.zeros(0), torch.zeros(()), torch.ones(20), torch.ones(20, 3), HUGE, EMPTY,
+    torch.ones(20, 3).long(), torch.ones(20, 3).double(), torch.ones(20, 3).to_sparse(),
+    torch.full((20, 3), math.nan), torch.zeros(1).expand(20, 3), torch.ones(3, 20).T,
+]  # fmt: skip
+
+
+def odd_checkpoint(state: dict, chance: random.Random) -> dict:
+    """One or two places of the nested state hold something else, or nothing."""
+    state = copy.deepcopy(state)
+    for _ in range(chance.choice([1, 1, 2])):
+        node, key = state, chance.choice(list(state))
+        while isinstance(node[key], dict | list) and node[key] and chance.random() < 0.85:
+            node = node[key]
+            key = chance.choice(list(node)) if isinstance(node, dict) else chance.randrange(len(node))
+        if chance.random() < 0.15:
+            del node[key]
+        else:
+            node[key] = chance.choice(ODD)
+        if not state:
+            break
+    return state
+
+
+# The damage, in a process of its own
+
+
+def forbid_other_processes(event: str, arguments) -> None:
+    if event.split(".")[0] in ("subprocess", "pty") or event in (
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+    ):
+        os.write(2, f"{event}: code was run\n".encode())
+        os._exit(3)
+
+
+def memory(forget_peak: bool = False) -> int:
+    """Bytes: the most that this process had resident since its peak was forgotten."""
+    if not Path("/proc/self/clear_refs").exists():
+        return 0
+    if forget_peak:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) << 10
+
+
+def damage(kind: str, folder: Path, cases: int) -> None:
+    sys.stdout = sys.stderr = open(folder / "said.txt", "w")  # noqa: SIM115
+    try:
+        torch.set_num_threads(1)
+        np.seterr(all="ignore")
+        make, read = (make_checkpoint, read_checkpoint) if kind == "odd" else KINDS[kind]
+        path = make(folder)
+        whole = path.read_bytes()
+        state = torch.load(path, weights_only=True) if kind == "odd" else None
+        read(path)
+        sys.addaudithook(forbid_other_processes)
+        refused = grown = 0
+        for case in range(cases):
+            chance = random.Random(case)
+            if state is not None:
+                torch.save(odd_checkpoint(state, chance), path)
+            else:
+                path.write_bytes(spoiled(whole, chance.choice(HOWS), case))
+            before = memory(forget_peak=True)
+            try:
+                read(path)
+            except (DataError, ConfigError) as error:
+                refused += 1
+                assert str(path) in str(error), f"case {case} does not name the file: {error}"
+                assert len(str(error)) < 1010, f"case {case}: a message, not a dump: {error}"
+            except BaseException:
+                print(f"case {case}:")
+                raise
+            grown = max(grown, memory() - before)
+            assert grown < ROOM, f"case {case}: memory grew by {grown} bytes"
+        (folder / "result.json").write_text(json.dumps({"refused": refused, "grown": grown}))
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "odd"])
+def test_damaged_files(kind, tmp_path):
+    process = PROCESSES.Process(target=damage, args=(kind, tmp_path, CASES))
+    process.start()
+    process.join(60 + CASES * 0.1)
+    assert process.exitcode == 0, (
+        f"exit code {process.exitcode}: " + (tmp_path / "said.txt").read_text()[-3000:]
+    )
+    result = json.loads((tmp_path / "result.json").read_text())
+    print(f"{kind}: {CASES} files, {result['refused']} refused, {result['grown'] / 1e6:.1f} MB")
+    assert 0.3 * CASES < result["refused"], "damage that is never noticed is none"
+
+
+# Lies that take aim
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+@pytest.mark.parametrize(
+    "elements",
+    [
+        "element vertex 99999999999\nproperty float x\n",
+        "element other 99999999999\nelement vertex 1\nproperty float x\n",
+        "element vertex 1000000000\nproperty list uchar float x\n",
+        "element face 3000000000\nproperty list uint uint i\nelement vertex 1\nproperty float x\n",
+    ],
+)
+def test_headers_that_promise_too_much(form, elements, tmp_path):
+    path = tmp_path / "lies.ply"
+    path.write_bytes(f"ply\nformat {form} 1.0\n{elements}end_header\n".encode() + b"1 " * 100)
+    with pytest.raises(DataError, match="lies.ply: cannot be read as PLY .its header promises"):
+        load_ply(path)
+
+
+def test_configurations_are_never_evaluated(tmp_path):
+    for text in (
+        "Namespace(sh_degree=__import__('os').system('touch /tmp/was_run'))",
+        "Namespace(sh_degree=[x for x in ().__class__.__base__.__subclasses__()])",
+        "Namespace(sh_degree=9**9**9)",
+        "Namespace(sh_degree=" + "[" * 5000 + "]" * 5000 + ")",
+        "Namespace(sh_degree=" + "-" * 100_000 + "1)",
+        "Namespace(sh_degree=" + "'a'" * 10_000 + "+1)",
+        "(lambda: 1)()",
+        "Namespace.__class__(a=1)",
+    ):
+        with pytest.raises(ConfigError):
+            parse_cfg_args(text)
+
+
+def test_compressed_checkpoints_are_refused(tmp_path):
+    """A small file that becomes a large one."""
+    import zipfile
+
+    path = make_checkpoint(tmp_path)
+    torch.save({"format": checkpoint.FORMAT, "zeros": torch.zeros(25_000_000)}, path)
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as target:
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb.pth").stat().st_size < 1e6
+    with pytest.raises(DataError, match="bomb.pth: cannot be read as a checkpoint .it has compressed parts"):
+        checkpoint.read(tmp_path / "bomb.pth")
