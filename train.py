@@ -197,7 +197,7 @@ def compare(
     """Rendered view against photo: (1 - lambda) L1 + lambda (1 - SSIM), and against its depth map if it has
     one.
 
-    The picture is not clamped: what is too bright is pulled back.
+    photometric_loss clamps the picture to [0, 1], as whoever looks at it will.
     """
     image = apply_exposure(out.image, gaussians.exposure(camera.name)) if model.train_test_exp else out.image
     total, l1 = photometric_loss(image, camera.image(), opt.lambda_dssim, camera.mask())
