@@ -217,12 +217,11 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     const auto* splats = data<cuda::Splat>(state[kSplats]);
     const int64_t entries = state[kIds].numel();
     const cuda::Trace trace = cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true);
-    cuda::blend_backward(
-        {grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries, trace,
-         data<cuda::Totals>(state[kTotals]),
-         data<float>(image), data<float>(alpha), data<float>(state[kInvDepth]), data<float>(grad_image),
-         data<float>(grad_alpha), data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
-        device.stream);
+    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries, trace,
+                          data<cuda::Totals>(state[kTotals]), data<float>(image), data<float>(alpha),
+                          data<float>(state[kInvDepth]), data<float>(grad_image), data<float>(grad_alpha),
+                          data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
+                         device.stream);
 
     const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
                                      sh_rest, colors, world_to_camera, background, means};
@@ -244,8 +243,7 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
                                       data<float>(grad_norm_sum),
                                       data<float>(visits),
                                       data<float>(abs_grad_norm_sum)};
-    if (out.background)
-        cuda::background_grad(grid, trace, data<float>(grad_image), out.background, device.stream);
+    if (out.background) cuda::background_grad(grid, trace, data<float>(grad_image), out.background, device.stream);
     cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
                                data<float>(splat_grads), grad_inv_depth.has_value(), out},
                               device.stream);
@@ -464,16 +462,33 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
 
     const cuda::LossSums sums = {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count,
                                  float(lambda_dssim)};
-    cuda::preprocess_backward_adam(
-        {g, v, projected.screen.radii, projected.screen.splats, data<float>(splat_grads), trained(0), trained(1),
-         trained(2), trained(3), trained(4), trained(5), adam_rates(beta1, beta2, eps, bias2), float(beta1), waiting,
-         int(step), data<float>(grad_norm_sum), data<float>(visits), data<float>(abs_grad_norm_sum),
-         projected.screen.totals, room, sums, data<float>(losses)},
-        device.stream);
+    cuda::preprocess_backward_adam({g,
+                                    v,
+                                    projected.screen.radii,
+                                    projected.screen.splats,
+                                    data<float>(splat_grads),
+                                    trained(0),
+                                    trained(1),
+                                    trained(2),
+                                    trained(3),
+                                    trained(4),
+                                    trained(5),
+                                    adam_rates(beta1, beta2, eps, bias2),
+                                    float(beta1),
+                                    waiting,
+                                    int(step),
+                                    data<float>(grad_norm_sum),
+                                    data<float>(visits),
+                                    data<float>(abs_grad_norm_sum),
+                                    projected.screen.totals,
+                                    room,
+                                    sums,
+                                    data<float>(losses)},
+                                   device.stream);
 }
 
-void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps, int64_t step,
-            const Tensor& moved_at, const Tensor& missed) {
+void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
+            int64_t step, const Tensor& moved_at, const Tensor& missed) {
     check_train_params(params);
     const Tensor &means = params[0], &sh_rest = params[2];
     const int64_t N = means.size(0), rest = sh_rest.size(1);
@@ -487,8 +502,19 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
         return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), 0.f};
     };
     const float scaled_eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));
-    cuda::catch_up({N, int(rest), trained(0), trained(1), trained(2), trained(3), trained(4), trained(5), scaled_eps,
-                    waiting_in(N, means, moved_at, missed), int(step), true, {}},
+    cuda::catch_up({N,
+                    int(rest),
+                    trained(0),
+                    trained(1),
+                    trained(2),
+                    trained(3),
+                    trained(4),
+                    trained(5),
+                    scaled_eps,
+                    waiting_in(N, means, moved_at, missed),
+                    int(step),
+                    true,
+                    {}},
                    device.stream);
 }
 

@@ -130,15 +130,17 @@ template <typename TileId>
 constexpr int kIdsPerThread = 16 / sizeof(TileId);
 
 template <typename TileId>
-__global__ void __launch_bounds__(kThreads) ranges_kernel(const TileId* tiles, int64_t entries, uint32_t tile_count,
-                                                          uint32_t* ranges) {
+__global__ void __launch_bounds__(kThreads)
+    ranges_kernel(const TileId* tiles, int64_t entries, uint32_t tile_count, uint32_t* ranges) {
     constexpr int kIds = kIdsPerThread<TileId>;
     const int64_t first = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * kIds;
     if (first >= entries) return;
     alignas(16) TileId own[kIds];
     const int count = int(::min(entries - first, int64_t(kIds)));
-    if (count == kIds) *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(tiles + first);
-    else for (int k = 0; k < count; ++k) own[k] = tiles[first + k];
+    if (count == kIds)
+        *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(tiles + first);
+    else
+        for (int k = 0; k < count; ++k) own[k] = tiles[first + k];
 
     uint32_t before = first > 0 ? tiles[first - 1] : UINT32_MAX;
 #pragma unroll
@@ -159,8 +161,7 @@ void sort_and_mark(const SortByTile& p, Stream stream) {
     const auto* tiles = static_cast<const TileId*>(p.tiles);
     auto* tiles_out = static_cast<TileId*>(p.tiles_out);
     size_t bytes = p.workspace_bytes;
-    check(cub::DeviceRadixSort::SortPairs(p.workspace, bytes, tiles, tiles_out, p.ids, p.ids_out,
-                                          int(p.entries), 0,
+    check(cub::DeviceRadixSort::SortPairs(p.workspace, bytes, tiles, tiles_out, p.ids, p.ids_out, int(p.entries), 0,
                                           bits_for(uint32_t(p.grid.tiles())), native(stream)),
           "sorting by tile");
     ranges_kernel<TileId><<<blocks_for(p.entries, kThreads * kIdsPerThread<TileId>), kThreads, 0, native(stream)>>>(
@@ -182,8 +183,8 @@ size_t depth_sort_workspace(int64_t count) {
 void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
                    uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream) {
     if (count == 0) return;
-    check(cub::DeviceRadixSort::SortPairs(workspace, workspace_bytes, keys, keys_out, indices, indices_out,
-                                          int(count), 0, 31, native(stream)),  // depths are positive: no sign bit
+    check(cub::DeviceRadixSort::SortPairs(workspace, workspace_bytes, keys, keys_out, indices, indices_out, int(count),
+                                          0, 31, native(stream)),  // depths are positive: no sign bit
           "sorting by depth");
 }
 
@@ -206,8 +207,10 @@ void count_offsets(int64_t count, const TileSet* tile_sets, const uint32_t* dept
 void emit(const Emit& args, Stream stream) {
     if (args.count == 0) return;
     const unsigned blocks = blocks_for(args.count, kThreads);
-    if (small_tile_ids(args.grid)) emit_kernel<uint16_t><<<blocks, kThreads, 0, native(stream)>>>(args);
-    else emit_kernel<uint32_t><<<blocks, kThreads, 0, native(stream)>>>(args);
+    if (small_tile_ids(args.grid))
+        emit_kernel<uint16_t><<<blocks, kThreads, 0, native(stream)>>>(args);
+    else
+        emit_kernel<uint32_t><<<blocks, kThreads, 0, native(stream)>>>(args);
     check_launch("emit_kernel");
 }
 
@@ -232,8 +235,10 @@ void sort_by_tile(const SortByTile& args, Stream stream) {
     check(cudaMemsetAsync(args.ranges, 0, size_t(args.grid.tiles()) * 2 * sizeof(uint32_t), native(stream)),
           "clearing tile ranges");
     if (args.entries == 0) return;
-    if (small_tile_ids(args.grid)) sort_and_mark<uint16_t>(args, stream);
-    else sort_and_mark<uint32_t>(args, stream);
+    if (small_tile_ids(args.grid))
+        sort_and_mark<uint16_t>(args, stream);
+    else
+        sort_and_mark<uint32_t>(args, stream);
 }
 
 }  // namespace gs::cuda

@@ -22,11 +22,12 @@ constexpr int kThreads = kWarp * kStrips / kPixels;
 template <bool kInvDepthWanted>
 struct PixelState {
     float threshold = kNever, transmittance = 0.f;
-    float behind = 0.f;                                        // S
+    float behind = 0.f;  // S
     float g_r = 0.f, g_g = 0.f, g_b = 0.f, g_inv_depth = 0.f;  // gradient of this pixel
 
     // As the segment begins.
-    __device__ __forceinline__ void begin(const BlendBackward& p, int column, int row, uint32_t segment, int64_t passed_at) {
+    __device__ __forceinline__ void begin(const BlendBackward& p, int column, int row, uint32_t segment,
+                                          int64_t passed_at) {
         const float4 passed =
             segment ? static_cast<const float4*>(p.trace.passed)[passed_at] : make_float4(1.f, 0.f, 0.f, 0.f);
         if (passed.x == 0.f) return;  // was done before
@@ -38,7 +39,8 @@ struct PixelState {
                  (p.color[pixel + 2 * plane] - passed.w) * g_b;
         if (kInvDepthWanted) {
             g_inv_depth = p.g_inv_depth[pixel];
-            behind = fmaf(p.inv_depth[pixel] - (segment ? p.trace.passed_inv_depth[passed_at] : 0.f), g_inv_depth, behind);
+            behind =
+                fmaf(p.inv_depth[pixel] - (segment ? p.trace.passed_inv_depth[passed_at] : 0.f), g_inv_depth, behind);
         }
         if (p.g_alpha) behind = fmaf(p.alpha[pixel] - 1.f, p.g_alpha[pixel], behind);
     }
@@ -61,7 +63,8 @@ struct Visits {
     uint32_t before;  // entries taken in the groups of the lanes below
     uint32_t total;
 
-    __device__ __forceinline__ Visits(const BlendBackward& p, uint32_t tile, uint32_t begin, uint32_t segment, int strip) {
+    __device__ __forceinline__ Visits(const BlendBackward& p, uint32_t tile, uint32_t begin, uint32_t segment,
+                                      int strip) {
         const uint32_t group = segment * kGroups + lane_id();
 #pragma unroll
         for (int i = 0; i < kPixels; ++i) {
@@ -85,7 +88,8 @@ struct Visits {
 #pragma unroll
         for (int step = kGroups / 2; step > 0; step /= 2)
             if (__shfl_sync(kFullWarp, before, owner + step) <= n) owner += step;
-        const uint32_t upper = __shfl_sync(kFullWarp, strips[0], owner), lower = __shfl_sync(kFullWarp, strips[1], owner);
+        const uint32_t upper = __shfl_sync(kFullWarp, strips[0], owner),
+                       lower = __shfl_sync(kFullWarp, strips[1], owner);
         const int bit = nth_set_bit(upper | lower, int(n - __shfl_sync(kFullWarp, before, owner)));
         by = (upper >> bit & 1) | (lower >> bit & 1) << 1;
         return owner * kWarp + bit;
@@ -172,8 +176,8 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 
 constexpr int kSumThreads = 256;
 
-__global__ void __launch_bounds__(kSumThreads) background_grad_kernel(int64_t pixels, const float* left,
-                                                                      const float* g_color, float* g_background) {
+__global__ void __launch_bounds__(kSumThreads)
+    background_grad_kernel(int64_t pixels, const float* left, const float* g_color, float* g_background) {
     const int64_t stride = int64_t(gridDim.x) * kSumThreads;
     float sum[3] = {0.f, 0.f, 0.f};
     for (int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x; i < pixels; i += stride) {
@@ -193,8 +197,10 @@ void blend_backward(const BlendBackward& args, Stream stream) {
         kernel<<<blocks, kThreads, 0, native(stream)>>>(args);
         check_launch("blend_backward_kernel");
     };
-    if (args.g_inv_depth) launch(args.absolute ? blend_backward_kernel<true, true> : blend_backward_kernel<true, false>);
-    else launch(args.absolute ? blend_backward_kernel<false, true> : blend_backward_kernel<false, false>);
+    if (args.g_inv_depth)
+        launch(args.absolute ? blend_backward_kernel<true, true> : blend_backward_kernel<true, false>);
+    else
+        launch(args.absolute ? blend_backward_kernel<false, true> : blend_backward_kernel<false, false>);
 }
 
 void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,

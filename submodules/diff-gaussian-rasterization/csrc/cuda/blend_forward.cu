@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
             bool over = true;
 #pragma unroll
             for (int i = 0; i < kPixels; ++i) {
-                if (p.trace.taken && lane_id() == 0) p.trace.taken[taken_at(tile, range.x, walked, strip + i)] = taken[i];
+                if (p.trace.taken && lane_id() == 0)
+                    p.trace.taken[taken_at(tile, range.x, walked, strip + i)] = taken[i];
                 over = over && state[i].threshold == kNever;
             }
             ++walked;
@@ -189,8 +190,10 @@ Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full) {
 void blend_forward(const BlendForward& args, Stream stream) {
     const unsigned tiles = unsigned(args.grid.tiles());
     const auto launch = [&](auto kernel, int threads) { kernel<<<tiles, threads, 0, native(stream)>>>(args); };
-    if (tiles < kFewTiles) launch(args.inv_depth ? blend_forward_kernel<true, 1> : blend_forward_kernel<false, 1>, kThreads<1>);
-    else launch(args.inv_depth ? blend_forward_kernel<true, 2> : blend_forward_kernel<false, 2>, kThreads<2>);
+    if (tiles < kFewTiles)
+        launch(args.inv_depth ? blend_forward_kernel<true, 1> : blend_forward_kernel<false, 1>, kThreads<1>);
+    else
+        launch(args.inv_depth ? blend_forward_kernel<true, 2> : blend_forward_kernel<false, 2>, kThreads<2>);
     check_launch("blend_forward_kernel");
 }
 

@@ -8,7 +8,9 @@
 
 namespace gs::cuda {
 
-__device__ __forceinline__ Vec3<float> load3(const float* p, int64_t i) { return {p[3 * i], p[3 * i + 1], p[3 * i + 2]}; }
+__device__ __forceinline__ Vec3<float> load3(const float* p, int64_t i) {
+    return {p[3 * i], p[3 * i + 1], p[3 * i + 2]};
+}
 __device__ __forceinline__ void store3(float* p, int64_t i, Vec3<float> v) {
     p[3 * i] = v.x, p[3 * i + 1] = v.y, p[3 * i + 2] = v.z;
 }

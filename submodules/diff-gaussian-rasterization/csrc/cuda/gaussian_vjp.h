@@ -73,7 +73,8 @@ __device__ __forceinline__ GaussianGrad gaussian_vjp(const Gaussians<float>& g, 
         out.scale = mul(g.scale_modifier, shape_grad.s);
         if (g.raw) {
             out.quat = normalize_quat_vjp(shape.quat, shape.norm, shape_grad.q);
-            out.scale = {shape_grad.s.x * shape.scale.x, shape_grad.s.y * shape.scale.y, shape_grad.s.z * shape.scale.z};
+            out.scale = {shape_grad.s.x * shape.scale.x, shape_grad.s.y * shape.scale.y,
+                         shape_grad.s.z * shape.scale.z};
         }
     }
     return out;

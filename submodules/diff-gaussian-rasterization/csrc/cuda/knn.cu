@@ -13,9 +13,7 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kBoxPoints = 128, kGroupBoxes = 64;
 
-struct Bounds {
-    float3 low, high;
-};
+struct Bounds { float3 low, high; };
 
 struct Layout {
     uint32_t *bounds, *keys, *keys_sorted, *ids, *ids_sorted;
@@ -39,8 +37,9 @@ struct Layout {
         boxes = reinterpret_cast<Bounds*>(take(box_count * sizeof(Bounds)));
         groups = reinterpret_cast<Bounds*>(take((box_count + kGroupBoxes - 1) / kGroupBoxes * sizeof(Bounds)));
         sort_bytes = 0;
-        check(cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, keys, keys_sorted, ids, ids_sorted, int(count), 0, 30),
-              "sizing the Morton sort");
+        check(
+            cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, keys, keys_sorted, ids, ids_sorted, int(count), 0, 30),
+            "sizing the Morton sort");
         sort = take(sort_bytes);
         total = at;
     }
@@ -72,8 +71,10 @@ __global__ void __launch_bounds__(kThreads) bounds_kernel(int64_t count, const f
         }
     }
     __syncthreads();
-    if (threadIdx.x < 3) atomicMin(bounds + threadIdx.x, shared[threadIdx.x]);
-    else if (threadIdx.x < 6) atomicMax(bounds + threadIdx.x, shared[threadIdx.x]);
+    if (threadIdx.x < 3)
+        atomicMin(bounds + threadIdx.x, shared[threadIdx.x]);
+    else if (threadIdx.x < 6)
+        atomicMax(bounds + threadIdx.x, shared[threadIdx.x]);
 }
 
 // 10 bits, two zeros between each and the next.
@@ -84,8 +85,8 @@ __device__ __forceinline__ uint32_t spread(uint32_t v) {
     return (v | v << 2) & 0x09249249u;
 }
 
-__global__ void __launch_bounds__(kThreads) morton_kernel(int64_t count, const float* points, const uint32_t* bounds,
-                                                          uint32_t* keys, uint32_t* ids) {
+__global__ void __launch_bounds__(kThreads)
+    morton_kernel(int64_t count, const float* points, const uint32_t* bounds, uint32_t* keys, uint32_t* ids) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= count) return;
     uint32_t key = 0;
@@ -119,8 +120,8 @@ __device__ __forceinline__ Bounds block_join(Bounds own) {
     return shared[0];
 }
 
-__global__ void __launch_bounds__(kBoxPoints) boxes_kernel(int64_t count, const float* points, const uint32_t* order,
-                                                           float4* sorted, Bounds* boxes) {
+__global__ void __launch_bounds__(kBoxPoints)
+    boxes_kernel(int64_t count, const float* points, const uint32_t* order, float4* sorted, Bounds* boxes) {
     const int64_t i = int64_t(blockIdx.x) * kBoxPoints + threadIdx.x;
     Bounds own = nothing();
     if (i < count) {
@@ -158,8 +159,9 @@ struct Nearest {
     }
 };
 
-__global__ void __launch_bounds__(kThreads) search_kernel(int64_t count, const float4* points, const uint32_t* order,
-                                                          const Bounds* boxes, const Bounds* groups, float* mean_dist2) {
+__global__ void __launch_bounds__(kThreads)
+    search_kernel(int64_t count, const float4* points, const uint32_t* order, const Bounds* boxes, const Bounds* groups,
+                  float* mean_dist2) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= count) return;
     const float4 p = points[i];
@@ -179,7 +181,8 @@ __global__ void __launch_bounds__(kThreads) search_kernel(int64_t count, const f
         }
     }
     const int others = int(::min(count - 1, int64_t(3)));
-    const float sum = (others > 0 ? found.first : 0.f) + (others > 1 ? found.second : 0.f) + (others > 2 ? found.third : 0.f);
+    const float sum =
+        (others > 0 ? found.first : 0.f) + (others > 1 ? found.second : 0.f) + (others > 2 ? found.third : 0.f);
     mean_dist2[order[i]] = others > 0 ? sum / float(others) : 0.f;
 }
 

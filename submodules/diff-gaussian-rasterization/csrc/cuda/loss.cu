@@ -13,10 +13,10 @@ namespace {
 constexpr int kRadius = 5, kTaps = 2 * kRadius + 1;
 constexpr int kThreads = 320, kWarps = kThreads / kWarp;
 constexpr int kRun = 4, kColumnRun = 7;  // outputs of a thread: neighbors in a row, and in a column
-constexpr int kWidth = kWarp, kHeight = kWarps * kColumnRun;                         // pixels of a block
+constexpr int kWidth = kWarp, kHeight = kWarps * kColumnRun;  // pixels of a block
 constexpr int kHaloWidth = kWidth + 2 * kRadius, kHaloHeight = kHeight + 2 * kRadius;  // with margin
-constexpr int kPitch = 45;                                                           // odd: rows start in different banks
-constexpr int kRowRuns = kHaloHeight * (kWidth / kRun) / kThreads;                   // per thread
+constexpr int kPitch = 45;  // odd: rows start in different banks
+constexpr int kRowRuns = kHaloHeight * (kWidth / kRun) / kThreads;  // per thread
 static_assert(kRowRuns * kThreads == kHaloHeight * (kWidth / kRun), "no thread may idle");
 constexpr float kC1 = 0.01f * 0.01f, kC2 = 0.03f * 0.03f;
 
@@ -75,8 +75,7 @@ __device__ __forceinline__ void blur_run(const float (&in)[N + kTaps - 1], float
 
 // What shared memory holds: the inputs with margin, later the maps with blurred rows.
 template <int Inputs, int Maps>
-constexpr int kSharedFloats =
-    kHaloHeight * (Inputs * kPitch > Maps * kWidth ? Inputs * kPitch : Maps * kWidth);
+constexpr int kSharedFloats = kHaloHeight * (Inputs * kPitch > Maps * kWidth ? Inputs * kPitch : Maps * kWidth);
 
 __device__ __forceinline__ int input_at(int input, int row, int column) {
     return (input * kHaloHeight + row) * kPitch + column;
@@ -155,8 +154,9 @@ __global__ void __launch_bounds__(kThreads, 3) ssim_forward_kernel(Ssim p) {
     });
 
     float blurred[4][kColumnRun];
-    blur<2, 4>(shared, [](int map, const auto& in, int k) { return map < 2 ? in[map][k] : in[map - 2][k] * in[map - 2][k]; },
-               blurred);
+    blur<2, 4>(
+        shared, [](int map, const auto& in, int k) { return map < 2 ? in[map][k] : in[map - 2][k] * in[map - 2][k]; },
+        blurred);
 
     const int x = piece.left + lane_id(), first_row = piece.top + threadIdx.x / kWarp * kColumnRun;
 #pragma unroll
@@ -238,15 +238,15 @@ __device__ double mean_of(const float* partial, int64_t blocks, double count) {
     return mean;
 }
 
-__global__ void __launch_bounds__(kSumThreads) ssim_value_kernel(const float* partial, int64_t blocks, double count,
-                                                              float* value) {
+__global__ void __launch_bounds__(kSumThreads)
+    ssim_value_kernel(const float* partial, int64_t blocks, double count, float* value) {
     const double mean = mean_of(partial, blocks, count);
     if (threadIdx.x == 0) *value = float(mean);
 }
 
-__global__ void __launch_bounds__(kSumThreads) photometric_value_kernel(const float* partial_ssim, const float* partial_l1,
-                                                                     int64_t blocks, double count, float lambda,
-                                                                     float* loss, float* l1) {
+__global__ void __launch_bounds__(kSumThreads)
+    photometric_value_kernel(const float* partial_ssim, const float* partial_l1, int64_t blocks, double count,
+                             float lambda, float* loss, float* l1) {
     const double ssim = mean_of(partial_ssim, blocks, count), mean_l1 = mean_of(partial_l1, blocks, count);
     if (threadIdx.x == 0) {
         *loss = float((1.0 - lambda) * mean_l1 + lambda * (1.0 - ssim));
@@ -279,8 +279,8 @@ void ssim_value(const float* partial, int64_t blocks, double count, float* value
 
 void photometric_value(const float* partial_ssim, const float* partial_l1, int64_t blocks, double count, float lambda,
                        float* loss, float* l1, Stream stream) {
-    photometric_value_kernel<<<1, kSumThreads, 0, native(stream)>>>(partial_ssim, partial_l1, blocks, count, lambda, loss,
-                                                                 l1);
+    photometric_value_kernel<<<1, kSumThreads, 0, native(stream)>>>(partial_ssim, partial_l1, blocks, count, lambda,
+                                                                    loss, l1);
     check_launch("photometric_value_kernel");
 }
 

@@ -15,9 +15,9 @@ struct Projected {
     Vec2<float> mean;
     Sym2<float> conic;
     Sym2<float> cov;  // blurred
-    float det;        // of cov
+    float det;  // of cov
     float opacity, radius, depth;
-    TileRect rect;    // of the published rule
+    TileRect rect;  // of the published rule
 };
 
 // False if the Gaussian is not in this view.
@@ -124,8 +124,8 @@ __device__ __forceinline__ void add_totals(bool seen, uint32_t tiles, Totals* to
 }
 
 template <int Degree>
-__global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid,
-                                                              Screen out) {
+__global__ void __launch_bounds__(kThreads)
+    preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid, Screen out) {
     __shared__ Camera<float> camera;
     __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
     if (threadIdx.x == 0)
@@ -150,8 +150,10 @@ __global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g
         Vec3<float> color = {0.f, 0.f, 0.f};
         if constexpr (Degree > 0) await_rest();
         if (seen) {
-            if constexpr (Degree == kNoSh) color = load3(g.colors, i);
-            else color = sh_color<Degree>(g, camera, i, own_rest);
+            if constexpr (Degree == kNoSh)
+                color = load3(g.colors, i);
+            else
+                color = sh_color<Degree>(g, camera, i, own_rest);
         }
         seen = seen && isfinite(color.x + color.y + color.z);
         if (Degree != kNoSh) color = {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
@@ -171,8 +173,8 @@ __global__ void __launch_bounds__(kThreads) preprocess_kernel(Gaussians<float> g
     add_totals(seen, set.count, out.totals);
 }
 
-__global__ void __launch_bounds__(kThreads) mark_visible_kernel(int64_t count, const float* means, const float* w,
-                                                                bool* visible) {
+__global__ void __launch_bounds__(kThreads)
+    mark_visible_kernel(int64_t count, const float* means, const float* w, bool* visible) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= count) return;
     const Vec3<float> m = load3(means, i);
@@ -192,17 +194,21 @@ void preprocess(const Gaussians<float>& gaussians, const View<float>& view, cons
     };
     if (gaussians.colors) return launch(preprocess_kernel<kNoSh>);
     switch (gaussians.sh_degree) {
-        case 0: return launch(preprocess_kernel<0>);
-        case 1: return launch(preprocess_kernel<1>);
-        case 2: return launch(preprocess_kernel<2>);
-        default: return launch(preprocess_kernel<3>);
+        case 0:
+            return launch(preprocess_kernel<0>);
+        case 1:
+            return launch(preprocess_kernel<1>);
+        case 2:
+            return launch(preprocess_kernel<2>);
+        default:
+            return launch(preprocess_kernel<3>);
     }
 }
 
 void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream) {
     if (count == 0) return;
     mark_visible_kernel<<<blocks_for(count, kThreads), kThreads, 0, native(stream)>>>(count, means, world_to_camera,
-                                                                                     visible);
+                                                                                      visible);
     check_launch("mark_visible_kernel");
 }
 

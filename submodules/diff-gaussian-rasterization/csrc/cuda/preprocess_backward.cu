@@ -64,7 +64,7 @@ __device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, boo
     __syncthreads();
     const Vec3<float> r0 = add(g.rotation.r0, mul(g.p.x, mean)), r1 = add(g.rotation.r1, mul(g.p.y, mean)),
                       r2 = add(g.rotation.r2, mul(g.p.z, mean));
-    float v[kCameraValues] = {r0.x, r0.y, r0.z, r1.x, r1.y, r1.z,      r2.x,        r2.y,
+    float v[kCameraValues] = {r0.x, r0.y,  r0.z,  r1.x,  r1.y,        r1.z,        r2.x,       r2.y,
                               r2.z, g.p.x, g.p.y, g.p.z, -g_offset.x, -g_offset.y, -g_offset.z};
     const int lane = lane_id(), slot = transpose_slot<kCameraValues>(lane);
     const bool writes = first_with_slot(slot, lane);
@@ -91,7 +91,8 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
     const Gaussians<float>& g = p.gaussians;
     const GaussianGrads<float>& out = p.out;
     if (threadIdx.x == 0)
-        camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+        camera =
+            make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
     __syncthreads();
 
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
@@ -134,7 +135,8 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
         if (out.sh_rest && first < g.count) write_rest<Degree>(g, first, seen_lanes, warp_rest, out.sh_rest);
     }
     if constexpr (CameraGrad) {
-        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, camera_sums, out.world_to_camera);
+        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, camera_sums,
+                        out.world_to_camera);
     }
 }
 
@@ -153,10 +155,14 @@ void preprocess_backward(const PreprocessBackward& args, Stream stream) {
     if (args.gaussians.colors)
         return launch(preprocess_backward_kernel<kNoSh, false>, preprocess_backward_kernel<kNoSh, true>);
     switch (args.gaussians.sh_degree) {
-        case 0: return launch(preprocess_backward_kernel<0, false>, preprocess_backward_kernel<0, true>);
-        case 1: return launch(preprocess_backward_kernel<1, false>, preprocess_backward_kernel<1, true>);
-        case 2: return launch(preprocess_backward_kernel<2, false>, preprocess_backward_kernel<2, true>);
-        default: return launch(preprocess_backward_kernel<3, false>, preprocess_backward_kernel<3, true>);
+        case 0:
+            return launch(preprocess_backward_kernel<0, false>, preprocess_backward_kernel<0, true>);
+        case 1:
+            return launch(preprocess_backward_kernel<1, false>, preprocess_backward_kernel<1, true>);
+        case 2:
+            return launch(preprocess_backward_kernel<2, false>, preprocess_backward_kernel<2, true>);
+        default:
+            return launch(preprocess_backward_kernel<3, false>, preprocess_backward_kernel<3, true>);
     }
 }
 

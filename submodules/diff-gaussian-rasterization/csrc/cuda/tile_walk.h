@@ -62,7 +62,8 @@ __device__ __forceinline__ uint32_t tile_mask(const Outline& o, TileRect r, cons
         // The ellipse reaches farthest right at `rightmost`, or at the row's edge that is closest to it.
         const float low = box.y0 - o.mean.y, high = box.y1 - o.mean.y;
         const float dy_right = clamp(o.rightmost, low, high), dy_left = clamp(-o.rightmost, low, high);
-        const float in_right = o.limit - dy_right * dy_right * o.inv_yy, in_left = o.limit - dy_left * dy_left * o.inv_yy;
+        const float in_right = o.limit - dy_right * dy_right * o.inv_yy,
+                    in_left = o.limit - dy_left * dy_left * o.inv_yy;
         const float right = o.mean.x + fmaf(o.slope, dy_right, sqrtf(max(0.f, o.narrow * in_right))) + kOutlineSlack;
         const float left = o.mean.x + fmaf(o.slope, dy_left, -sqrtf(max(0.f, o.narrow * in_left))) - kOutlineSlack;
         int first = r.x0, end = r.x1;
@@ -90,7 +91,8 @@ __device__ __forceinline__ Footprint footprint(float4 place, float4 shape) {
 // Calls visit(nth, tile) for every tile that is reached, nth = 0, 1, ...; returns how many there were. All 32 lanes
 // call with the same splat, and share the visits.
 template <typename Visit>
-__device__ __forceinline__ uint32_t walk_tiles(const Footprint& f, const TileSet& set, const TileGrid& grid, Visit visit) {
+__device__ __forceinline__ uint32_t walk_tiles(const Footprint& f, const TileSet& set, const TileGrid& grid,
+                                               Visit visit) {
     const int columns = set.columns, tiles = columns * set.rows;
     uint32_t count = 0;
     for (int first = 0; first < tiles; first += kWarp) {

@@ -58,15 +58,15 @@ struct Shared {
     alignas(16) float rest[kThreads * 3 * kMaxRestCount];  // the parameters, as they lie in memory
     alignas(16) float mean_grads[3 * kThreads];
     alignas(16) float scale_grads[3 * kThreads];
-    float light[kThreads * kPitch];                        // per row: basis[1 ..], then the gradient of the color
+    float light[kThreads * kPitch];  // per row: basis[1 ..], then the gradient of the color
     RowSet moving;
 };
 
 // Calls update(i, m, v, param) for those of a block's `count` numbers from `begin` on whose rows are in `moving`. `staged`:
 // the parameters, where they are in shared memory already.
 template <typename RowOf, typename Update>
-__device__ __forceinline__ void walk(const Trained& t, int64_t begin, int count, const float* staged, const RowSet& moving,
-                                     RowOf row_of, Update update) {
+__device__ __forceinline__ void walk(const Trained& t, int64_t begin, int count, const float* staged,
+                                     const RowSet& moving, RowOf row_of, Update update) {
     float *const param = t.param + begin, *const m = t.exp_avg + begin, *const v = t.exp_avg_sq + begin;
     const int whole = count / 4 * 4;
     constexpr int kStride = 4 * kThreads;
@@ -108,7 +108,8 @@ __device__ __forceinline__ void move_own(const PreprocessBackwardAdam& p, int64_
 
 // `count` floats from global to shared memory, at least those of the rows that move, without waiting for them.
 template <typename RowOf>
-__device__ __forceinline__ void copy_async(float* shared, const float* global, int count, const RowSet& moving, RowOf row_of) {
+__device__ __forceinline__ void copy_async(float* shared, const float* global, int count, const RowSet& moving,
+                                           RowOf row_of) {
     const int whole = count / 4 * 4;
     for (int i = 4 * int(threadIdx.x); i < whole; i += 4 * kThreads)
         if (moving.has(row_of(i)) || moving.has(row_of(i + 3))) copy_async16(shared + i, global + i);
@@ -162,12 +163,15 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     const bool moves = inside && (seen || !p.waiting.moved_at);
     s.moving.set(moves);
     if (threadIdx.x == 0)
-        s.camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+        s.camera =
+            make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
     const bool taken = int64_t(p.totals->entries) <= p.capacity;
     if (blockIdx.x == 0) {
         if (p.waiting.moved_at) note_step(p, taken);
-        if (taken) add_losses(p.loss, p.losses);
-        else if (threadIdx.x == 0) p.losses[3] += 1.f;
+        if (taken)
+            add_losses(p.loss, p.losses);
+        else if (threadIdx.x == 0)
+            p.losses[3] += 1.f;
     }
     if (!taken) return;
     __syncthreads();
@@ -207,9 +211,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
         const float* const light = s.light + row * Shared::kPitch;
         return k < Shared::kBasis ? light[k] * light[Shared::kBasis + column - 3 * k] : 0.f;
     });
-    move(p.sh_dc, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) {
-        return float(kSh0) * s.light[at / 3 * Shared::kPitch + Shared::kBasis + at % 3];
-    });
+    move(p.sh_dc, 3 * first, 3 * rows, nullptr, RowOfThree(),
+         [&](int at) { return float(kSh0) * s.light[at / 3 * Shared::kPitch + Shared::kBasis + at % 3]; });
     move(p.means, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.mean_grads[at]; });
     move(p.scales, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.scale_grads[at]; });
 }
@@ -228,7 +231,8 @@ __device__ __forceinline__ Vec3<float> drifted3(const Trained& t, int64_t i, flo
 
 // False only if preprocess will find radius 0: the Gaussian lies behind the camera, or its splat, estimated generously,
 // beside the image.
-__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i, const Missed& missed) {
+__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i,
+                                            const Missed& missed) {
     const Vec3<float> at = to_camera(camera, drifted3(p.means, i, missed.drift[0], p.eps));
     if (at.z <= float(kNearDepth)) return false;
     const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
@@ -251,7 +255,8 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
     const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
     bool moves = moved_at != p.step;
     if (threadIdx.x == 0 && !p.all)
-        camera = make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+        camera =
+            make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
     if (!__syncthreads_or(moves)) return;
     Missed& own = missed[threadIdx.x];
     if (moves) {
@@ -275,9 +280,8 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
         store4(p.quats.exp_avg + 4 * i, m), store4(p.quats.exp_avg_sq + 4 * i, v), store4(p.quats.param + 4 * i, q);
     }
     const auto move = [&](const Trained& t, int which, int length, auto row_of) {
-        walk(t, first * length, rows * length, nullptr, moving, row_of, [&](int at, float& m, float& v, float& param) {
-            update(missed[row_of(at)], which, m, v, param);
-        });
+        walk(t, first * length, rows * length, nullptr, moving, row_of,
+             [&](int at, float& m, float& v, float& param) { update(missed[row_of(at)], which, m, v, param); });
     };
     move(p.sh_rest, 2, stride, row_of_rest);
     move(p.sh_dc, 1, 3, RowOfThree());
@@ -298,16 +302,21 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
         check_launch("preprocess_backward_adam_kernel");
     };
     switch (args.gaussians.sh_degree) {
-        case 0: return launch(preprocess_backward_adam_kernel<0>);
-        case 1: return launch(preprocess_backward_adam_kernel<1>);
-        case 2: return launch(preprocess_backward_adam_kernel<2>);
-        default: return launch(preprocess_backward_adam_kernel<3>);
+        case 0:
+            return launch(preprocess_backward_adam_kernel<0>);
+        case 1:
+            return launch(preprocess_backward_adam_kernel<1>);
+        case 2:
+            return launch(preprocess_backward_adam_kernel<2>);
+        default:
+            return launch(preprocess_backward_adam_kernel<3>);
     }
 }
 
 void catch_up(const CatchUp& args, Stream stream) {
     if (args.count == 0) return;
-    catch_up_kernel<<<blocks_for(args.count, kThreads), kThreads, 0, native(stream)>>>(args, RowOfRest(args.rest_count));
+    catch_up_kernel<<<blocks_for(args.count, kThreads), kThreads, 0, native(stream)>>>(args,
+                                                                                       RowOfRest(args.rest_count));
     check_launch("catch_up_kernel");
 }
 

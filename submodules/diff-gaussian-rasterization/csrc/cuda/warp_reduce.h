@@ -28,9 +28,7 @@ GS_WARP void transpose_step(V (&v)[N], int lane, Exchange exchange, Add add) {
             kept[k] = add(v[k], exchange(v[k], Mask));  // the odd one: both keep it
         }
     }
-    if constexpr (Mask > 1) {
-        transpose_step<kHalf, Mask / 2>(kept, lane, exchange, add);
-    }
+    if constexpr (Mask > 1) { transpose_step<kHalf, Mask / 2>(kept, lane, exchange, add); }
     v[0] = kept[0];
 }
 
@@ -48,8 +46,9 @@ GS_WARP int transpose_slot(int lane) {
 
 template <int N>
 GS_WARP float transpose_sum(float (&v)[N], int lane) {
-    transpose_step<N, 16>(v, lane, [](float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); },
-                          [](float a, float b) { return a + b; });
+    transpose_step<N, 16>(
+        v, lane, [](float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); },
+        [](float a, float b) { return a + b; });
     return v[0];
 }
 
