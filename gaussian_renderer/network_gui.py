@@ -71,6 +71,10 @@ class Viewer:
         self._listener = _listen(host, port, log)
         self._client: socket.socket | None = None
         self._paused = self._keep_alive = False
+        self._inbox, self._deadline = (
+            bytearray(),
+            0.0,
+        )  # the beginning of a message, and when it must be whole
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
     def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
@@ -90,13 +94,8 @@ class Viewer:
         self._accept()
         while self._client is not None:
             wait = IDLE_LIMIT if self._paused or (training_ended and self._keep_alive) else 0.0
-            if not _readable(self._client, wait):
-                if wait:
-                    self._drop(f"silent for {IDLE_LIMIT:.0f} s")
-                return
-            request = self._receive()
+            request = self._receive(wait)
             if request is None:
-                self._drop("closed by the client")
                 return
             self._reply(request, render_view)
             self._paused, self._keep_alive = not request.train, request.keep_alive
@@ -109,20 +108,34 @@ class Viewer:
         self._client, peer = self._listener.accept()
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._paused = self._keep_alive = False
+        self._inbox.clear()
         self._log(f"viewer connected from {peer[0]}:{peer[1]}")
 
-    def _receive(self) -> Request | None:
-        deadline = time.monotonic() + MESSAGE_LIMIT
-        head = _receive_exactly(self._client, 4, deadline)
-        if head is None:
-            return None
-        length = int.from_bytes(head, "little")
-        if length > MAX_REQUEST:
-            raise ViewerError(f"request must be at most {MAX_REQUEST} bytes, got {length}")
-        body = _receive_exactly(self._client, length, deadline) if length else b""
-        if body is None:
-            raise ViewerError("the client closed in the middle of a request")
-        return parse_request(body, self._device)
+    def _receive(self, wait: float) -> Request | None:
+        """The next message; None while it is not there in full, waiting so many seconds for it to begin.
+
+        What has come of it is kept: a client that sends slowly does not hold up training.
+        """
+        while True:
+            length = 4 + int.from_bytes(self._inbox[:4], "little") if len(self._inbox) >= 4 else 4
+            if length > 4 + MAX_REQUEST:
+                raise ViewerError(f"request must be at most {MAX_REQUEST} bytes, got {length - 4}")
+            if len(self._inbox) == length > 4 or (length == 4 and self._inbox[:4] == bytes(4)):
+                body, self._inbox = bytes(self._inbox[4:]), bytearray()
+                return parse_request(body, self._device)
+            patience = min(wait, _left(self._deadline)) if self._inbox else wait
+            if not _readable(self._client, patience):
+                if wait and not self._inbox:
+                    raise ViewerError(f"silent for {IDLE_LIMIT:.0f} s")
+                if not wait:
+                    return None
+                continue
+            piece = self._client.recv(length - len(self._inbox))
+            if not piece:
+                raise ViewerError("closed by the client" + " in the middle of a request" * bool(self._inbox))
+            if not self._inbox:
+                self._deadline = time.monotonic() + MESSAGE_LIMIT
+            self._inbox += piece
 
     def _reply(self, request: Request, render_view: RenderView) -> None:
         message = b""
@@ -222,20 +235,6 @@ def _listen(host: str, port: int, log: Callable[[str], None]) -> socket.socket |
 
 def _readable(end: socket.socket, wait: float) -> bool:
     return bool(select.select([end], [], [], wait)[0])
-
-
-def _receive_exactly(end: socket.socket, count: int, deadline: float) -> bytes | None:
-    """`count` bytes however many pieces they come in; None if the client closed before the first one."""
-    received = bytearray()
-    while len(received) < count:
-        end.settimeout(_left(deadline))
-        piece = end.recv(count - len(received))
-        if not piece:
-            if received:
-                raise ViewerError("the client closed in the middle of a request")
-            return None
-        received += piece
-    return bytes(received)
 
 
 def _send_all(end: socket.socket, message: bytes, deadline: float) -> None:

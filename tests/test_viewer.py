@@ -191,6 +191,52 @@ def test_stalled_message_is_given_up(monkeypatch):
         trainer.close()
 
 
+def test_a_message_that_trickles_in_does_not_hold_up_training(monkeypatch):
+    monkeypatch.setattr(network_gui, "MESSAGE_LIMIT", 1.0)
+    trainer = Trainer()
+    try:
+        with trainer.connect() as client:
+            expect_picture(ask(client))
+            for byte in message()[:20]:
+                before = trainer.iterations
+                client.sendall(bytes([byte]))
+                assert trainer.goes_on() and trainer.iterations > before
+            deadline = time.monotonic() + 5
+            while not any("took longer" in line for line in trainer.lines):
+                assert time.monotonic() < deadline, "it is dropped in the end"
+                time.sleep(0.01)
+        with trainer.connect() as client:
+            expect_picture(ask(client))
+    finally:
+        trainer.close()
+
+
+def test_only_this_machine_can_connect_unless_told_otherwise():
+    from arguments import RunParams
+
+    assert RunParams().ip == "127.0.0.1"
+    viewer = Viewer(port=0)
+    assert viewer.address[0] == "127.0.0.1"
+    viewer.close()
+
+
+def test_garbage_on_the_wire(trainer):
+    """Damaged messages over a real socket; memory for one is bounded by MAX_REQUEST."""
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        data = bytearray(message())
+        for _ in range(rng.integers(1, 6)):
+            data[rng.integers(len(data))] = rng.integers(256)
+        with trainer.connect() as client, contextlib.suppress(OSError):
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            while client.recv(65536):
+                pass
+    assert trainer.goes_on()
+    with trainer.connect() as client:
+        expect_picture(ask(client))
+
+
 BAD = {
     "a length of four gigabytes": b"\xff\xff\xff\xff",
     "random bytes": np.random.default_rng(1).bytes(5000),
