@@ -40,10 +40,10 @@ struct Step {
     int width, height, tiles_x, tiles_y;
     Camera<float> camera;
     float* param[6];
-    std::vector<Splat> splats;  // [N]
+    std::vector<Splat> splats;            // [N]
     std::vector<std::vector<int>> lists;  // of every tile, front to back
     std::vector<float> image, transmittance, grad_image;
-    std::vector<int> looked_at;  // per pixel: how far into its list
+    std::vector<int> looked_at;          // per pixel: how far into its list
     std::vector<SplatGrad> splat_grads;  // [N]
     std::vector<float> grad[6];
 };

@@ -41,18 +41,18 @@ void check_tensor(const OptionalTensor& tensor, const char* name, std::initializ
 
 // The inputs of `rasterize`, as both backends receive them. N splats, K spherical harmonics per channel.
 struct RasterizeInputs {
-    const Tensor& means;  // [N, 3]
-    const OptionalTensor& quats;  // [N, 4]     w x y z
-    const OptionalTensor& scales;  // [N, 3]
-    const OptionalTensor& cov3d;  // [N, 6]     xx xy xz yy yz zz, instead of quats and scales
-    const Tensor& opacities;  // [N, 1] or [N]
-    const OptionalTensor& sh_dc;  // [N, 1, 3]
-    const OptionalTensor& sh_rest;  // [N, K-1, 3]
-    const OptionalTensor& colors;  // [N, 3]     instead of the two above
-    const Tensor& world_to_camera;  // [4, 4]
-    const Tensor& K;  // [3, 3]
+    const Tensor& means;                  // [N, 3]
+    const OptionalTensor& quats;          // [N, 4]     w x y z
+    const OptionalTensor& scales;         // [N, 3]
+    const OptionalTensor& cov3d;          // [N, 6]     xx xy xz yy yz zz, instead of quats and scales
+    const Tensor& opacities;              // [N, 1] or [N]
+    const OptionalTensor& sh_dc;          // [N, 1, 3]
+    const OptionalTensor& sh_rest;        // [N, K-1, 3]
+    const OptionalTensor& colors;         // [N, 3]     instead of the two above
+    const Tensor& world_to_camera;        // [4, 4]
+    const Tensor& K;                      // [3, 3]
     const OptionalTensor& camera_center;  // [3]
-    const Tensor& background;  // [3]
+    const Tensor& background;             // [3]
     int64_t width, height;
     int64_t sh_degree;  // 0 to 3; sh_rest must hold at least (degree + 1)^2 - 1 rows
 

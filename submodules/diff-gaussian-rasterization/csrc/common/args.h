@@ -8,20 +8,20 @@ namespace gs {
 
 template <typename T>
 struct Gaussians {
-    int64_t count;         // N
-    const T* means;        // [N, 3]
-    const T* quats;        // [N, 4] w x y z        } null where cov3d is given
-    const T* scales;       // [N, 3]                }
-    const T* cov3d;        // [N, 6] xx xy xz yy yz zz, or null
-    const T* opacities;    // [N]
-    const T* sh_dc;        // [N, 1, 3]             } null where colors is given
-    const T* sh_rest;      // [N, rest_count, 3]    }
-    const T* colors;       // [N, 3], or null
-    int rest_count;        // coefficients per channel stored in sh_rest: 0, 3, 8 or 15
-    int sh_degree;         // the degree to evaluate; (degree + 1)^2 - 1 <= rest_count
-    T scale_modifier;      // multiplies every scale
-    bool antialiasing;     // opacity shrinks as the blur widens a splat
-    bool raw;              // scales are logarithms, opacities logits, quaternions of any length
+    int64_t count;       // N
+    const T* means;      // [N, 3]
+    const T* quats;      // [N, 4] w x y z        } null where cov3d is given
+    const T* scales;     // [N, 3]                }
+    const T* cov3d;      // [N, 6] xx xy xz yy yz zz, or null
+    const T* opacities;  // [N]
+    const T* sh_dc;      // [N, 1, 3]             } null where colors is given
+    const T* sh_rest;    // [N, rest_count, 3]    }
+    const T* colors;     // [N, 3], or null
+    int rest_count;      // coefficients per channel stored in sh_rest: 0, 3, 8 or 15
+    int sh_degree;       // the degree to evaluate; (degree + 1)^2 - 1 <= rest_count
+    T scale_modifier;    // multiplies every scale
+    bool antialiasing;   // opacity shrinks as the blur widens a splat
+    bool raw;            // scales are logarithms, opacities logits, quaternions of any length
 };
 
 template <typename T>
@@ -35,9 +35,9 @@ struct View {
 
 template <typename T>
 struct Image {
-    T* color;      // [3, H, W], background blended in
-    T* alpha;      // [1, H, W], 1 - final transmittance
-    T* inv_depth;  // [1, H, W], sum of 1/z alpha T
+    T* color;        // [3, H, W], background blended in
+    T* alpha;        // [1, H, W], 1 - final transmittance
+    T* inv_depth;    // [1, H, W], sum of 1/z alpha T
     int32_t* radii;  // [N], pixels; 0: not in this view
 };
 

@@ -10,11 +10,11 @@ namespace gs {
 
 template <typename T>
 struct Camera {
-    Mat3<T> rotation;     // world to camera: x right, y down, z forward
+    Mat3<T> rotation;  // world to camera: x right, y down, z forward
     Vec3<T> translation;
-    Vec3<T> center;       // the camera's place in the world
-    T fx, fy, cx, cy;     // pixels
-    T limit_x, limit_y;   // J is taken at |x/z|, |y/z| no larger than these
+    Vec3<T> center;      // the camera's place in the world
+    T fx, fy, cx, cy;    // pixels
+    T limit_x, limit_y;  // J is taken at |x/z|, |y/z| no larger than these
 };
 
 // world_to_camera [4, 4] and intrinsics [3, 3] row by row; center [3], or null to derive it from the rigid motion.

@@ -20,9 +20,9 @@ namespace gs {
 template <typename T> struct Vec2 { T x, y; };
 template <typename T> struct Vec3 { T x, y, z; };
 template <typename T> struct Vec4 { T x, y, z, w; };
-template <typename T> struct Mat3 { Vec3<T> r0, r1, r2; };           // three rows
-template <typename T> struct Sym2 { T xx, xy, yy; };                 // symmetric 2x2
-template <typename T> struct Sym3 { T xx, xy, xz, yy, yz, zz; };     // symmetric 3x3
+template <typename T> struct Mat3 { Vec3<T> r0, r1, r2; };        // three rows
+template <typename T> struct Sym2 { T xx, xy, yy; };              // symmetric 2x2
+template <typename T> struct Sym3 { T xx, xy, xz, yy, yz, zz; };  // symmetric 3x3
 
 // Gradients of Sym2 and Sym3 are with respect to the stored numbers: an off-diagonal one counts twice.
 

@@ -19,8 +19,8 @@ constexpr double kLog2Of255 = 7.994353436858858;
 
 // 4x4 boxes of pixel centers.
 struct Grid {
-    F x, y;  // the first box's first pixel center
-    int size;  // pixels per box and side
+    F x, y;          // the first box's first pixel center
+    int size;        // pixels per box and side
     F end_x, end_y;  // the last pixel center there is
 };
 
@@ -54,7 +54,7 @@ GS_INLINE void test_grid(const F* field, const Grid& grid, M* hits) {
 // The tiles of sixteen splats that lie in their rectangles, as windows of 4x4 tiles.
 struct Windows {
     int32_t x0[kLanes], y0[kLanes], columns[kLanes], rows[kLanes];  // rectangles
-    int32_t hit[kLanes];  // bit 4 row + column, of the first 4x4
+    int32_t hit[kLanes];                                            // bit 4 row + column, of the first 4x4
 };
 
 GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w) {

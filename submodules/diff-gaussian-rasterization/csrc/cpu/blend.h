@@ -101,7 +101,7 @@ constexpr double kLog2AlphaMin = -7.994353436858858;
 struct Batch {
     Splat<Number> splat[kBatch + 1];
     int32_t position[kBatch + 1];  // in the tile's list
-    uint64_t hits[kBlocks];  // bit j: splat j may show in this block
+    uint64_t hits[kBlocks];        // bit j: splat j may show in this block
     uint16_t touched[kBatch + 1];  // bit b: it did in block b
 };
 

@@ -25,8 +25,8 @@ struct Visit { F weight, g; };
 
 struct BackwardBatch {
     Splat<Number> splat[kBatch];
-    int32_t position[kBatch];  // in the tile's list
-    uint16_t touched[kBatch];  // bit b: the splat added light to block b
+    int32_t position[kBatch];     // in the tile's list
+    uint16_t touched[kBatch];     // bit b: the splat added light to block b
     int32_t first_visit[kBatch];  // visits lie splat after splat, each splat's in the order of its blocks
     Visit visit[kBatch * kBlocks];
 };

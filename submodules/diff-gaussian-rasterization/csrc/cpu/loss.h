@@ -26,7 +26,7 @@ struct Planes {
     const uint8_t* b_bytes;
     const Number* mask;  // [H, W], the same for every plane
     int width, height;
-    bool valid;  // only windows inside the image
+    bool valid;    // only windows inside the image
     bool clamped;  // a counts as if it lay in [0, 1]
 };
 
@@ -95,10 +95,10 @@ GS_INLINE SsimTerms ssim_terms(F mean_a, F mean_b, F square, F product) {
 struct BandRows {
     int stride, vectors;  // numbers per row; vectors that cover the image's width
     Buffer block;
-    Number *a, *b, *square, *product;  // the row that came in, and its products
-    Number* d[2][3];  // two rows of the derivatives for mean_a, E[a^2 + b^2] and E[ab]
+    Number *a, *b, *square, *product;   // the row that came in, and its products
+    Number* d[2][3];                    // two rows of the derivatives for mean_a, E[a^2 + b^2] and E[ab]
     Number *blurred[4], *d_blurred[3];  // rings of kRing rows
-    Number* weight;  // 1 where a window may be centered, 0 elsewhere
+    Number* weight;                     // 1 where a window may be centered, 0 elsewhere
 
     explicit BandRows(const Planes& p)
         : stride((p.width + kLanes - 1) / kLanes * kLanes + 2 * kMargin),

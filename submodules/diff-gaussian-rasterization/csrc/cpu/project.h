@@ -30,15 +30,15 @@ GS_INLINE Camera<F> broadcast_camera(const View<Number>& v) {
 
 // Sixteen Gaussians' parameters, activated, and the way to the screen. The backward pass walks it again.
 struct Geometry {
-    Vec3<F> mean, p;         // in the world, in camera space
-    Vec4<F> quat;            // as used: unit length if raw
-    F quat_norm;             // its length before
-    Vec3<F> scale;           // as used: with the modifier
-    Sym3<F> cov;             // in space
-    Sym2<F> thin, wide;      // on the screen, without and with the blur
+    Vec3<F> mean, p;     // in the world, in camera space
+    Vec4<F> quat;        // as used: unit length if raw
+    F quat_norm;         // its length before
+    Vec3<F> scale;       // as used: with the modifier
+    Sym3<F> cov;         // in space
+    Sym2<F> thin, wide;  // on the screen, without and with the blur
     F det;
     Sym2<F> conic;
-    F opacity, antialias;    // activated; what antialiasing leaves of it
+    F opacity, antialias;  // activated; what antialiasing leaves of it
 };
 
 // ids[0 .. 16): which Gaussians; repeat one where there are fewer.

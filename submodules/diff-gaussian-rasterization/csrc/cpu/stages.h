@@ -29,12 +29,12 @@ constexpr int kChunk = 1024;  // splats handled by one task
 // A drawn splat: in float, one cache line. log2(alpha) = bias + a dx^2 + b dx dy + c dy^2.
 template <typename T>
 struct alignas(16) Splat {
-    T x, y;       // mean, in pixels
-    T a, b, c;    // -log2(e) times (Q.xx / 2, Q.xy, Q.yy / 2)
-    T bias;       // log2 of the opacity; -infinity where the splat can show nowhere
+    T x, y;     // mean, in pixels
+    T a, b, c;  // -log2(e) times (Q.xx / 2, Q.xy, Q.yy / 2)
+    T bias;     // log2 of the opacity; -infinity where the splat can show nowhere
     T red, green, blue;
     T inv_z;
-    T radius;     // pixels
+    T radius;  // pixels
     T unused[5];
 };
 
@@ -48,18 +48,18 @@ struct SlotRange { uint32_t begin, end; };
 // What the forward pass finds out about one view, and the backward pass wants to know again.
 template <typename T>
 struct Frame {
-    int64_t count;              // N
+    int64_t count;  // N
     int width, height, tiles_x, tiles_y;
-    Splat<T>* splats;           // [N]          rows of visible splats only
-    int32_t* visible;  // [N]          chunk by chunk: the visible ones of splats [kChunk i, kChunk (i + 1)) ...
+    Splat<T>* splats;        // [N]          rows of visible splats only
+    int32_t* visible;        // [N]          chunk by chunk: the visible ones of splats [kChunk i, kChunk (i + 1)) ...
     int32_t* visible_count;  // [chunks]     ... and how many they are
-    SlotRange* slots;  // [N]          rows of visible splats only
-    int64_t* tile_begin;  // [tiles + 1]  into `entries`
-    int32_t* tile_order;  // [tiles]      longest list first: the order in which threads take them
-    Entry* entries;  // [K]          front to back within each tile
-    uint16_t* touched;  // [K]          bit b: the entry added light to block b of its tile
-    T* transmittance;  // [tiles, 256] block by block, 16 pixels each
-    int32_t* last;  // [tiles, 256] the last entry that added light to the pixel, 0 the tile's first; -1 none
+    SlotRange* slots;        // [N]          rows of visible splats only
+    int64_t* tile_begin;     // [tiles + 1]  into `entries`
+    int32_t* tile_order;     // [tiles]      longest list first: the order in which threads take them
+    Entry* entries;          // [K]          front to back within each tile
+    uint16_t* touched;       // [K]          bit b: the entry added light to block b of its tile
+    T* transmittance;        // [tiles, 256] block by block, 16 pixels each
+    int32_t* last;           // [tiles, 256] the last entry that added light to the pixel, 0 the tile's first; -1 none
 
     int64_t chunks() const { return (count + kChunk - 1) / kChunk; }
     int64_t tiles() const { return int64_t(tiles_x) * tiles_y; }
@@ -82,13 +82,13 @@ using DepthKey = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
 
 template <typename T>
 struct Photometric {
-    const T* image;  // [3, H, W]
-    const T* target;  // [3, H, W], or null
+    const T* image;               // [3, H, W]
+    const T* target;              // [3, H, W], or null
     const uint8_t* target_bytes;  // [3, H, W], 0..255, or null
-    const T* mask;  // [H, W], or null
+    const T* mask;                // [H, W], or null
     int width, height;
     double lambda;
-    T* grad;  // [3, H, W]
+    T* grad;          // [3, H, W]
     double loss, l1;  // results
 };
 
@@ -98,8 +98,8 @@ struct Ssim {
     const T* b;
     int64_t planes;
     int width, height;
-    bool valid;  // leave out windows that reach over the border
-    T* grad;  // [planes, H, W]: the gradient of `mean` for a; or null
+    bool valid;   // leave out windows that reach over the border
+    T* grad;      // [planes, H, W]: the gradient of `mean` for a; or null
     double mean;  // result
 };
 
@@ -142,7 +142,7 @@ struct Kernels {
 // dispatch.cpp: the best this machine has, or what TILESPLAT_ISA or set_isa() ask for.
 template <typename T> const Kernels<T>& kernels();
 std::vector<std::string> available_isas();  // best first
-bool set_isa(const std::string& name);  // "": the best. False if it is not available
+bool set_isa(const std::string& name);      // "": the best. False if it is not available
 
 // order.cpp: binning, from what project() left to the lists of every tile. Returns K, and hands out the memory for
 // entries and touched through `allocate`.

@@ -15,16 +15,16 @@
 
 namespace gs::cuda {
 
-constexpr float kNever = INFINITY;  // as `threshold`: this pixel takes no more splats
+constexpr float kNever = INFINITY;         // as `threshold`: this pixel takes no more splats
 constexpr int kGroups = kSegment / kWarp;  // of 32 entries, in a segment
 
 // The pixels of a lane: one of a strip, or two, four rows apart, of a square.
 template <int kPixels>
 struct Pixels {
-    int column, row;  // of the first
-    float x, y;  // its center
+    int column, row;       // of the first
+    float x, y;            // its center
     bool inside[kPixels];  // the image
-    Box<float> box;  // the warp's pixels within the image, from center to center; may be empty
+    Box<float> box;        // the warp's pixels within the image, from center to center; may be empty
 
     __device__ Pixels(const TileGrid& grid, uint32_t tile, int strip) {
         const int left = int(tile) % grid.tiles_x * kTileSize + (strip >> 1 & 1) * 8;
@@ -73,7 +73,7 @@ struct Contribution {
     float alpha_free;  // opacity times falloff, before the cap
     float alpha;
     float weight;  // alpha times the transmittance in front
-    float next;  // the transmittance behind
+    float next;    // the transmittance behind
 };
 
 __device__ __forceinline__ Contribution contribution(float e, float log2_opacity, float transmittance,

@@ -22,7 +22,7 @@ constexpr int kThreads = kWarp * kStrips / kPixels;
 template <bool kInvDepthWanted>
 struct PixelState {
     float threshold = kNever, transmittance = 0.f;
-    float behind = 0.f;  // S
+    float behind = 0.f;                                        // S
     float g_r = 0.f, g_g = 0.f, g_b = 0.f, g_inv_depth = 0.f;  // gradient of this pixel
 
     // As the segment begins.

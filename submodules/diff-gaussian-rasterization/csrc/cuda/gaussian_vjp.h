@@ -6,12 +6,12 @@ namespace gs::cuda {
 
 // What blend_backward collected for one splat, in natural units.
 struct SplatGrad {
-    Vec2<float> mean;       // pixels
+    Vec2<float> mean;  // pixels
     Sym2<float> conic;
     float log_opacity;
     Vec3<float> color;
     float inv_depth;
-    Vec2<float> abs_mean;   // sum over pixels of |gradient of mean|
+    Vec2<float> abs_mean;  // sum over pixels of |gradient of mean|
 };
 
 __device__ __forceinline__ SplatGrad load_splat_grad(const float* grads, int64_t i, Sym2<float> conic) {
@@ -29,13 +29,13 @@ __device__ __forceinline__ SplatGrad load_splat_grad(const float* grads, int64_t
 }
 
 struct GaussianGrad {
-    Vec3<float> mean;       // without what comes through the color's viewing direction
-    Vec4<float> quat;       // these are gradients of the stored numbers
+    Vec3<float> mean;  // without what comes through the color's viewing direction
+    Vec4<float> quat;  // these are gradients of the stored numbers
     Vec3<float> scale;
     Sym3<float> cov;
     float opacity;
-    Vec3<float> p;          // of the mean in camera space
-    Mat3<float> rotation;   // of the world-to-camera rotation, without p's part
+    Vec3<float> p;         // of the mean in camera space
+    Mat3<float> rotation;  // of the world-to-camera rotation, without p's part
     SplatGrad splat;
 };
 

@@ -13,9 +13,9 @@ namespace {
 constexpr int kRadius = 5, kTaps = 2 * kRadius + 1;
 constexpr int kThreads = 320, kWarps = kThreads / kWarp;
 constexpr int kRun = 4, kColumnRun = 7;  // outputs of a thread: neighbors in a row, and in a column
-constexpr int kWidth = kWarp, kHeight = kWarps * kColumnRun;  // pixels of a block
+constexpr int kWidth = kWarp, kHeight = kWarps * kColumnRun;                           // pixels of a block
 constexpr int kHaloWidth = kWidth + 2 * kRadius, kHaloHeight = kHeight + 2 * kRadius;  // with margin
-constexpr int kPitch = 45;  // odd: rows start in different banks
+constexpr int kPitch = 45;                                          // odd: rows start in different banks
 constexpr int kRowRuns = kHaloHeight * (kWidth / kRun) / kThreads;  // per thread
 static_assert(kRowRuns * kThreads == kHaloHeight * (kWidth / kRun), "no thread may idle");
 constexpr float kC1 = 0.01f * 0.01f, kC2 = 0.03f * 0.03f;

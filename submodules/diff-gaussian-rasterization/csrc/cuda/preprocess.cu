@@ -9,13 +9,13 @@ namespace gs::cuda {
 namespace {
 
 constexpr int kThreads = 128;  // small blocks: shared memory is what limits how many fit
-constexpr int kNoSh = -1;  // colors are given
+constexpr int kNoSh = -1;      // colors are given
 
 struct Projected {
     Vec2<float> mean;
     Sym2<float> conic;
     Sym2<float> cov;  // blurred
-    float det;  // of cov
+    float det;        // of cov
     float opacity, radius, depth;
     TileRect rect;  // of the published rule
 };

@@ -25,9 +25,9 @@ using Stream = void*;  // cudaStream_t
 
 // A Gaussian seen from the camera: 48 bytes, read as three float4.
 struct alignas(16) Splat {
-    float x, y;                  // pixels
-    float extent_x, extent_y;    // |dx|, |dy| beyond which alpha < 1/255; negative: nowhere visible
-    float xx, xy, yy;            // log2(alpha) = xx dx^2 + xy dx dy + yy dy^2 + log2_opacity
+    float x, y;                // pixels
+    float extent_x, extent_y;  // |dx|, |dy| beyond which alpha < 1/255; negative: nowhere visible
+    float xx, xy, yy;          // log2(alpha) = xx dx^2 + xy dx dy + yy dy^2 + log2_opacity
     float log2_opacity;
     float r, g, b, inv_depth;
 };
@@ -44,7 +44,7 @@ struct TileGrid {
     int tiles() const { return tiles_x * tiles_y; }
 };
 
-struct Totals {                // zeroed by preprocess, which counts
+struct Totals {  // zeroed by preprocess, which counts
     unsigned long long entries;
     unsigned long long visible;
     unsigned long long segments;  // counted by blend_forward
@@ -52,20 +52,20 @@ struct Totals {                // zeroed by preprocess, which counts
 
 // The tiles that a splat can reach, as found by preprocess: emit writes them down without asking again. One 16-byte load.
 struct alignas(16) TileSet {
-    uint16_t x0, y0;           // first tile of the rectangle
-    uint16_t columns, rows;    // its size
-    uint32_t mask;  // up to kMaskTiles tiles: bit y columns + x is set where the splat reaches; else unused
-    uint32_t count;  // tiles reached
+    uint16_t x0, y0;         // first tile of the rectangle
+    uint16_t columns, rows;  // its size
+    uint32_t mask;           // up to kMaskTiles tiles: bit y columns + x is set where the splat reaches; else unused
+    uint32_t count;          // tiles reached
 };
 constexpr int kMaskTiles = 32;
 
 struct Screen {
-    Splat* splats;  // [N]  only where radius > 0
-    int32_t* radii;  // [N]
+    Splat* splats;         // [N]  only where radius > 0
+    int32_t* radii;        // [N]
     uint32_t* depth_keys;  // [N]  ascending with depth; kCulledKey where radius = 0
-    uint32_t* indices;  // [N]  0, 1, 2, ...
-    TileSet* tile_sets;  // [N]  only where radius > 0
-    Totals* totals;  // [1]
+    uint32_t* indices;     // [N]  0, 1, 2, ...
+    TileSet* tile_sets;    // [N]  only where radius > 0
+    Totals* totals;        // [1]
 };
 constexpr uint32_t kCulledKey = 0x7fffffffu;
 constexpr int64_t kMaxEntries = INT32_MAX;  // (tile, splat) pairs of one image; the sort counts in 32 bits
@@ -89,15 +89,15 @@ inline size_t tile_id_bytes(const TileGrid& grid) { return small_tile_ids(grid) 
 // Where the host does not know the number of entries, `capacity` is a guess: entries beyond it, which are the farthest,
 // are dropped (totals->entries tells), and room to spare is filled with tile number grid.tiles(), which sorts last.
 struct Emit {
-    int64_t count;  // N
+    int64_t count;                // N
     const uint32_t* depth_order;  // [N]
-    const uint32_t* offsets;  // [N] by rank in depth order
-    const TileSet* tile_sets;  // [N]
-    const Splat* splats;  // [N]
-    const Totals* totals;  // [1]
+    const uint32_t* offsets;      // [N] by rank in depth order
+    const TileSet* tile_sets;     // [N]
+    const Splat* splats;          // [N]
+    const Totals* totals;         // [1]
     TileGrid grid;
     int64_t capacity;
-    void* tiles;  // [capacity] uint16 or uint32, see tile_id_bytes
+    void* tiles;    // [capacity] uint16 or uint32, see tile_id_bytes
     uint32_t* ids;  // [capacity] index of the splat
 };
 void emit(const Emit& args, Stream stream);
@@ -105,10 +105,10 @@ void emit(const Emit& args, Stream stream);
 size_t tile_sort_workspace(const TileGrid& grid, int64_t entries);
 struct SortByTile {
     TileGrid grid;
-    int64_t entries;  // or the capacity that emit filled
+    int64_t entries;          // or the capacity that emit filled
     void *tiles, *tiles_out;  // [entries]
     uint32_t *ids, *ids_out;  // [entries]
-    uint32_t* ranges;  // [tiles, 2] begin, end
+    uint32_t* ranges;         // [tiles, 2] begin, end
     void* workspace;
     size_t workspace_bytes;
 };
@@ -116,15 +116,15 @@ void sort_by_tile(const SortByTile& args, Stream stream);
 
 // What blend_forward leaves for blend_backward, in one piece of memory: see blend.h.
 constexpr int kSegment = 256;  // entries of a tile that a block of blend_backward walks
-constexpr int kStrips = 8;  // of 8x4 pixels: a tile
+constexpr int kStrips = 8;     // of 8x4 pixels: a tile
 struct Trace {
-    uint32_t* taken;  // [entries / 32 + tiles, kStrips]
-    uint32_t* walked;  // [tiles, kStrips]
-    void* passed;  // [entries / kSegment + 1, kStrips, 32] float4
+    uint32_t* taken;     // [entries / 32 + tiles, kStrips]
+    uint32_t* walked;    // [tiles, kStrips]
+    void* passed;        // [entries / kSegment + 1, kStrips, 32] float4
     uint32_t* segments;  // [max_segments, 2]
     // Null where nobody wants more than the gradients of training:
     float* passed_inv_depth;  // [entries / kSegment + 1, kStrips, 32]
-    float* left;  // [H, W] transmittance in the end: 1 - alpha, not rounded
+    float* left;              // [H, W] transmittance in the end: 1 - alpha, not rounded
 };
 inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entries / kSegment + grid.tiles(); }
 size_t trace_bytes(const TileGrid& grid, int64_t entries, bool full);
@@ -132,34 +132,34 @@ Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full); 
 
 struct BlendForward {
     TileGrid grid;
-    const Splat* splats;  // [N]
-    const uint32_t* ids;  // [entries]
-    const uint32_t* ranges;  // [tiles, 2]
+    const Splat* splats;      // [N]
+    const uint32_t* ids;      // [entries]
+    const uint32_t* ranges;   // [tiles, 2]
     const float* background;  // [3]
-    float* color;  // [3, H, W]
-    float* alpha;  // [H, W]
-    float* inv_depth;  // [H, W] or null
-    Trace trace;  // nulls where no backward will follow
-    Totals* totals;  // segments: += those of the trace
+    float* color;             // [3, H, W]
+    float* alpha;             // [H, W]
+    float* inv_depth;         // [H, W] or null
+    Trace trace;              // nulls where no backward will follow
+    Totals* totals;           // segments: += those of the trace
 };
 void blend_forward(const BlendForward& args, Stream stream);
 
 struct BlendBackward {
     TileGrid grid;
-    const Splat* splats;  // [N]
-    const uint32_t* ids;  // [entries]
+    const Splat* splats;     // [N]
+    const uint32_t* ids;     // [entries]
     const uint32_t* ranges;  // [tiles, 2]
-    int64_t entries;  // or the capacity for them
-    Trace trace;  // as blend_forward left it, likewise:
+    int64_t entries;         // or the capacity for them
+    Trace trace;             // as blend_forward left it, likewise:
     const Totals* totals;
-    const float* color;  // [3, H, W]
-    const float* alpha;  // [H, W]
-    const float* inv_depth;  // [H, W]  only with g_inv_depth
-    const float* g_color;  // [3, H, W]
-    const float* g_alpha;  // [H, W] or null
+    const float* color;        // [3, H, W]
+    const float* alpha;        // [H, W]
+    const float* inv_depth;    // [H, W]  only with g_inv_depth
+    const float* g_color;      // [3, H, W]
+    const float* g_alpha;      // [H, W] or null
     const float* g_inv_depth;  // [H, W] or null
-    bool absolute;  // fill kAbsX, kAbsY too
-    float* grads;  // [N, kGradSize], zero on entry
+    bool absolute;             // fill kAbsX, kAbsY too
+    float* grads;              // [N, kGradSize], zero on entry
 };
 void blend_backward(const BlendBackward& args, Stream stream);
 
@@ -170,10 +170,10 @@ void background_grad(const TileGrid& grid, const Trace& trace, const float* g_co
 struct PreprocessBackward {
     Gaussians<float> gaussians;
     View<float> view;
-    const int32_t* radii;  // [N]
-    const Splat* splats;  // [N]
-    const float* grads;  // [N, kGradSize]
-    bool inv_depth;  // slot kInvDepth is filled
+    const int32_t* radii;      // [N]
+    const Splat* splats;       // [N]
+    const float* grads;        // [N, kGradSize]
+    bool inv_depth;            // slot kInvDepth is filled
     GaussianGrads<float> out;  // rows of culled Gaussians are written, with zeros; `background` is not touched
 };
 void preprocess_backward(const PreprocessBackward& args, Stream stream);
@@ -184,15 +184,15 @@ void mark_visible(int64_t count, const float* means, const float* world_to_camer
 
 struct Ssim {
     int planes, height, width;
-    int crop;  // windows this close to the border do not count: 0 ("same") or 5 ("valid")
-    const float* a;  // [planes, height, width]
-    const float* b_float;  // the same, or null:
+    int crop;                // windows this close to the border do not count: 0 ("same") or 5 ("valid")
+    const float* a;          // [planes, height, width]
+    const float* b_float;    // the same, or null:
     const uint8_t* b_bytes;  // 0..255
-    const float* mask;  // [height, width] or null; multiplies a and b
-    bool clamped;  // a is taken to [0, 1] first
-    float* maps;  // [3, planes, height, width] for the gradient, or null
-    float* partial_ssim;  // [ssim_blocks] sums of a block
-    float* partial_l1;  // [ssim_blocks] or null
+    const float* mask;       // [height, width] or null; multiplies a and b
+    bool clamped;            // a is taken to [0, 1] first
+    float* maps;             // [3, planes, height, width] for the gradient, or null
+    float* partial_ssim;     // [ssim_blocks] sums of a block
+    float* partial_l1;       // [ssim_blocks] or null
 };
 int64_t ssim_blocks(int planes, int height, int width);
 void ssim_forward(const Ssim& args, Stream stream);
@@ -202,12 +202,12 @@ void photometric_value(const float* partial_ssim, const float* partial_l1, int64
                        float* loss, float* l1, Stream stream);
 
 struct SsimBackward {
-    Ssim forward;  // maps filled by ssim_forward
+    Ssim forward;           // maps filled by ssim_forward
     const float* upstream;  // [1] gradient of the mean, or null for 1
-    float ssim_weight;  // factor of the mean SSIM
-    float l1_weight;  // factor of the mean absolute difference
-    double count;  // of values that are averaged
-    float* g_a;  // [planes, height, width]
+    float ssim_weight;      // factor of the mean SSIM
+    float l1_weight;        // factor of the mean absolute difference
+    double count;           // of values that are averaged
+    float* g_a;             // [planes, height, width]
 };
 void ssim_backward(const SsimBackward& args, Stream stream);
 
@@ -220,12 +220,12 @@ struct AdamTensor {
     float* exp_avg;
     float* exp_avg_sq;
     int64_t size;
-    int64_t row;  // values per Gaussian, to look up `visible`
+    int64_t row;      // values per Gaussian, to look up `visible`
     float step_size;  // lr / (1 - beta1^t)
 };
 struct AdamRates {
     float beta2, eps;
-    float rest1, rest2;  // 1 - beta1, 1 - beta2: rounded from double, since 1 - 0.999f is off by 1e-5
+    float rest1, rest2;    // 1 - beta1, 1 - beta2: rounded from double, since 1 - 0.999f is off by 1e-5
     float inv_sqrt_bias2;  // 1 / sqrt(1 - beta2^t)
 };
 struct Adam {
@@ -248,13 +248,13 @@ struct Trained {  // aligned to 16 bytes
 // parameters drift, by m / sqrt(v) times a number that is the same for all rows that moved last in the same step. So such
 // rows may wait, and catch up all the steps they missed before a view can show them.
 constexpr int kWindow = 128;  // steps that a row may miss
-struct alignas(16) Missed {  // since a certain step
-    float drift[6];  // of means, sh_dc, sh_rest, opacities, scales, quats
-    float decay1, decay2;  // beta1, beta2 to the power of the number of steps
+struct alignas(16) Missed {   // since a certain step
+    float drift[6];           // of means, sh_dc, sh_rest, opacities, scales, quats
+    float decay1, decay2;     // beta1, beta2 to the power of the number of steps
 };
 struct Waiting {
     int32_t* moved_at;  // [N] the step that each row is up to date with; null: all rows move in every step
-    Missed* missed;  // [kWindow] since this step, modulo kWindow
+    Missed* missed;     // [kWindow] since this step, modulo kWindow
 };
 struct CatchUp {
     int64_t count;
@@ -268,7 +268,7 @@ struct CatchUp {
 };
 void catch_up(const CatchUp& args, Stream stream);
 
-struct LossSums {  // as ssim_forward left them
+struct LossSums {            // as ssim_forward left them
     const float *ssim, *l1;  // [blocks]
     int64_t blocks;
     double count;  // of values that are averaged
@@ -278,8 +278,8 @@ struct PreprocessBackwardAdam {
     Gaussians<float> gaussians;  // raw, with spherical harmonics; the same memory as the params below
     View<float> view;
     const int32_t* radii;  // [N]
-    const Splat* splats;  // [N]
-    const float* grads;  // [N, kGradSize]
+    const Splat* splats;   // [N]
+    const float* grads;    // [N, kGradSize]
     Trained means, sh_dc, sh_rest, opacities, scales, quats;
     AdamRates rates;
     float beta1;
@@ -289,7 +289,7 @@ struct PreprocessBackwardAdam {
     float* visits;
     float* abs_grad_norm_sum;
     const Totals* totals;  // of preprocess. If it counted more entries
-    int64_t capacity;  // than this, the gradients are wrong: nothing moves, and losses[3] += 1.
+    int64_t capacity;      // than this, the gradients are wrong: nothing moves, and losses[3] += 1.
     LossSums loss;
     float* losses;  // [4] += loss, L1, 1, 0
 };

@@ -16,9 +16,9 @@ struct Outline {
     Vec2<float> mean;
     float extent_x, extent_y;  // half of its bounding box
     float limit;
-    float slope;               // of the line of row centers: on row dy they lie at slope dy, with half the width
-    float narrow, inv_yy;      // sqrt(narrow (limit - dy^2 inv_yy))
-    float rightmost;           // dy of the rightmost point; the leftmost is at -rightmost
+    float slope;           // of the line of row centers: on row dy they lie at slope dy, with half the width
+    float narrow, inv_yy;  // sqrt(narrow (limit - dy^2 inv_yy))
+    float rightmost;       // dy of the rightmost point; the leftmost is at -rightmost
 };
 
 // `reach` as in falloff_reach. The conic that blending uses is rounded, which makes long thin ellipses wobble: they
