@@ -9,6 +9,7 @@ import os
 import pickle
 import random
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +56,11 @@ def _size(value: Any) -> int:
     """Bytes of all tensors in it."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return sum(map(_size, values))
+    return sum(map(_size, _values(value)))
+
+
+def _values(value: Any) -> Iterable:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
 
 
 def load(
@@ -85,7 +89,7 @@ def load(
         return state["iteration"]
     except ValueError as error:
         raise DataError(f"{path}: does not fit this run: {str(error)[:LONGEST]}") from None
-    except (LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+    except (LookupError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         reason = repr(error).partition("\\n")[0][:LONGEST]
         raise DataError(f"{path}: does not fit this run ({reason})") from None
 
@@ -122,6 +126,7 @@ def _brief(value: Any) -> str:
 
 def _check(state: dict[str, Any]) -> None:
     """Everything that a native call or a later iteration relies on."""
+    _check_bytes(state)
     model, stats = state["gaussians"], state["density"]["stats"]
     params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
     extent, names = model["extent"], model["exposure_names"]
@@ -154,6 +159,15 @@ def _check(state: dict[str, Any]) -> None:
         _check_moments("exposures", model["exposure_moments"], (len(names), 3, 4))
 
 
+def _check_bytes(value: Any) -> None:
+    """No tensor is larger than what the file has of it."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of {list(value.shape)} must have all of its bytes in the file")
+    for inner in _values(value):
+        _check_bytes(inner)
+
+
 def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
     if state:
         _check_number(f"step of {name}", float(state["step"]))
@@ -166,8 +180,6 @@ def _check_tensor(name: str, value: Any, shape: tuple[int, ...]) -> None:
         raise ValueError(f"{name} must be a tensor of 32-bit floats")
     if value.shape != shape:
         raise ValueError(f"{name} must be {list(shape)}, got {list(value.shape)}")
-    if value.nbytes > value.untyped_storage().nbytes():
-        raise ValueError(f"{name} must have all of its {value.nbytes} bytes in the file")
 
 
 def _check_number(name: str, value: Any) -> None:
