@@ -190,7 +190,13 @@ class GaussianModel:
         When memory for the new rows is lacking, it fails before anything has moved.
         """
         self.settle()
-        self._reserve(len(index) - len(self))
+        self._reserve(len(index))
+        try:
+            self._move(index, fresh)
+        except (RuntimeError, MemoryError) as error:
+            raise DataError(f"memory ran out while Gaussians were moved ({error})") from None
+
+    def _move(self, index: Tensor, fresh: Tensor | None) -> None:
         for group in self.optimizer.param_groups:  # nothing old is kept longer than it takes to copy it
             old = group["params"].pop()
             state = self.optimizer.state.pop(old, {})
@@ -206,9 +212,12 @@ class GaussianModel:
                 self.optimizer.state[new[0]] = state
 
     def _reserve(self, count: int) -> None:
-        """Raise OutOfMemoryError if there is no room for so many rows more, with their moments."""
-        row = sum(value[0].numel() for value in self._params.values()) if len(self) else 0
-        torch.empty(max(count, 0) * row * (1 + len(MOMENTS)), device=self.device)
+        """Fail if there is no room for so many rows, with their moments. Tensor after tensor, the new one is
+        made before the old one goes; a GPU can do without, as _rows() goes through the host then."""
+        rows = [value.shape[1:].numel() for value in self._params.values()]
+        side_by_side = count * max(rows) if self.device.type == "cpu" else 0
+        more = max(count - len(self), 0) * sum(rows) * (1 + len(MOMENTS))
+        torch.empty(more + side_by_side, device=self.device)
 
     @torch.no_grad()
     def reset_opacity(self) -> None:

@@ -28,24 +28,21 @@ REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH de
 
 def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -> None:
     """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot."""
-    p = {name: value.detach().float().cpu() for name, value in gaussians.params.items()}
+    p = {name: value.detach().float() for name, value in gaussians.params.items()}
     count, rest = p["f_rest"].shape[:2]
-    columns = [
-        p["xyz"],
-        torch.zeros_like(p["xyz"]),
-        p["f_dc"].reshape(count, 3),
-        p["f_rest"].transpose(1, 2).reshape(count, 3 * rest),  # all of red, then green, then blue
-        p["opacity"],
-        p["scaling"],
-        p["rotation"],
-    ]
     names = ["x", "y", "z", "nx", "ny", "nz"]
     names += _numbered("f_dc_", 3) + _numbered("f_rest_", 3 * rest)
     names += ["opacity"] + _numbered("scale_", 3) + _numbered("rot_", 4)
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
     comments = ["SplatRenderMode: mip"] if antialiasing else []
-    table = torch.cat(columns, dim=1).numpy().view([(name, "<f4") for name in names]).reshape(count)
+    table = np.zeros((count, len(names)), "<f4")  # normals stay zero
+    columns = [(0, p["xyz"]), (6, p["f_dc"][:, 0])]
+    columns += [(9 + rest * c, p["f_rest"][:, :, c]) for c in range(3)]  # all of red, then green, then blue
+    columns += [(9 + 3 * rest, p["opacity"]), (10 + 3 * rest, p["scaling"]), (13 + 3 * rest, p["rotation"])]
+    for start, values in columns:
+        table[:, start : start + values.shape[1]] = values.cpu().numpy()
+    table = table.view([(name, "<f4") for name in names]).reshape(count)
     _write(path, table, comments)
 
 

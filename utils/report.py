@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from scene.files import write_json
+from scene.memory import out_of_memory
 from utils.image import masked_mean, psnr, psnr_by_channel, to_float
 
 READ_EVERY = 10
@@ -296,10 +297,12 @@ class Report:
 
     @contextmanager
     def spare_the_run(self) -> Iterator[None]:
-        """What cannot be written, because the disk is full, is told; training goes on."""
+        """What cannot be written, because the disk or memory is full, is told; training goes on."""
         try:
             yield
-        except OSError as error:
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not isinstance(error, OSError) and not out_of_memory(error):
+                raise
             self.log(f"not written: {error}; training goes on")
 
     def flush(self) -> None:
