@@ -229,21 +229,29 @@ __device__ __forceinline__ Vec3<float> drifted3(const Trained& t, int64_t i, flo
     return {drifted(p.x, m.x, v.x, drift, eps), drifted(p.y, m.y, v.y, drift, eps), drifted(p.z, m.z, v.z, drift, eps)};
 }
 
-// False only if preprocess will find radius 0: the Gaussian lies behind the camera, or its splat, estimated generously,
-// beside the image.
-__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i,
-                                            const Missed& missed) {
-    const Vec3<float> at = to_camera(camera, drifted3(p.means, i, missed.drift[0], p.eps));
+// False only if preprocess finds radius 0 for such a Gaussian: it lies behind the camera, or its splat, estimated
+// generously, beside the image.
+__device__ __forceinline__ bool near_the_image(const View<float>& view, const Camera<float>& camera, Vec3<float> mean,
+                                               Vec3<float> log_scale) {
+    const Vec3<float> at = to_camera(camera, mean);
     if (at.z <= float(kNearDepth)) return false;
-    const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
-    const float sigma = expf(max(scale.x, max(scale.y, scale.z)));
+    const float sigma = expf(max(log_scale.x, max(log_scale.y, log_scale.z)));
     const float jx = camera.fx * camera.fx * (1.f + camera.limit_x * camera.limit_x);
     const float jy = camera.fy * camera.fy * (1.f + camera.limit_y * camera.limit_y);
     const float spread = (jx + jy) * (sigma / at.z) * (sigma / at.z);  // at least the splat's largest variance
     const float reach = float(kExtentSigmas) * sqrtf(spread + float(kBlur) + 1.f) + float(kTileSize) + 2.f;
-    const Vec2<float> mean = project_mean(camera, at);
-    return !(mean.x < -reach || mean.y < -reach || mean.x > float(p.view.width) + reach ||
-             mean.y > float(p.view.height) + reach);
+    const Vec2<float> center = project_mean(camera, at);
+    return !(center.x < -reach || center.y < -reach || center.x > float(view.width) + reach ||
+             center.y > float(view.height) + reach);
+}
+
+// If not, row i may go on waiting: neither where it should be nor where it still is does the view show it.
+__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i,
+                                            const Missed& missed) {
+    const Vec3<float> mean = drifted3(p.means, i, missed.drift[0], p.eps);
+    const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
+    return near_the_image(p.view, camera, mean, scale) ||
+           near_the_image(p.view, camera, load3(p.means.param, i), load3(p.scales.param, i));
 }
 
 __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constant__ CatchUp p, RowOfRest row_of_rest) {
