@@ -71,10 +71,8 @@ class Viewer:
         self._listener = _listen(host, port, log)
         self._client: socket.socket | None = None
         self._paused = self._keep_alive = False
-        self._inbox, self._deadline = (
-            bytearray(),
-            0.0,
-        )  # the beginning of a message, and when it must be whole
+        self._inbox = bytearray()  # the beginning of a message,
+        self._deadline = 0.0  # and when it must be whole
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
     def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
