@@ -6,6 +6,7 @@ The loop in train() is the method: show a view, compare, step, now and then clon
 named step does is found under that name; FAITHFULNESS.md says which equation of the paper lives where.
 """
 
+import os
 import random
 import sys
 import time
@@ -22,7 +23,6 @@ from diff_gaussian_rasterization import Rendered, photometric_loss
 from torch import Tensor
 
 from arguments import (
-    ConfigError,
     ModelParams,
     OptimizationParams,
     PipelineParams,
@@ -54,12 +54,9 @@ def train(
     started = time.perf_counter()
     device = pick_device(run.device)
     seed_everything(run.seed)
+    if run.deterministic and device.type == "cuda":
+        fix_the_order_of_sums()
     folder = Path(model.model_path)
-    if run.deterministic and device.type != "cpu":
-        raise ConfigError(
-            "deterministic is not there on a GPU yet: its threads add up gradients in the order in which "
-            "they come, so the last bits differ from run to run; --device cpu gives the same bits always"
-        )
     resume.check_folder(folder, run, opt.iterations)
     if run.resume and resume.finished(folder) >= opt.iterations:
         print(f"{folder} is finished; with more --iterations it goes on")
@@ -272,6 +269,13 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def fix_the_order_of_sums() -> None:
+    """The same bits from run to run on a GPU as well, in PyTorch's operators and in ours."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.utils.deterministic.fill_uninitialized_memory = False  # would only take time
+    torch.use_deterministic_algorithms(True)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -161,7 +161,7 @@ class RunParams:
     disable_viewer: bool = arg(False, "no live viewer")
     quiet: bool = arg(False, "print errors only")
     fused: bool = arg(True, "take each iteration in one native call where the options allow it")
-    deterministic: bool = arg(False, "the same bits from run to run: always so on a CPU, not yet on a GPU")
+    deterministic: bool = arg(False, "the same bits from run to run: always so on a CPU, slower on a GPU")
     debug_from: int = arg(-1, "turn --debug on at this step")
     detect_anomaly: bool = arg(False, "let PyTorch look for the source of NaNs (slow)")
 

@@ -200,7 +200,7 @@ def test_bad_exposures_end_the_run(scene, tmp_path, monkeypatch, capsys):
 # The same bits
 
 
-def test_deterministic(scene, tmp_path, monkeypatch, capsys):
+def test_deterministic(scene, tmp_path):
     models = []
     for threads in (1, 2, 3):
         before = torch.get_num_threads()
@@ -211,6 +211,16 @@ def test_deterministic(scene, tmp_path, monkeypatch, capsys):
         models.append((folder / "point_cloud" / "iteration_60" / "point_cloud.ply").read_bytes())
     assert models[0] == models[1] == models[2]
 
-    monkeypatch.setattr(train, "pick_device", lambda name: torch.device("cuda"))
-    assert train.main(["-s", str(scene), "-m", str(tmp_path / "gpu"), *SHORT, "--deterministic"]) == 1
-    assert "not there on a GPU yet" in capsys.readouterr().err
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("way", ["--fused", "--no-fused"])
+def test_deterministic_on_a_gpu(way, scene, tmp_path):
+    models = []
+    for name in "abc":
+        options = [*SHORT, "--device", "cuda", "--iterations", "300", "--deterministic", "--quiet", way]
+        try:
+            assert train.main(["-s", str(scene), "-m", str(tmp_path / name), *options]) == 0
+        finally:
+            torch.use_deterministic_algorithms(False)
+        models.append((tmp_path / name / "point_cloud" / "iteration_300" / "point_cloud.ply").read_bytes())
+    assert models[0] == models[1] == models[2]

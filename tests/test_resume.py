@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,9 @@ from tests import tiny_scenes
 from tests.test_viewer import message
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
+os.environ.setdefault(
+    "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
+)  # CUDA once started survives no fork
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.test_resume", "torch.utils.tensorboard"])
 CPU = ["--device", "cpu", "--disable_viewer"]
@@ -41,6 +45,9 @@ WAYS = {
     "one native call": ["--random_background"],
     "autograd, exposures": ["--train_test_exp", "--optimizer_type", "sparse_adam"],
 }
+if torch.cuda.is_available():
+    GPU = ["--device", "cuda", "--deterministic"]
+    WAYS |= {f"{way}, on a GPU": options + GPU for way, options in WAYS.items()}
 
 
 def work(arguments: list[str], said: Path) -> None:
@@ -133,8 +140,11 @@ def test_killed_at_random_moments(way, scene, tmp_path):
     common = ["-s", scene, *SHORT, *WAYS[way]]
     truth = tmp_path / "truth"
     assert ended(start(truth, *common), truth) == 0, said(truth)  # the first start takes longer
-    began = time.perf_counter()
-    assert ended(start(tmp_path / "timed", *common), truth) == 0
+    began, timed = time.perf_counter(), start(tmp_path / "timed", *common)
+    if "GPU" in way:
+        wait_for_training(tmp_path / "timed", 1, timed)
+        began = time.perf_counter()
+    assert ended(timed, truth) == 0
     usual = time.perf_counter() - began
     assert torch.load(truth / "chkpnt70.pth", weights_only=True)["gaussians"]["params"]["xyz"].shape[0] > 60
 
@@ -142,8 +152,10 @@ def test_killed_at_random_moments(way, scene, tmp_path):
     while kills < KILLS // len(WAYS):
         rounds += 1
         folder = tmp_path / f"round {rounds}"
-        while True:
+        for starts in count(1):
             process = start(folder, *common, "--resume")
+            if "GPU" in way:
+                wait_for_training(folder, starts, process)
             process.join(chance.uniform(0.0, 1.2 * usual))
             if process.exitcode is None:
                 with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
@@ -209,6 +221,11 @@ def wait_for(what, process, seconds: float = 60) -> None:
     while not what():
         assert process.exitcode is None and time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def wait_for_training(folder: Path, starts: int, process) -> None:
+    """To have begun for the starts-th time: until then, a GPU takes longer than for all the rest."""
+    wait_for(lambda: said(folder).count("Training from") >= starts or process.exitcode is not None, process)
 
 
 # Which checkpoint, and which folder

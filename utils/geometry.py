@@ -53,7 +53,7 @@ def morton_codes(points: Tensor) -> Tensor:
     space. Points [N, 3] far outside are drawn in, so that a few of them do not coarsen the rest."""
     if len(points) == 0:
         return torch.empty(0, dtype=torch.int64, device=points.device)
-    middle = points.median(dim=0).values
+    middle = torch.stack([axis.median() for axis in points.unbind(1)])
     distance = (points - middle).abs().median().clamp_min(1e-12)
     inside = (points - middle) / distance
     inside = inside / (1 + inside.abs())  # in (-1, 1)

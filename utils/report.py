@@ -204,6 +204,8 @@ class Report:
             mininterval=0.2 if sys.stderr.isatty() else 10.0,
         )
         self._last = last
+        self._now = first - 1, 0  # iteration, number of Gaussians
+        self._bad: tuple[int, float] | None = None  # the first loss that was not finite, until it is told
         self._since = time.perf_counter(), first - 1
 
     def step(
@@ -215,16 +217,20 @@ class Report:
         """
         parts = [loss.detach(), l1.detach(), self._zero if depth is None else depth.detach()]
         self._deferred.put(iteration, parts)
+        self._now = iteration, count
         if iteration % READ_EVERY == 0 or iteration == self._last:
-            arrived = self._deferred.receive()
+            self._show(self._deferred.receive())
             self._deferred.send()
             if iteration == self._last or self._device.type == "cpu":
-                arrived += self._deferred.receive()
-            self._show(iteration, arrived, count)
-            return next(((i, loss) for i, (loss, *_) in arrived if not math.isfinite(loss)), None)
+                self._show(self._deferred.receive())
+            bad, self._bad = self._bad, None
+            return bad
         return None
 
-    def _show(self, iteration: int, arrived: list[tuple[int, list[float]]], count: int) -> None:
+    def _show(self, arrived: list[tuple[int, list[float]]]) -> None:
+        iteration, count = self._now
+        infinite = ((i, loss) for i, (loss, *_) in arrived if not math.isfinite(loss))
+        self._bad = self._bad or next(infinite, None)
         for _, values in arrived:
             old = self.told.smooth or [0.0] * len(values)  # from zero, as the original
             self.told.smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
@@ -307,6 +313,7 @@ class Report:
 
     def flush(self) -> None:
         """Let what was told so far survive the death of this process."""
+        self._show(self._deferred.receive())
         if self._board:
             with contextlib.suppress(OSError):
                 self._board.flush()

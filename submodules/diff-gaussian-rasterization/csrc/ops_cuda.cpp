@@ -5,14 +5,19 @@
 // of (tile, splat) entries, and spends that time while the GPU sorts.
 #include "ops.h"
 
+#include <ATen/Context.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <cmath>
+#include <optional>
 
 #include "cuda/stages.h"
 
@@ -73,92 +78,124 @@ View<float> view(const RasterizeInputs& in) {
             data<float>(in.background),      int(in.width),     int(in.height)};
 }
 
-// Totals on their way to the host, while the GPU goes on with other work.
-class TotalsReadback {
-  public:
-    TotalsReadback(const cuda::Totals* totals, cudaStream_t stream)
-        : host_(at::empty({3}, at::TensorOptions().dtype(at::kLong).pinned_memory(true))) {
-        C10_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
-        C10_CUDA_CHECK(cudaMemcpyAsync(host_.data_ptr(), totals, sizeof(*totals), cudaMemcpyDeviceToHost, stream));
-        C10_CUDA_CHECK(cudaEventRecord(ready_, stream));
-    }
-    ~TotalsReadback() {
-        cudaEventSynchronize(ready_);  // the copy must not outlive its target
-        cudaEventDestroy(ready_);
-    }
-    cuda::Totals wait() {
-        C10_CUDA_CHECK(cudaEventSynchronize(ready_));
-        return *static_cast<const cuda::Totals*>(host_.data_ptr());
-    }
-
-  private:
-    Tensor host_;
-    cudaEvent_t ready_;
-};
-
 // Gaussians as one camera sees them.
 struct Projected {
-    Tensor splats, radii, keys, indices, tile_sets, totals;
+    Tensor splats, radii, keys, indices, tile_sets, totals, published, ranges;
     cuda::Screen screen;
     int64_t count;
 
-    Projected(const Device& device, const Gaussians<float>& g, const View<float>& v) : count(g.count) {
+    // `entries`, in pinned memory, is set as soon as they are counted.
+    Projected(const Device& device, const Gaussians<float>& g, const View<float>& v, const cuda::TileGrid& grid,
+              int64_t* entries)
+        : count(g.count) {
         splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
         radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
         indices = device.empty({count}, at::kInt), totals = device.empty({3}, at::kLong);
         tile_sets = device.bytes(count * sizeof(cuda::TileSet));
+        published = device.empty({cuda::emit_blocks(count)}, at::kLong);
+        ranges = device.empty({grid.tiles(), 2}, at::kInt);
         screen = {data<cuda::Splat>(splats), data<int32_t>(radii),           data<uint32_t>(keys),
                   data<uint32_t>(indices),   data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
         cuda::preprocess(g, v, screen, device.stream);
+        cuda::begin_lists({count, grid, screen.totals, data<uint64_t>(published), data<uint32_t>(ranges), entries},
+                          device.stream);
     }
 };
 
-// Splats front to back, and how many entries the ones before each have.
-struct DepthOrder {
-    Tensor order, offsets;
+// Indices of the splats, front to back.
+Tensor depth_order(const Device& device, const Projected& p) {
+    const Tensor keys_sorted = device.empty({p.count}, at::kInt), order = device.empty({p.count}, at::kInt);
+    const size_t bytes = cuda::depth_sort_workspace(p.count);
+    const Tensor scratch = device.bytes(bytes);
+    cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
+                        data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
+    return order;
+}
 
-    DepthOrder(const Device& device, const Projected& p) {
-        const Tensor keys_sorted = device.empty({p.count}, at::kInt);
-        order = device.empty({p.count}, at::kInt), offsets = device.empty({p.count}, at::kInt);
-        const size_t bytes = std::max(cuda::depth_sort_workspace(p.count), cuda::offsets_workspace(p.count));
-        const Tensor scratch = device.bytes(bytes);
-        cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
-                            data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
-        cuda::count_offsets(p.count, p.screen.tile_sets, data<uint32_t>(order), p.screen.totals,
-                            data<uint32_t>(offsets), scratch.data_ptr(), bytes, device.stream);
-    }
-};
+// torch.use_deterministic_algorithms(True): the backward adds up in a fixed order, at the price of time and memory.
+bool deterministic() { return at::globalContext().deterministicAlgorithms(); }
 
 // The splats of every tile, front to back.
 struct TileLists {
-    Tensor ids, ranges;
+    Tensor ids;
+    Tensor pairs, offsets;  // to add up in a fixed order, else undefined: see cuda::BlendBackward
 
-    TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const DepthOrder& depth,
-              int64_t capacity) {
+    TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const Tensor& order,
+              int64_t capacity, bool ordered) {
         const int64_t id_bytes = int64_t(cuda::tile_id_bytes(grid));
         const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
-        const Tensor unsorted = device.empty({capacity}, at::kInt);
-        ids = device.empty({capacity}, at::kInt), ranges = device.empty({grid.tiles(), 2}, at::kInt);
-        const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
-        const Tensor scratch = device.bytes(bytes);
-        cuda::emit({p.count, data<uint32_t>(depth.order), data<uint32_t>(depth.offsets), p.screen.tile_sets,
-                    p.screen.splats, p.screen.totals, grid, capacity, tiles.data_ptr(), data<uint32_t>(unsorted)},
+        const Tensor unsorted = device.empty({capacity}, at::kInt), sorted = device.empty({capacity}, at::kInt);
+        if (ordered) offsets = device.empty({p.count}, at::kInt);
+        cuda::emit({p.count, data<uint32_t>(order), p.screen.tile_sets, p.screen.splats, p.screen.totals, grid,
+                    capacity, tiles.data_ptr(), data<uint32_t>(unsorted), ordered ? data<uint32_t>(offsets) : nullptr,
+                    data<uint64_t>(p.published)},
                    device.stream);
-        cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(unsorted),
-                            data<uint32_t>(ids), data<uint32_t>(ranges), scratch.data_ptr(), bytes},
+        const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
+        const Tensor scratch = device.bytes(bytes),
+                     values = ordered ? at::arange(capacity, unsorted.options()) : unsorted;
+        cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(values),
+                            data<uint32_t>(sorted), data<uint32_t>(p.ranges), scratch.data_ptr(), bytes},
                            device.stream);
+        if (ordered) pairs = sorted;
+        ids = ordered ? at::index_select(unsorted, 0, sorted) : sorted;
     }
 };
 
-int64_t checked_entries(const cuda::Totals& totals) {
-    TORCH_CHECK(totals.entries <= uint64_t(cuda::kMaxEntries), "an image may have at most ", cuda::kMaxEntries,
-                " pairs of tile and splat, got ", totals.entries,
-                ": render it at a smaller size or with fewer Gaussians");
-    return int64_t(totals.entries);
+// Fills what cuda::BlendBackward needs to add up in a fixed order; returns the memory that it does so in.
+Tensor in_order(cuda::BlendBackward& call, const Device& device, const Tensor& pairs, const Tensor& offsets,
+                const Tensor& order) {
+    const Tensor records = device.zeros({pairs.numel(), cuda::kRecords, cuda::kGradSize});
+    call.records = data<float>(records);
+    call.pairs = data<uint32_t>(pairs);
+    call.offsets = data<uint32_t>(offsets);
+    call.depth_order = data<uint32_t>(order);
+    call.count = order.numel();
+    return records;
 }
 
-// The order of the tensors in `state`.
-enum State { kSplats, kIds, kRanges, kInvDepth, kTotals, kTrace, kStateCount };
+// The number of entries. The host waits for it while the GPU goes on with what has been enqueued since.
+class Counted {
+  public:
+    explicit Counted(cudaStream_t stream) : stream_(stream) {
+        host_ = at::empty({1}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
+        C10_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
+    }
+    ~Counted() {
+        cudaEventSynchronize(ready_);  // the number must not outlive its place
+        cudaEventDestroy(ready_);
+    }
+    int64_t* place() const { return data<int64_t>(host_); }
+    void enqueued() { C10_CUDA_CHECK(cudaEventRecord(ready_, stream_)); }
+    int64_t wait() {
+        C10_CUDA_CHECK(cudaEventSynchronize(ready_));
+        const int64_t entries = *place();
+        TORCH_CHECK(entries <= cuda::kMaxEntries, "an image may have at most ", cuda::kMaxEntries,
+                    " pairs of tile and splat, got ", entries, ": render it at a smaller size or with fewer Gaussians");
+        return entries;
+    }
+
+  private:
+    Tensor host_;
+    cudaStream_t stream_;
+    cudaEvent_t ready_;
+};
+
+// The order of the tensors in `state`. The last three are there if the backward is to add up in a fixed order.
+enum State {
+    kSplats,
+    kIds,
+    kRanges,
+    kInvDepth,
+    kTotals,
+    kTrace,
+    kStateCount,
+    kPairs = kStateCount,
+    kOffsets,
+    kOrder,
+    kOrderedStateCount
+};
+
+constexpr int kCameraGrad = 8, kBackgroundGrad = 9;  // among the gradients of rasterize_backward
 
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
@@ -172,22 +209,25 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     check_inputs(in, false);
     const Device device(means);
     const cuda::TileGrid grid{int(width), int(height)};
-    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in));
-    TotalsReadback readback(projected.screen.totals, device.stream);
-    const DepthOrder depth(device, projected);
-    const int64_t entries = checked_entries(readback.wait());
-    const TileLists lists(device, grid, projected, depth, entries);
+    Counted counted(device.stream);
+    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in), grid,
+                              counted.place());
+    counted.enqueued();
+    const Tensor order = depth_order(device, projected);
+    const int64_t entries = counted.wait();
+    const TileLists lists(device, grid, projected, order, entries, keep && deterministic());
     const Tensor trace = keep ? device.bytes(cuda::trace_bytes(grid, entries, true)) : Tensor();
 
     const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
     const Tensor inv_depth = device.empty({1, height, width});
     cuda::blend_forward(
-        {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(lists.ranges),
+        {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(projected.ranges),
          data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
          keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{}, projected.screen.totals},
         device.stream);
     std::vector<Tensor> state;
-    if (keep) state = {projected.splats, lists.ids, lists.ranges, inv_depth, projected.totals, trace};
+    if (keep) state = {projected.splats, lists.ids, projected.ranges, inv_depth, projected.totals, trace};
+    if (lists.pairs.defined()) state.insert(state.end(), {lists.pairs, lists.offsets, order});
     return {color, alpha, inv_depth, projected.radii, state};
 }
 
@@ -207,8 +247,9 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     check_inputs(in, false);
     check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
                    abs_grad_norm_sum);
-    TILESPLAT_CHECK(state.size() == kStateCount, "state must be what rasterize returned on cuda: ", int(kStateCount),
-                    " tensors, got ", state.size());
+    TILESPLAT_CHECK(state.size() == kStateCount || state.size() == kOrderedStateCount,
+                    "state must be what rasterize returned on cuda: ", int(kStateCount), " or ",
+                    int(kOrderedStateCount), " tensors, got ", state.size());
     const Device device(means);
     const int64_t N = in.count();
     const cuda::TileGrid grid{int(width), int(height)};
@@ -217,17 +258,34 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     const auto* splats = data<cuda::Splat>(state[kSplats]);
     const int64_t entries = state[kIds].numel();
     const cuda::Trace trace = cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true);
-    cuda::blend_backward({grid, splats, data<uint32_t>(state[kIds]), data<uint32_t>(state[kRanges]), entries, trace,
-                          data<cuda::Totals>(state[kTotals]), data<float>(image), data<float>(alpha),
-                          data<float>(state[kInvDepth]), data<float>(grad_image), data<float>(grad_alpha),
-                          data<float>(grad_inv_depth), abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
-                         device.stream);
+    cuda::BlendBackward blend = {grid,
+                                 splats,
+                                 data<uint32_t>(state[kIds]),
+                                 data<uint32_t>(state[kRanges]),
+                                 entries,
+                                 trace,
+                                 data<cuda::Totals>(state[kTotals]),
+                                 data<float>(image),
+                                 data<float>(alpha),
+                                 data<float>(state[kInvDepth]),
+                                 data<float>(grad_image),
+                                 data<float>(grad_alpha),
+                                 data<float>(grad_inv_depth),
+                                 abs_grad_norm_sum.has_value(),
+                                 data<float>(splat_grads)};
+    const Tensor records = state.size() == kOrderedStateCount
+                               ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder])
+                               : Tensor();
+    cuda::blend_backward(blend, device.stream);
 
     const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
                                      sh_rest, colors, world_to_camera, background, means};
     std::vector<Tensor> grads;
     for (size_t i = 0; i < wanted.size(); ++i)
         grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
+    // Blocks write sums of their own for these two.
+    if (wanted[kCameraGrad]) grads[kCameraGrad] = device.empty({cuda::preprocess_backward_blocks(N), 4, 4});
+    if (wanted[kBackgroundGrad]) grads[kBackgroundGrad] = device.empty({cuda::background_grad_blocks(grid), 3});
     const auto at = [&](size_t i) { return grads[i].numel() ? data<float>(grads[i]) : nullptr; };
     const GaussianGrads<float> out = {at(0),
                                       at(1),
@@ -247,6 +305,8 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
                                data<float>(splat_grads), grad_inv_depth.has_value(), out},
                               device.stream);
+    for (const int i : {kCameraGrad, kBackgroundGrad})
+        if (wanted[i]) grads[i] = at::sum(grads[i], 0);
     return grads;
 }
 
@@ -389,19 +449,6 @@ Tensor knn_mean_dist2(const Tensor& points) {
 
 // ---- the fused training step ---------------------------------------------------------------------------------------
 
-// How many entries to make room for. Without a capacity, wait for their number.
-int64_t room_for_entries(const Device& device, const Projected& p, int64_t capacity, const OptionalTensor& entries) {
-    if (capacity <= 0) {
-        const int64_t exact = checked_entries(TotalsReadback(p.screen.totals, device.stream).wait());
-        if (entries) *data<int64_t>(entries) = exact;
-        return exact;
-    }
-    if (entries)
-        C10_CUDA_CHECK(cudaMemcpyAsync(entries->data_ptr(), &p.screen.totals->entries, sizeof(int64_t),
-                                       cudaMemcpyDeviceToHost, device.stream));
-    return std::min(capacity, cuda::kMaxEntries);
-}
-
 cuda::Waiting waiting_in(int64_t count, const Tensor& means, const OptionalTensor& moved_at,
                          const OptionalTensor& missed) {
     TILESPLAT_CHECK(moved_at.has_value() == missed.has_value(), "moved_at and missed must be given together");
@@ -424,6 +471,7 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                              world_to_camera, K,     none,   background, width,     height, sh_degree};
     check_train(in, params, exp_avg, exp_avg_sq, lrs, step, target, mask, grad_norm_sum, visits, abs_grad_norm_sum,
                 losses, entries, false);
+    TILESPLAT_CHECK(!entries || entries->is_pinned(), "entries must be in pinned memory");
     const Device device(params[0]);
     const cuda::TileGrid grid{int(width), int(height)};
     const Gaussians<float> g = gaussians(in, 1.0, antialiasing, true);
@@ -439,11 +487,15 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                         float(eps * std::sqrt(bias2)), waiting, int(step - 1), false, v},
                        device.stream);
 
-    const Projected projected(device, g, v);
-    const DepthOrder depth(device, projected);
-    const int64_t room = room_for_entries(device, projected, capacity, entries);
-    const TileLists lists(device, grid, projected, depth, room);
-    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(lists.ranges);
+    std::optional<Counted> counted;  // without a capacity, wait for the number of entries
+    if (capacity <= 0) counted.emplace(device.stream);
+    const Projected projected(device, g, v, grid, counted ? counted->place() : data<int64_t>(entries));
+    if (counted) counted->enqueued();
+    const Tensor order = depth_order(device, projected);
+    const int64_t room = counted ? counted->wait() : std::min(capacity, cuda::kMaxEntries);
+    if (counted && entries) *data<int64_t>(entries) = room;
+    const TileLists lists(device, grid, projected, order, room, deterministic());
+    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
     const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
     const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
 
@@ -455,10 +507,24 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
     const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
-    cuda::blend_backward({grid, projected.screen.splats, ids, ranges, room, trace, projected.screen.totals,
-                          data<float>(image), data<float>(alpha), nullptr, data<float>(g_image), nullptr, nullptr,
-                          abs_grad_norm_sum.has_value(), data<float>(splat_grads)},
-                         device.stream);
+    cuda::BlendBackward blend = {grid,
+                                 projected.screen.splats,
+                                 ids,
+                                 ranges,
+                                 room,
+                                 trace,
+                                 projected.screen.totals,
+                                 data<float>(image),
+                                 data<float>(alpha),
+                                 nullptr,
+                                 data<float>(g_image),
+                                 nullptr,
+                                 nullptr,
+                                 abs_grad_norm_sum.has_value(),
+                                 data<float>(splat_grads)};
+    const Tensor records =
+        lists.pairs.defined() ? in_order(blend, device, lists.pairs, lists.offsets, order) : Tensor();
+    cuda::blend_backward(blend, device.stream);
 
     const cuda::LossSums sums = {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count,
                                  float(lambda_dssim)};

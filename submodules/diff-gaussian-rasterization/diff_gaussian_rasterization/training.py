@@ -26,6 +26,9 @@ class TrainStep:
     On a GPU, rows that a view does not show wait: Adam with a gradient of zero is easily caught up on, and
     moving a row costs more than all else that is done for it. settle() lets all of them catch up; call it
     before anyone but the next step looks at parameters or moments.
+
+    After torch.use_deterministic_algorithms(True) equal steps give equal bits: on a GPU, nothing waits, pairs
+    are counted first, and sums are made in a fixed order, which takes more time and memory.
     """
 
     def __init__(self, views: int, device: torch.device):
@@ -46,7 +49,8 @@ class TrainStep:
 
     def _account(self, count: int, step: int) -> tuple[Tensor | None, Tensor | None]:
         """Of the waiting rows, for the step that comes."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+            self.settle()
             return None, None
         if self._moved_at is None or count != len(self._moved_at) or step != self._last + 1:
             if self._unsettled:
@@ -65,7 +69,7 @@ class TrainStep:
         are forgotten slowly.
         """
         last = int(self._entries[view])
-        if last == 0:
+        if last == 0 or torch.are_deterministic_algorithms_enabled():
             return 0
         self._peaks[view] = max(last, int(0.9 * self._peaks[view]))
         return -(-int(ROOM_TO_GROW * self._peaks[view]) // GRAIN) * GRAIN
@@ -119,6 +123,6 @@ class TrainStep:
             *account,
         )
         self._last = step
-        if self.device.type == "cuda":
+        if account[0] is not None:
             self._unsettled = (params, exp_avg, exp_avg_sq, betas[1], eps)
         return losses

@@ -4,8 +4,6 @@
 // stable sort by tile alone leaves every tile with its splats front to back. Sorting few 32-bit depths and many 16-bit
 // tile ids moves half the bytes of sorting many 64-bit keys.
 #include <cub/device/device_radix_sort.cuh>
-#include <cub/device/device_scan.cuh>
-#include <iterator>
 
 #include "tile_walk.h"
 
@@ -14,25 +12,12 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// The number of tiles of the splats in depth order, as an iterator for the scan. The culled ones come last.
-struct CountsInDepthOrder {
-    using iterator_category = std::random_access_iterator_tag;
-    using value_type = uint32_t;
-    using difference_type = int64_t;
-    using pointer = const uint32_t*;
-    using reference = uint32_t;
-
-    const TileSet* sets;
-    const uint32_t* order;
-    const Totals* totals;
-    int64_t at = 0;
-
-    __host__ __device__ uint32_t operator*() const { return (*this)[0]; }
-    __host__ __device__ uint32_t operator[](int64_t i) const {
-        return uint64_t(at + i) < totals->visible ? sets[order[at + i]].count : 0;
-    }
-    __host__ __device__ CountsInDepthOrder operator+(int64_t i) const { return {sets, order, totals, at + i}; }
-};
+__global__ void __launch_bounds__(kThreads) begin_lists_kernel(BeginLists p, int64_t blocks, int64_t bounds) {
+    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    if (i < blocks) p.published[i] = 0;
+    if (i < bounds) p.ranges[i] = 0;
+    if (i == 0 && p.entries) *p.entries = int64_t(p.totals->entries);
+}
 
 int bits_for(uint32_t largest) {
     int bits = 1;
@@ -58,29 +43,78 @@ __device__ __forceinline__ int owner_of(uint32_t position, uint32_t inclusive) {
     return owner;
 }
 
+// The sum of what the blocks before this one have, without a kernel for it: each publishes its own number, then looks
+// back, 32 blocks at a time, until one of them knows the sum of all before it. By one warp. It waits for blocks of lower
+// number, which have been started before it: CUB's scan relies on that too.
+constexpr uint64_t kOwn = 1ull << 62, kSum = 2ull << 62;  // marks of what a block has published
+
+__device__ __forceinline__ uint64_t sum_before(uint64_t* published, uint64_t own) {
+    volatile uint64_t* const words = published;
+    const int block = int(blockIdx.x);
+    if (lane_id() == 0) words[block] = kOwn | own;
+    unsigned long long before = 0;
+    for (int end = block; end > 0; end -= kWarp) {
+        const int other = end - 1 - lane_id();
+        unsigned long long word = kSum;
+        while (other >= 0 && (word = words[other]) < kOwn) {}
+        const unsigned know_sum = __ballot_sync(kFullWarp, word >= kSum);
+        const int last = know_sum ? __ffs(know_sum) - 1 : kWarp - 1;
+        before += warp_sum(lane_id() <= last ? word & (kOwn - 1) : 0ull);
+        if (know_sum) break;
+    }
+    if (lane_id() == 0) words[block] = kSum | (before + own);
+    return before;
+}
+
+// The sum of the numbers of all threads before this one, in the blocks before too. All threads must call.
+__device__ __forceinline__ uint64_t exclusive_sum(uint32_t own, uint64_t* published) {
+    constexpr int kWarps = kThreads / kWarp;
+    __shared__ uint32_t sums[kWarps];
+    __shared__ uint64_t blocks_before;
+    const int warp = threadIdx.x / kWarp;
+    const uint32_t inclusive = warp_inclusive_sum(own);
+    if (lane_id() == kWarp - 1) sums[warp] = inclusive;
+    __syncthreads();
+    uint32_t warps_before = 0, all = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+        if (w < warp) warps_before += sums[w];
+        all += sums[w];
+    }
+    if (warp == 0) {
+        const uint64_t before = sum_before(published, all);
+        if (threadIdx.x == 0) blocks_before = before;
+    }
+    __syncthreads();
+    return blocks_before + warps_before + inclusive - own;
+}
+
 // A warp holds 32 splats, neighbors in depth order, so their entries follow each other in memory. Its lanes write
 // neighboring entries: each looks up which splat its entry belongs to, and which of that splat's tiles it is.
 template <typename TileId>
 __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
-    const int64_t thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const uint64_t thread = uint64_t(blockIdx.x) * kThreads + threadIdx.x, threads = uint64_t(gridDim.x) * kThreads;
     const Totals totals = *p.totals;
     const uint64_t capacity = uint64_t(p.capacity);
     TileId* const tiles = static_cast<TileId*>(p.tiles);
     const TileId no_tile = TileId(p.grid.tiles_x * p.grid.tiles_y);
-    for (uint64_t i = totals.entries + thread; i < capacity; i += uint64_t(gridDim.x) * kThreads) {
+    for (uint64_t i = totals.entries + thread; i < capacity; i += threads) {
         tiles[i] = no_tile;
         p.ids[i] = 0;
     }
 
+    const uint64_t first_rank = uint64_t(blockIdx.x) * kThreads, rank = first_rank + threadIdx.x;
+    if (first_rank >= totals.visible) return;
     const int lane = lane_id();
-    if (uint64_t(thread - lane) >= totals.visible) return;
-    uint32_t index = 0, offset = 0;
+    const bool inside = rank < totals.visible;
+    uint32_t index = 0;
     TileSet own{};
-    if (uint64_t(thread) < totals.visible) {
-        index = p.depth_order[thread];
-        offset = p.offsets[thread];
+    if (inside) {
+        index = p.depth_order[rank];
         own = p.tile_sets[index];
     }
+    const uint64_t offset = exclusive_sum(own.count, p.published);
+    if (inside && p.offsets) p.offsets[rank] = uint32_t(offset);
 
     const bool small = !is_large(own);
     const uint32_t inclusive = warp_inclusive_sum(small ? own.count : 0);
@@ -94,7 +128,7 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
         const uint32_t mask = __shfl_sync(kFullWarp, own.mask, owner);
         const int columns = __shfl_sync(kFullWarp, int(own.columns), owner);
         const uint32_t tile_corner = __shfl_sync(kFullWarp, corner, owner);
-        const uint32_t at = __shfl_sync(kFullWarp, offset, owner) + n;
+        const uint64_t at = __shfl_sync(kFullWarp, offset, owner) + n;
         const uint32_t id = __shfl_sync(kFullWarp, index, owner);
 
         const int bit = nth_set_bit(mask, int(n));
@@ -109,11 +143,12 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
     while (large) {
         const int owner = __ffs(large) - 1;
         large &= large - 1;
-        const uint32_t id = __shfl_sync(kFullWarp, index, owner), begin = __shfl_sync(kFullWarp, offset, owner);
+        const uint32_t id = __shfl_sync(kFullWarp, index, owner);
+        const uint64_t begin = __shfl_sync(kFullWarp, offset, owner);
         const TileSet set = p.tile_sets[id];
         const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
         const auto write = [&](uint32_t nth, TileId tile) {
-            if (nth >= set.count || uint64_t(begin) + nth >= capacity) return;
+            if (nth >= set.count || begin + nth >= capacity) return;
             tiles[begin + nth] = tile;
             p.ids[begin + nth] = id;
         };
@@ -188,25 +223,18 @@ void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, cons
           "sorting by depth");
 }
 
-size_t offsets_workspace(int64_t count) {
-    size_t bytes = 0;
-    check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, CountsInDepthOrder{nullptr, nullptr, nullptr},
-                                        static_cast<uint32_t*>(nullptr), int(count)),
-          "sizing the scan of tile counts");
-    return bytes;
+void begin_lists(const BeginLists& args, Stream stream) {
+    const int64_t numbers = std::max(emit_blocks(args.count), int64_t(2) * args.grid.tiles());
+    begin_lists_kernel<<<blocks_for(numbers, kThreads), kThreads, 0, native(stream)>>>(args, emit_blocks(args.count),
+                                                                                       int64_t(2) * args.grid.tiles());
+    check_launch("begin_lists_kernel");
 }
 
-void count_offsets(int64_t count, const TileSet* tile_sets, const uint32_t* depth_order, const Totals* totals,
-                   uint32_t* offsets, void* workspace, size_t workspace_bytes, Stream stream) {
-    if (count == 0) return;
-    check(cub::DeviceScan::ExclusiveSum(workspace, workspace_bytes, CountsInDepthOrder{tile_sets, depth_order, totals},
-                                        offsets, int(count), native(stream)),
-          "scanning tile counts");
-}
+int64_t emit_blocks(int64_t count) { return blocks_for(count, kThreads); }
 
 void emit(const Emit& args, Stream stream) {
     if (args.count == 0) return;
-    const unsigned blocks = blocks_for(args.count, kThreads);
+    const unsigned blocks = unsigned(emit_blocks(args.count));
     if (small_tile_ids(args.grid))
         emit_kernel<uint16_t><<<blocks, kThreads, 0, native(stream)>>>(args);
     else
@@ -232,8 +260,6 @@ size_t tile_sort_workspace(const TileGrid& grid, int64_t entries) {
 }
 
 void sort_by_tile(const SortByTile& args, Stream stream) {
-    check(cudaMemsetAsync(args.ranges, 0, size_t(args.grid.tiles()) * 2 * sizeof(uint32_t), native(stream)),
-          "clearing tile ranges");
     if (args.entries == 0) return;
     if (small_tile_ids(args.grid))
         sort_and_mark<uint16_t>(args, stream);

@@ -8,8 +8,9 @@
 //
 // A block walks one segment of a tile's list, a warp one square of 8x8 pixels: it gathers the splats that its pixels took,
 // 32 at a time. A lane adds up its two pixels, the warp adds up its lanes (warp_reduce.h), and the warps of the image meet
-// in atomics. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance
-// is the same for all pixels and is left to preprocess_backward.
+// in atomics; or, where the same bits are wanted every time, each leaves its sum in a place of its own, to be added in
+// order. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance is
+// the same for all pixels and is left to preprocess_backward.
 #include "blend.h"
 #include "warp_reduce.h"
 
@@ -97,8 +98,9 @@ struct Visits {
 };
 
 // A splat on its way to shared memory.
+template <bool kOrdered>
 struct Visited {
-    float4 place, shape, look;  // place: x, y, id, by which strips
+    float4 place, shape, look;  // place: x, y, where its gradient goes, by which strips
 
     __device__ __forceinline__ Visited(const BlendBackward& p, const Visits& visits, uint32_t first_entry, uint32_t n) {
         uint32_t by = 0;
@@ -106,11 +108,11 @@ struct Visited {
         const uint32_t id = p.ids[entry];
         const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
         place = splat[0], shape = splat[1], look = splat[2];
-        place.z = __uint_as_float(id), place.w = __uint_as_float(by);
+        place.z = __uint_as_float(kOrdered ? p.pairs[entry] : id), place.w = __uint_as_float(by);
     }
 };
 
-template <bool kInvDepthWanted, bool kAbsolute>
+template <bool kInvDepthWanted, bool kAbsolute, bool kOrdered>
 __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward p) {
     constexpr int kAbsAt = kBlue + 1 + (kInvDepthWanted ? 1 : 0);
     constexpr int kValues = kAbsAt + (kAbsolute ? 2 : 0);
@@ -132,15 +134,15 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
     if (kAbsolute && !kInvDepthWanted && slot >= kAbsAt) slot += kAbsX - kAbsAt;
-    float* const own_slot = p.grads + slot;
+    float* const own_slot = kOrdered ? p.records + strip / kPixels * kGradSize + slot : p.grads + slot;
 
     const uint32_t first_entry = begin + segment * kSegment;
-    Visited next(p, visits, first_entry, lane);
+    Visited<kOrdered> next(p, visits, first_entry, lane);
     for (uint32_t done = 0; done < visits.total; done += kWarp) {
         __syncwarp();
         places[threadIdx.x] = next.place, shapes[threadIdx.x] = next.shape, looks[threadIdx.x] = next.look;
         __syncwarp();
-        if (done + kWarp < visits.total) next = Visited(p, visits, first_entry, done + kWarp + lane);
+        if (done + kWarp < visits.total) next = Visited<kOrdered>(p, visits, first_entry, done + kWarp + lane);
         const int count = int(::min(visits.total - done, uint32_t(kWarp)));
         for (int k = warp_first; k < warp_first + count; ++k) {
             const float4 place = places[k], shape = shapes[k], look = looks[k];
@@ -169,15 +171,31 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
                     fabsf(g0 * fmaf(2.f * shape.z, at.dy[0], bx)) + fabsf(g1 * fmaf(2.f * shape.z, at.dy[1], bx));
             }
             const float total = transpose_sum(v, lane);
-            if (writes) atomicAdd(own_slot + int64_t(__float_as_uint(place.z)) * kGradSize, total);
+            const int64_t target = __float_as_uint(place.z);
+            if (writes && kOrdered) own_slot[target * (kRecords * kGradSize)] = total;
+            if (writes && !kOrdered) atomicAdd(own_slot + target * kGradSize, total);
         }
     }
 }
 
 constexpr int kSumThreads = 256;
 
+// One thread per number of a splat.
+__global__ void __launch_bounds__(kSumThreads) add_records_kernel(BlendBackward p) {
+    const int64_t thread = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
+    const uint64_t rank = uint64_t(thread / kGradSize);
+    if (rank >= p.totals->visible) return;
+    const int slot = int(thread % kGradSize);
+    const uint32_t end = rank + 1 < p.totals->visible ? p.offsets[rank + 1] : uint32_t(p.totals->entries);
+    double sum = 0.0;
+    for (int64_t record = int64_t(p.offsets[rank]) * kRecords; record < int64_t(end) * kRecords; ++record)
+        sum += p.records[record * kGradSize + slot];
+    p.grads[int64_t(p.depth_order[rank]) * kGradSize + slot] = float(sum);
+}
+
 __global__ void __launch_bounds__(kSumThreads)
     background_grad_kernel(int64_t pixels, const float* left, const float* g_color, float* g_background) {
+    __shared__ float sums[3][kSumThreads / kWarp];
     const int64_t stride = int64_t(gridDim.x) * kSumThreads;
     float sum[3] = {0.f, 0.f, 0.f};
     for (int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x; i < pixels; i += stride) {
@@ -185,30 +203,44 @@ __global__ void __launch_bounds__(kSumThreads)
     }
     for (int c = 0; c < 3; ++c) {
         const float total = warp_sum(sum[c]);
-        if (lane_id() == 0) atomicAdd(g_background + c, total);
+        if (lane_id() == 0) sums[c][threadIdx.x / kWarp] = total;
     }
+    __syncthreads();
+    if (threadIdx.x >= 3) return;
+    float total = 0.f;
+    for (const float warp : sums[threadIdx.x]) total += warp;
+    g_background[3 * blockIdx.x + threadIdx.x] = total;
 }
 
 }  // namespace
 
 void blend_backward(const BlendBackward& args, Stream stream) {
     const unsigned blocks = blocks_for(max_segments(args.grid, args.entries), 1);
-    const auto launch = [&](auto kernel) {
-        kernel<<<blocks, kThreads, 0, native(stream)>>>(args);
+    const auto launch = [&](auto kernel, auto ordered_kernel) {
+        (args.records ? ordered_kernel : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
         check_launch("blend_backward_kernel");
     };
-    if (args.g_inv_depth)
-        launch(args.absolute ? blend_backward_kernel<true, true> : blend_backward_kernel<true, false>);
+    if (args.g_inv_depth && args.absolute)
+        launch(blend_backward_kernel<true, true, false>, blend_backward_kernel<true, true, true>);
+    else if (args.g_inv_depth)
+        launch(blend_backward_kernel<true, false, false>, blend_backward_kernel<true, false, true>);
+    else if (args.absolute)
+        launch(blend_backward_kernel<false, true, false>, blend_backward_kernel<false, true, true>);
     else
-        launch(args.absolute ? blend_backward_kernel<false, true> : blend_backward_kernel<false, false>);
+        launch(blend_backward_kernel<false, false, false>, blend_backward_kernel<false, false, true>);
+    if (!args.records || args.count == 0) return;
+    add_records_kernel<<<blocks_for(args.count * kGradSize, kSumThreads), kSumThreads, 0, native(stream)>>>(args);
+    check_launch("add_records_kernel");
+}
+
+int64_t background_grad_blocks(const TileGrid& grid) {
+    return std::min<int64_t>(blocks_for(int64_t(grid.width) * grid.height, kSumThreads), 264);
 }
 
 void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
                      Stream stream) {
-    check(cudaMemsetAsync(g_background, 0, 3 * sizeof(float), native(stream)), "clearing the background gradient");
-    const int64_t pixels = int64_t(grid.width) * grid.height;
-    const unsigned blocks = unsigned(std::min<int64_t>(blocks_for(pixels, kSumThreads), 264));
-    background_grad_kernel<<<blocks, kSumThreads, 0, native(stream)>>>(pixels, trace.left, g_color, g_background);
+    background_grad_kernel<<<unsigned(background_grad_blocks(grid)), kSumThreads, 0, native(stream)>>>(
+        int64_t(grid.width) * grid.height, trace.left, g_color, g_background);
     check_launch("background_grad_kernel");
 }
 

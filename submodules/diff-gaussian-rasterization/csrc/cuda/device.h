@@ -77,12 +77,8 @@ __device__ __forceinline__ int nth_set_bit(uint32_t mask, int n) {
     return at;
 }
 
-__device__ __forceinline__ float warp_sum(float v) {
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullWarp, v, offset);
-    return v;
-}
-
-__device__ __forceinline__ unsigned long long warp_sum(unsigned long long v) {
+template <typename T>
+__device__ __forceinline__ T warp_sum(T v) {
     for (int offset = kWarp / 2; offset > 0; offset /= 2) v += __shfl_xor_sync(kFullWarp, v, offset);
     return v;
 }

@@ -56,12 +56,11 @@ __device__ __forceinline__ void write_geometry(const GaussianGrads<float>& out, 
     }
 }
 
-// Adds the block's share of the camera gradient. All threads must call.
+// Writes the block's share of the camera gradient. All threads must call.
 __device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, bool center_given, Vec3<float> mean,
-                                                const GaussianGrad& g, Vec3<float> g_offset, float* shared,
-                                                float* world_to_camera) {
-    if (threadIdx.x < kCameraValues) shared[threadIdx.x] = 0.f;
-    __syncthreads();
+                                                const GaussianGrad& g, Vec3<float> g_offset, float* world_to_camera) {
+    constexpr int kWarps = kThreads / kWarp;
+    __shared__ float of_warp[kWarps][kCameraValues], of_block[kCameraValues];
     const Vec3<float> r0 = add(g.rotation.r0, mul(g.p.x, mean)), r1 = add(g.rotation.r1, mul(g.p.y, mean)),
                       r2 = add(g.rotation.r2, mul(g.p.z, mean));
     float v[kCameraValues] = {r0.x, r0.y,  r0.z,  r1.x,  r1.y,        r1.z,        r2.x,       r2.y,
@@ -69,17 +68,25 @@ __device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, boo
     const int lane = lane_id(), slot = transpose_slot<kCameraValues>(lane);
     const bool writes = first_with_slot(slot, lane);
     const float total = transpose_sum(v, lane);
-    if (writes) atomicAdd(shared + slot, total);
+    if (writes) of_warp[threadIdx.x / kWarp][slot] = total;
+    __syncthreads();
+    if (threadIdx.x < kCameraValues) {
+        float sum = 0.f;
+        for (int w = 0; w < kWarps; ++w) sum += of_warp[w][threadIdx.x];
+        of_block[threadIdx.x] = sum;
+    }
     __syncthreads();
 
     if (threadIdx.x < 12) {
         const int row = threadIdx.x / 4, column = threadIdx.x % 4;
         const float t[3] = {camera.translation.x, camera.translation.y, camera.translation.z};
-        const Vec3<float> c = {shared[12], shared[13], shared[14]};
+        const Vec3<float> c = {of_block[12], of_block[13], of_block[14]};
         const Vec3<float> r = row == 0 ? camera.rotation.r0 : row == 1 ? camera.rotation.r1 : camera.rotation.r2;
-        float value = column < 3 ? shared[3 * row + column] : shared[9 + row];
-        if (!center_given) value -= column < 3 ? t[row] * shared[12 + column] : dot(r, c);  // center = -R^T t
-        atomicAdd(world_to_camera + threadIdx.x, value);
+        float value = column < 3 ? of_block[3 * row + column] : of_block[9 + row];
+        if (!center_given) value -= column < 3 ? t[row] * of_block[12 + column] : dot(r, c);  // center = -R^T t
+        world_to_camera[16 * int64_t(blockIdx.x) + threadIdx.x] = value;
+    } else if (threadIdx.x < 16) {
+        world_to_camera[16 * int64_t(blockIdx.x) + threadIdx.x] = 0.f;
     }
 }
 
@@ -87,7 +94,6 @@ template <int Degree, bool CameraGrad>
 __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(PreprocessBackward p) {
     __shared__ Camera<float> camera;
     __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
-    __shared__ float camera_sums[kCameraValues];
     const Gaussians<float>& g = p.gaussians;
     const GaussianGrads<float>& out = p.out;
     if (threadIdx.x == 0)
@@ -135,17 +141,16 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
         if (out.sh_rest && first < g.count) write_rest<Degree>(g, first, seen_lanes, warp_rest, out.sh_rest);
     }
     if constexpr (CameraGrad) {
-        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, camera_sums,
-                        out.world_to_camera);
+        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, out.world_to_camera);
     }
 }
 
 }  // namespace
 
+int64_t preprocess_backward_blocks(int64_t count) { return blocks_for(count, kThreads); }
+
 void preprocess_backward(const PreprocessBackward& args, Stream stream) {
     const bool camera_grad = args.out.world_to_camera != nullptr;
-    if (camera_grad)
-        check(cudaMemsetAsync(args.out.world_to_camera, 0, 16 * sizeof(float), native(stream)), "clearing a gradient");
     if (args.gaussians.count == 0) return;
     const unsigned blocks = blocks_for(args.gaussians.count, kThreads);
     const auto launch = [&](auto kernel, auto kernel_with_camera) {

@@ -1,8 +1,9 @@
 // stages.h: the CUDA backend as a list of stages, in the order in which a training step runs them.
 //
 //   preprocess            Gaussians -> screen-space splats, radii, depth keys, tile counts
+//   begin_lists           the number of entries, for the host
 //   sort_by_depth         indices, front to back
-//   count_offsets, emit   one entry (tile, splat) per tile that a splat can reach, front to back
+//   emit                  one entry (tile, splat) per tile that a splat can reach, front to back
 //   sort_by_tile          entries grouped by tile, still front to back; the range of each tile
 //   blend_forward         entries -> image
 //   photometric_loss      image -> loss and its gradient
@@ -77,10 +78,16 @@ size_t depth_sort_workspace(int64_t count);
 void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
                    uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream);
 
-// offsets[r] = number of entries of the splats before the r-th in depth order.
-size_t offsets_workspace(int64_t count);
-void count_offsets(int64_t count, const TileSet* tile_sets, const uint32_t* depth_order, const Totals* totals,
-                   uint32_t* offsets, void* workspace, size_t workspace_bytes, Stream stream);
+// What the stages that follow want to find zero; and totals->entries, if wanted, to where the host reads it.
+struct BeginLists {
+    int64_t count;  // N
+    TileGrid grid;
+    const Totals* totals;  // [1]
+    uint64_t* published;   // [emit_blocks(N)]
+    uint32_t* ranges;      // [tiles, 2]
+    int64_t* entries;      // [1] in pinned memory, or null
+};
+void begin_lists(const BeginLists& args, Stream stream);
 
 // Tile ids take 16 bits where they fit: half the bytes to sort.
 inline bool small_tile_ids(const TileGrid& grid) { return grid.tiles() < 65536; }
@@ -91,15 +98,17 @@ inline size_t tile_id_bytes(const TileGrid& grid) { return small_tile_ids(grid) 
 struct Emit {
     int64_t count;                // N
     const uint32_t* depth_order;  // [N]
-    const uint32_t* offsets;      // [N] by rank in depth order
     const TileSet* tile_sets;     // [N]
     const Splat* splats;          // [N]
     const Totals* totals;         // [1]
     TileGrid grid;
     int64_t capacity;
-    void* tiles;    // [capacity] uint16 or uint32, see tile_id_bytes
-    uint32_t* ids;  // [capacity] index of the splat
+    void* tiles;          // [capacity] uint16 or uint32, see tile_id_bytes
+    uint32_t* ids;        // [capacity] index of the splat
+    uint32_t* offsets;    // [N] by rank in depth order: a splat's first entry; or null
+    uint64_t* published;  // [emit_blocks(N)] zero on entry
 };
+int64_t emit_blocks(int64_t count);
 void emit(const Emit& args, Stream stream);
 
 size_t tile_sort_workspace(const TileGrid& grid, int64_t entries);
@@ -108,7 +117,7 @@ struct SortByTile {
     int64_t entries;          // or the capacity that emit filled
     void *tiles, *tiles_out;  // [entries]
     uint32_t *ids, *ids_out;  // [entries]
-    uint32_t* ranges;         // [tiles, 2] begin, end
+    uint32_t* ranges;         // [tiles, 2] begin, end; zero on entry
     void* workspace;
     size_t workspace_bytes;
 };
@@ -160,10 +169,19 @@ struct BlendBackward {
     const float* g_inv_depth;  // [H, W] or null
     bool absolute;             // fill kAbsX, kAbsY too
     float* grads;              // [N, kGradSize], zero on entry
+
+    // For sums in a fixed order, else null. A splat's entries are numbered one after the other, as emit wrote them.
+    float* records;               // [entries, kRecords, kGradSize], zero on entry
+    const uint32_t* pairs;        // [entries] the number of each entry of a tile's list
+    const uint32_t* offsets;      // [N] by rank in depth order: a splat's first number
+    const uint32_t* depth_order;  // [N]
+    int64_t count;                // N
 };
+constexpr int kRecords = 4;  // sums that a tile makes of a splat: one for each square of 8x8 pixels
 void blend_backward(const BlendBackward& args, Stream stream);
 
-// g_background[c] += sum over pixels of the final transmittance times g_color[c]. Zeroed by the stage.
+// g_background[block, c] = sum over some of the pixels of the final transmittance times g_color[c].
+int64_t background_grad_blocks(const TileGrid& grid);
 void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
                      Stream stream);
 
@@ -174,8 +192,9 @@ struct PreprocessBackward {
     const Splat* splats;       // [N]
     const float* grads;        // [N, kGradSize]
     bool inv_depth;            // slot kInvDepth is filled
-    GaussianGrads<float> out;  // rows of culled Gaussians are written, with zeros; `background` is not touched
-};
+    GaussianGrads<float> out;  // rows of culled Gaussians are written, with zeros; `background` is not touched;
+};  // world_to_camera [preprocess_backward_blocks(N), 16]: to be added up
+int64_t preprocess_backward_blocks(int64_t count);
 void preprocess_backward(const PreprocessBackward& args, Stream stream);
 
 void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream);

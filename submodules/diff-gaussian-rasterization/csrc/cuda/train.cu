@@ -118,15 +118,16 @@ __device__ __forceinline__ void copy_async(float* shared, const float* global, i
 
 // By one block. Sums in double, so that the size of the image does not show.
 __device__ __forceinline__ void add_losses(const LossSums& sums, float* losses) {
-    __shared__ double total_ssim, total_l1;
-    if (threadIdx.x == 0) total_ssim = total_l1 = 0.0;
-    __syncthreads();
+    constexpr int kWarps = kThreads / kWarp;
+    __shared__ double of_warp[2][kWarps];
     double ssim = 0.0, l1 = 0.0;
     for (int64_t i = threadIdx.x; i < sums.blocks; i += kThreads) ssim += sums.ssim[i], l1 += sums.l1[i];
-    atomicAdd(&total_ssim, ssim);
-    atomicAdd(&total_l1, l1);
+    ssim = warp_sum(ssim), l1 = warp_sum(l1);
+    if (lane_id() == 0) of_warp[0][threadIdx.x / kWarp] = ssim, of_warp[1][threadIdx.x / kWarp] = l1;
     __syncthreads();
     if (threadIdx.x != 0) return;
+    double total_ssim = 0.0, total_l1 = 0.0;
+    for (int w = 0; w < kWarps; ++w) total_ssim += of_warp[0][w], total_l1 += of_warp[1][w];
     const double mean_ssim = total_ssim / sums.count, mean_l1 = total_l1 / sums.count;
     losses[0] += float((1.0 - sums.lambda) * mean_l1 + sums.lambda * (1.0 - mean_ssim));
     losses[1] += float(mean_l1);
