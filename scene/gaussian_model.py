@@ -191,8 +191,10 @@ class GaussianModel:
         """
         self.settle()
         self._reserve(len(index))
+        device = self.device
         try:
             self._move(index, fresh)
+            self._bring_back(device)
         except (RuntimeError, MemoryError) as error:
             raise DataError(f"memory ran out while Gaussians were moved ({error})") from None
 
@@ -207,9 +209,22 @@ class GaussianModel:
                 if key in state:
                     state[key] = _rows(state[key], index)
                     if fresh is not None:
-                        state[key][fresh] = 0
+                        rows = fresh.view(-1, *[1] * (state[key].dim() - 1))
+                        state[key].masked_fill_(rows.to(state[key].device), 0)
             if state:
                 self.optimizer.state[new[0]] = state
+
+    def _bring_back(self, device: torch.device) -> None:
+        """What had to go to the host in the course of _move(). Should holes in the device's memory be in the
+        way, everything goes to the host first."""
+        states = self.optimizer.state.values()
+        moments = [state[key] for state in states for key in MOMENTS if key in state]
+        tensors = [*self._params.values(), *moments]
+        try:
+            _send(tensors, device)
+        except torch.OutOfMemoryError:
+            _send(tensors, torch.device("cpu"))
+            _send(tensors, device)
 
     def _reserve(self, count: int) -> None:
         """Fail if there is no room for so many rows, with their moments. Tensor after tensor, the new one is
@@ -294,14 +309,23 @@ class GaussianModel:
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:
     """These rows of a tensor that nobody needs afterwards. Where old and new do not fit side by side, the old
-    one is copied to the host, and gives up its place."""
+    one gives up its place, and the new one is on the host."""
     try:
         return tensor.index_select(0, index)
     except torch.OutOfMemoryError:
-        on_host, device = tensor.detach().cpu(), tensor.device
+        on_host = tensor.detach().cpu()
         tensor.data = tensor.new_empty(0)
     torch.cuda.empty_cache()
-    return on_host[index.cpu()].to(device)
+    return on_host[index.cpu()]
+
+
+def _send(tensors: list[Tensor], device: torch.device) -> None:
+    """In place: nobody has to be told."""
+    elsewhere = [tensor for tensor in tensors if tensor.device != device]
+    for tensor in elsewhere:
+        tensor.data = tensor.data.to(device)
+    if elsewhere:
+        torch.cuda.empty_cache()
 
 
 def _set_moments(optimizer: torch.optim.Optimizer, param: nn.Parameter, state: dict) -> None:

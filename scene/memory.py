@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from scene.files import DataError
+
 if TYPE_CHECKING:
     from scene.density import AdaptiveDensityControl
     from scene.gaussian_model import GaussianModel
@@ -37,11 +39,15 @@ def step_that_fits(
         if attempt:
             drop_faintest(gaussians, KEEP)
         density.stop_growing(len(gaussians), f"iteration {iteration} is taken again")
-    return step()
+    raise DataError(
+        f"there is not enough memory for {len(gaussians):,} Gaussians and the photos; smaller ones (-r), or "
+        "--data_device cpu, may help"
+    )
 
 
 @torch.no_grad()
 def drop_faintest(gaussians: "GaussianModel", keep: float) -> None:
     count = max(int(keep * len(gaussians)), 1)
-    strongest = gaussians.opacities[:, 0].argsort(descending=True, stable=True)[:count]
-    gaussians.reindex(strongest.sort().values)
+    opacity = gaussians.opacity.detach()[:, 0].cpu()  # the device has no room to sort
+    strongest = opacity.argsort(descending=True, stable=True)[:count]
+    gaussians.reindex(strongest.sort().values.to(gaussians.device))
