@@ -42,12 +42,25 @@ GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, i
     return sh_basis_vjp<Degree>(direction, weight);
 }
 
-// What the sums of a splat will need: its records come from all over the memory.
-GS_INLINE void fetch_ahead(const Frame<Number>& f, const Number* records, int32_t splat) {
-    const SlotRange slots = f.slots[splat];
+// The sum of a splat's records. Few have more than four, and how many of these there are costs no branch.
+GS_INLINE F sum_records(const Number* records, SlotRange slots) {
+    constexpr int kFew = 4;
+    const Number* record = records + int64_t(slots.begin) * kRecord;
+    const int64_t count = slots.end - slots.begin;
+    F sum = F(0);
+    _Pragma("GCC unroll 4") for (int k = 0; k < kFew; ++k) sum = sum + load_if(k < count, record + k * kRecord);
+    for (int64_t k = kFew; k < count; ++k) sum = sum + load(record + k * kRecord);
+    return sum;
+}
+
+// What a splat will need. One splat at a time: the processor waits for no more than a few dozen lines at once.
+GS_INLINE void fetch_ahead(const Gaussians<Number>& g, const Frame<Number>& f, const Number* records, int32_t splat) {
+    const Number* record = records + int64_t(f.slots[splat].begin) * kRecord;
     __builtin_prefetch(&f.splats[splat]);
-    for (uint32_t s = slots.begin; s < slots.end && s < slots.begin + 8; ++s)
-        __builtin_prefetch(records + int64_t(s) * kRecord);
+    for (int k = 0; k < 4; ++k) __builtin_prefetch(record + k * kRecord);
+    if (!g.sh_rest) return;
+    const Number* rest = g.sh_rest + 3 * int64_t(splat) * g.rest_count;
+    for (int k = 0; k < 3 * g.rest_count; k += 64 / int(sizeof(Number))) __builtin_prefetch(rest + k, 0, 2);
 }
 
 template <int Columns>
@@ -78,13 +91,10 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         int32_t ids[kLanes];
         const int lanes = take_ids(f.visible + first, i, visible, ids);
         const M real = first_lanes(lanes);
-        for (int k = i + kLanes; k < i + 2 * kLanes && k < visible; ++k) fetch_ahead(f, records, f.visible[first + k]);
         F sum[kLanes];
         for (int k = 0; k < kLanes; ++k) {
-            sum[k] = F(0);
-            if (k >= lanes) continue;
-            const SlotRange slots = f.slots[ids[k]];
-            for (uint32_t s = slots.begin; s < slots.end; ++s) sum[k] = sum[k] + load(records + int64_t(s) * kRecord);
+            sum[k] = k < lanes ? sum_records(records, f.slots[ids[k]]) : F(0);
+            if (i + kLanes + k < visible) fetch_ahead(g, f, records, f.visible[first + i + kLanes + k]);
         }
         transpose(sum);
         const Geometry s = geometry(g, camera, ids);

@@ -110,6 +110,9 @@ GS_OP F load(const float* p) { return _mm512_loadu_ps(p); }
 GS_OP void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
 GS_OP I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 GS_OP void store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
+GS_OP F load_if(bool wanted, const float* p) {  // else zeros, and nothing is read
+    return _mm512_maskz_loadu_ps(__mmask16(-int(wanted)), p);
+}
 GS_OP F load_some(const float* p, int count) {  // zeros behind the first `count`
     return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1), p);
 }
@@ -395,6 +398,7 @@ GS_OP void store(int32_t* p, I a) {
     std::memcpy(lane, &a, sizeof a);
     for (int i = 0; i < kLanes; ++i) p[i] = int32_t(lane[i]);
 }
+GS_OP F load_if(bool wanted, const Number* p) { return wanted ? load(p) : F(0); }
 GS_OP F load_some(const Number* p, int count) {
     if (count >= kLanes) return load(p);
     Number lane[kLanes];
