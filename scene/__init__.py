@@ -29,10 +29,11 @@ from scene.images import (
 )
 from scene.lens import undistorted_size
 from scene.ply import load_ply, save_ply, write_points
-from scene.points import PointCloud, bounds_of_points, bounds_of_views, uniform_points
+from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
 from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
+from scene.sweep import points_from_photos
 
 __all__ = [
     "Camera",
@@ -44,6 +45,8 @@ __all__ = [
     "saved_iterations",
 ]
 UNDISTORTED = "undistorted"  # folder in the model folder
+MADE_POINTS = 100_000  # where the data set has none, as many as the original draws for Blender scenes
+FEW_POINTS = 1000  # from photos; with less of them random ones are better
 
 
 class Scene:
@@ -98,9 +101,9 @@ class Scene:
         self.background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
 
         if for_training:
-            self._write_inputs(folder, split)
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
+            self._write_inputs(folder, split)
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
             shuffle(self.test_cameras)
@@ -198,20 +201,33 @@ class Scene:
     def _points_and_origin(self) -> tuple[PointCloud, Path | None]:
         """The points, and the file they are from if they are from a file."""
         found = self._dataset.read_points()
-        count = self._model.random_init
-        if count:
-            low, high = bounds_of_points(found[0]) if found else bounds_of_views(self._dataset.views)
-            where = "in the bounds of the data set's points" if found else "in what the cameras see"
-            self._say(f"Points: {count} random ones, {where}: {low.round(2)} to {high.round(2)}")
-            return uniform_points(count, low, high, self._seed), None
-        if found:
+        if found and not len(found[0]):
+            found = None
+        if found and not self._model.random_init:
             self._say(f"Points: {len(found[0])} from {found[1]}")
             return found[0], Path(found[1])
-        if self._dataset.default_points is None:
-            raise DataError(f"{self._dataset.folder}: has no points to start from; --random_init makes some")
-        points = self._dataset.default_points(self._seed)
-        self._say(f"Points: {len(points)} random ones, as the data set has none")
+        points, how = self._made_points(found[0] if found else None)
+        self._say(f"Points: {len(points)} {how}" + ("" if found else "; the data set has none"))
         return points, None
+
+    def _made_points(self, found: PointCloud | None) -> tuple[PointCloud, str]:
+        """Points that are not those of the data set, and in words what they are."""
+        count, views, cube = self._model.random_init, self._dataset.views, self._dataset.cube
+        if found:
+            low, high = bounds_of_points(found)
+            where = f"in the bounds of the data set's points: {low.round(2)} to {high.round(2)}"
+            return uniform_points(count, low, high, self._seed), f"random ones, {where}"
+        if cube:
+            points = uniform_points(count or MADE_POINTS, np.full(3, -cube), np.full(3, cube), self._seed)
+            return points, f"random ones, between {-cube} and {cube} in each coordinate"
+        if count:
+            return points_in_view(views, count, self._seed), "random ones, in what the cameras see"
+        cameras = [camera for camera in self.train_cameras if not camera.is_test]
+        points = points_from_photos(cameras, MADE_POINTS, self._seed)
+        if len(points) >= FEW_POINTS:
+            return points, "on the surfaces that the photos show"
+        why = f"as the photos gave only {len(points)}"
+        return points_in_view(views, MADE_POINTS, self._seed), f"random ones, in what the cameras see, {why}"
 
     # The model folder
 

@@ -40,8 +40,8 @@ def summary(
     found = dataset.read_points()
     points = found[0] if found else None
     if points is None or not len(points):
-        start = "random ones in their place" if dataset.default_points else "give --random_init to train"
-        lines.append(f"  points   none: {start}")
+        start = "are random" if dataset.cube else "are made from the photos"
+        lines.append(f"  points   none: those to start from {start}")
     else:
         low, high = np.percentile(points.xyz, [1, 99], axis=0)
         box = " to ".join("(" + ", ".join(f"{x:.3g}" for x in corner) + ")" for corner in (low, high))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scene.readers.views import View
 
 GRAY = 127 / 255  # the original draws gray colors so close together that in 8 bits they are this one
+NEAR, FAR = 0.5, 5.0  # depths of points_in_view, in distances from the camera to what all cameras look at
 
 
 @dataclass
@@ -44,25 +45,35 @@ def bounds_of_points(points: PointCloud) -> tuple[np.ndarray, np.ndarray]:
     return low, high
 
 
-def bounds_of_views(views: "list[View]") -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper corner of a cube around what the cameras look at.
-
-    Its center is the point nearest to all optical axes, its half side what the median camera sees at that
-    distance.
-    """
-    centers = np.array([view.center for view in views])  # [V, 3]
-    axes = np.array([view.world_to_camera[2, :3] for view in views])  # [V, 3] viewing directions, unit
+def nearest_to_axes(centers: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """What cameras look at: the point nearest to all optical axes. Centers and viewing directions are
+    [V, 3]."""
     spread = max(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max(), 1e-3)
 
     # The point p with the least sum of |(I - a aᵀ)(p - c)|². Nearly parallel axes meet nowhere; the small
     # pull towards a point ahead of the mean camera decides for them.
     across = np.eye(3) - axes[:, :, None] * axes[:, None, :]
     ahead = centers.mean(axis=0) + 2 * spread * axes.mean(axis=0)
-    pull = 1e-3 * len(views)
-    center = np.linalg.solve(
+    pull = 1e-3 * len(centers)
+    return np.linalg.solve(
         across.sum(axis=0) + pull * np.eye(3), np.einsum("vij,vj->i", across, centers) + pull * ahead
     )
 
-    tangents = [0.5 * view.width / view.intrinsics[0, 0] for view in views]
-    half = float(np.median(np.linalg.norm(centers - center, axis=1) * np.array(tangents)))
-    return center - half, center + half
+
+def points_in_view(views: "list[View]", count: int, seed: int) -> PointCloud:
+    """Gray points in what the cameras see: a random view, pixel and depth, as many near as far in the picture
+    (uniform in 1 / depth)."""
+    random = np.random.RandomState(seed)
+    centers = np.array([view.center for view in views])  # [V, 3]
+    rotations = np.array([view.world_to_camera[:3, :3] for view in views])
+    distance = np.linalg.norm(nearest_to_axes(centers, rotations[:, 2]) - centers, axis=1).clip(1e-6)
+    ranges = [view.depth_range or (NEAR * d, FAR * d) for view, d in zip(views, distance)]
+
+    of = random.randint(len(views), size=count)  # the view of each point
+    near, far = np.array(ranges)[of].T
+    depth = 1 / (1 / near + random.random_sample(count) * (1 / far - 1 / near))
+    sizes = np.array([(view.width, view.height) for view in views], float)
+    pixels = np.column_stack([random.random_sample((count, 2)) * sizes[of], np.ones(count)])
+    rays = np.einsum("pij,pj->pi", np.linalg.inv([view.intrinsics for view in views])[of], pixels)
+    xyz = centers[of] + np.einsum("pji,pj->pi", rotations[of], rays * depth[:, None])
+    return PointCloud(xyz.astype(np.float32), np.full((count, 3), GRAY, np.float32))

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from arguments import ModelParams
+from scene import Scene
 from scene.files import DataError
 from scene.images import load_inverse_depth
 from scene.readers import read_dataset
@@ -60,9 +63,10 @@ def test_missing_images_are_left_out_on_request(tmp_path):
 
 
 def test_without_points_the_start_is_the_originals(tmp_path):
-    dataset = read_dataset(make_scene(tmp_path, splits=("train",)))
-    assert dataset.read_points() is None
-    points = dataset.default_points(0)
+    folder = make_scene(tmp_path, splits=("train",))
+    assert read_dataset(folder).read_points() is None
+    model = ModelParams(source_path=str(folder), model_path=str(tmp_path / "model"))
+    points = Scene(model, torch.device("cpu"), for_training=False, quiet=True).points
     np.random.seed(0)  # the original draws from numpy's global generator, seeded so
     np.testing.assert_array_equal(points.xyz, np.float32(np.random.random((100_000, 3)) * 2.6 - 1.3))
     np.testing.assert_allclose(points.rgb, 127 / 255)

@@ -15,7 +15,7 @@ from PIL import Image
 from scene.files import DataError
 from scene.images import Mask, load_counts, load_image, load_inverse_depth
 from scene.ply import write_points
-from scene.points import PointCloud
+from scene.points import PointCloud, points_in_view
 from scene.readers import read_dataset
 from scene.split import split_views
 from tests import test_data_blender as blender
@@ -88,8 +88,8 @@ def read_everything(folder: Path) -> None:
     """All that training reads, short of the Gaussians."""
     dataset = read_dataset(folder, depths="depths", masks="masks")
     split_views(dataset, True, 8)
-    if dataset.read_points() is None and dataset.default_points:
-        dataset.default_points(0)
+    if dataset.read_points() is None:
+        points_in_view(dataset.views, 10, seed=0)
     for view in dataset.views:
         load_image(view.image_path, (8, 6), True, view.lens)
         if view.mask_path:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from scene.files import DataError
+from scene.points import points_in_view
 from scene.readers import read_dataset
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: the axes are down, right, backwards.
@@ -56,7 +57,7 @@ def test_which_folder(tmp_path):
 def test_points_fill_what_the_cameras_see(tmp_path):
     dataset = read_dataset(make_scene(tmp_path))
     assert dataset.read_points() is None
-    xyz = dataset.default_points(0).xyz
+    xyz = points_in_view(dataset.views, 100_000, seed=0).xyz
     depth = xyz[:, 1] + 4
     assert len(xyz) == 100_000 and 2 <= depth.min() < 2.001 and 9.9 < depth.max() <= 10
     # Uniform in 1/depth between 1/2 and 1/10: the median is at 0.3. Half the picture is 0.3 of depth high.
@@ -64,7 +65,7 @@ def test_points_fill_what_the_cameras_see(tmp_path):
     assert np.abs((xyz[:, 2] - 1) / depth).max() == pytest.approx(0.3, abs=1e-3)
     seen = [(np.abs(xyz[:, 0] - i) / depth < 0.4001) for i in range(3)]
     assert np.any(seen, axis=0).all() and not np.all(seen, axis=0).all()
-    np.testing.assert_array_equal(xyz, dataset.default_points(0).xyz)
+    np.testing.assert_array_equal(xyz, points_in_view(dataset.views, 100_000, seed=0).xyz)
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,7 @@ def test_points(tmp_path):
     points, origin = read_dataset(tmp_path).read_points()
     assert points.xyz.tolist() == [[1, 2, 3]] and origin == str(tmp_path / "cloud.ply")
     change(tmp_path, ply_file_path=None)
-    dataset = read_dataset(tmp_path)
-    assert dataset.read_points() is None
-    points = dataset.default_points(0)
-    assert len(points) == 100_000 and points.xyz[:, 1].mean() > -4, "in front of the cameras"
+    assert read_dataset(tmp_path).read_points() is None
 
 
 def test_missing_images_are_left_out_on_request(tmp_path):

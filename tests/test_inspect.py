@@ -48,7 +48,7 @@ def test_lenses_and_formats(tmp_path, capsys):
     said = inspected(make_scene(tmp_path / "lens"), capsys)
     assert "OPENCV, undistorted to " in said and "16x12, 43.6 x 28.1 degrees" in said
     said = inspected(blender.make_scene(tmp_path / "blender"), capsys)
-    assert "Blender data set" in said and "points   none: random ones in their place" in said
+    assert "Blender data set" in said and "points   none: those to start from are random" in said
     assert "1 train, 1 test (the data set's own split)" in said
 
 

@@ -13,6 +13,8 @@ from arguments import ModelParams
 from scene import Scene
 from scene.files import DataError
 from scene.images import load_image, training_size
+from scene.points import nearest_to_axes, points_in_view
+from scene.readers.views import View
 from tests import test_data_blender as blender
 from tests import test_data_colmap as colmap
 
@@ -239,27 +241,42 @@ def test_random_points(tmp_path):
     # The two points are at (0, 0, 4) and (1, 0, 5); one hundredth is left out at each end.
     np.testing.assert_allclose(scene.points.xyz.min(axis=0), [0.01, 0, 4.01], atol=0.01)
     np.testing.assert_allclose(scene.points.xyz.max(axis=0), [0.99, 0, 4.99], atol=0.01)
-    (tmp_path / "data" / "sparse" / "0" / "points3D.txt").unlink()
-    with pytest.raises(DataError, match="no points to start from; --random_init makes some"):
-        _ = load(tmp_path / "data").points
+    (tmp_path / "data" / "sparse" / "0" / "points3D.txt").write_text("")
     points = load(tmp_path / "data", random_init=50).points
-    assert len(points) == 50 and points.xyz[:, 2].mean() > 0, "in front of the cameras"
+    assert len(points) == 50 and points.xyz[:, 2].min() > 0, "in front of the cameras"
 
 
-def test_what_the_cameras_see():
-    from scene.points import bounds_of_views
-    from scene.readers.views import View
-
+def inwards(count):
+    """Views from a ring of radius 5 around (1, 2, 3), 8 x 6 pixels."""
     views = []
-    for angle in np.arange(8) * np.pi / 4:  # a ring of radius 5 around (1, 2, 3), looking inwards
+    for angle in np.arange(count) * 2 * np.pi / count:
         forward = np.array([np.cos(angle), 0, np.sin(angle)])
-        rotation = np.stack([np.cross([0, 1, 0], forward), [0, 1, 0], forward])
         matrix = np.eye(4)
-        matrix[:3, :3], matrix[:3, 3] = rotation, -rotation @ (np.array([1, 2, 3]) - 5 * forward)
-        views.append(View(str(angle), None, matrix, np.diag([10.0, 10, 1]), 8, 6))
-    low, high = bounds_of_views(views)
-    np.testing.assert_allclose((low + high) / 2, [1, 2, 3], atol=0.02)
-    np.testing.assert_allclose(high - low, 2 * 5 * 0.4, rtol=0.01)  # tan(fov / 2) = 4 / 10
+        matrix[:3, :3] = np.stack([np.cross([0, 1, 0], forward), [0, 1, 0], forward])
+        matrix[:3, 3] = -matrix[:3, :3] @ (np.array([1, 2, 3]) - 5 * forward)
+        views.append(View(f"{angle}", None, matrix, np.array([[10, 0, 4], [0, 10, 3], [0, 0, 1.0]]), 8, 6))
+    return views
+
+
+def test_what_the_cameras_look_at():
+    views = inwards(8)
+    centers, axes = (np.array([part(v) for v in views]) for part in (View.center.fget, viewing_direction))
+    np.testing.assert_allclose(nearest_to_axes(centers, axes), [1, 2, 3], atol=1e-6)
+
+
+def viewing_direction(view):
+    return view.world_to_camera[2, :3]
+
+
+def test_random_points_fill_what_the_cameras_see():
+    """Two cameras face each other at x = -4 and 6; points are from half as far as x = 1 to 5 times so."""
+    x, y, z = points_in_view(inwards(2), 100_000, seed=0).xyz.T - np.float32([[1], [2], [3]])
+    assert np.abs(x).max() == pytest.approx(20, rel=0.01)
+    # Uniform in 1 / depth between 1 / 2.5 and 1 / 25; between the cameras' near ends depths are up to 7.5.
+    assert np.mean(np.abs(x) < 2.5) == pytest.approx((1 / 2.5 - 1 / 7.5) / (1 / 2.5 - 1 / 25), abs=0.01)
+    farthest = np.abs(x) + 5  # depth, seen from the other end
+    assert np.abs(y / farthest).max() == pytest.approx(0.3, rel=0.01)
+    assert np.abs(z / farthest).max() == pytest.approx(0.4, rel=0.01)
 
 
 # Depth

@@ -5,18 +5,15 @@ Frames and cameras are read as those of transforms.json are.
 
 from pathlib import Path
 
-import numpy as np
-
 from scene.files import read_json
 from scene.ply import read_points
-from scene.points import PointCloud, uniform_points
+from scene.points import PointCloud
 from scene.readers import transforms
 from scene.readers.views import Dataset, DepthMap, View
 
 NAME = "Blender"
 LOOKS_FOR = "transforms_train.json"
 CUBE = 1.3  # half the side of the cube that holds every scene of the original data set
-DEFAULT_POINTS = 100_000
 DEPTH_DIVISOR = 512.0
 
 
@@ -36,14 +33,9 @@ def read(folder: Path, images: str = "", depths: str = "", derived: Path | None 
         views=views,
         split_folders=[folder],
         read_points=lambda: _read_points(folder),
-        default_points=default_points,
+        cube=CUBE,
         missing=missing,
     )
-
-
-def default_points(seed: int) -> PointCloud:
-    """What the original starts from without points."""
-    return uniform_points(DEFAULT_POINTS, np.full(3, -CUBE), np.full(3, CUBE), seed)
 
 
 def _read_split(folder: Path, split: str, depths: str) -> tuple[list[View], list[Path]]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from scene.files import DataError, read_array, some
 from scene.lens import Lens
-from scene.points import GRAY, PointCloud
 from scene.readers.depths import DepthMaps
 from scene.readers.views import Dataset, View, camera_of
 
@@ -20,7 +19,6 @@ NAME = "LLFF"
 LOOKS_FOR = "poses_bounds.npy"
 IMAGES = "images"
 ENDINGS = (".png", ".jpg", ".jpeg")
-DEFAULT_POINTS = 100_000
 
 
 def detect(folder: Path) -> bool:
@@ -53,6 +51,7 @@ def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | N
                 world_to_camera=_world_to_camera(matrix, origin),
                 **camera_of(lens, origin),
                 depth=depth_maps.of(photo.name) if depth_maps else None,
+                depth_range=(float(row[15]), float(row[16])),
             )
         )
     return Dataset(
@@ -61,7 +60,6 @@ def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | N
         views=views,
         split_folders=[folder],
         read_points=lambda: None,
-        default_points=lambda seed: _points_in_view(views, rows[:, 15:], seed),
         notes=notes,
     )
 
@@ -94,21 +92,3 @@ def _world_to_camera(matrix: np.ndarray, origin: str) -> np.ndarray:
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3], world_to_camera[:3, 3] = rotation, -rotation @ position
     return world_to_camera
-
-
-def _points_in_view(views: list[View], bounds: np.ndarray, seed: int) -> PointCloud:
-    """Gray points in what the cameras see: a random view, pixel, and depth between its bounds, as many near
-    as far in the picture (uniform in 1 / depth)."""
-    random = np.random.RandomState(seed)
-    view = random.randint(len(views), size=DEFAULT_POINTS)
-    near, far = bounds[view].T
-    depth = 1 / (1 / near + random.random_sample(len(view)) * (1 / far - 1 / near))
-    sizes = np.array([(v.width, v.height) for v in views], float)
-    pixels = np.column_stack([random.random_sample((len(view), 2)) * sizes[view], np.ones(len(view))])
-    rays = np.einsum("pij,pj->pi", np.linalg.inv([v.intrinsics for v in views])[view], pixels)
-    rotations, centers = (
-        np.array([v.world_to_camera[:3, :3] for v in views]),
-        np.array([v.center for v in views]),
-    )
-    xyz = centers[view] + np.einsum("pji,pj->pi", rotations[view], rays * depth[:, None])
-    return PointCloud(xyz.astype(np.float32), np.full(xyz.shape, GRAY, np.float32))

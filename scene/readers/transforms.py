@@ -14,7 +14,7 @@ import numpy as np
 from scene.files import DataError, image_size, is_file, read_json
 from scene.lens import Lens
 from scene.ply import read_points
-from scene.points import PointCloud, bounds_of_views, uniform_points
+from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
 from scene.readers.views import Dataset, View, camera_of
 
@@ -23,7 +23,6 @@ LOOKS_FOR = "transforms.json"
 OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
 ENDINGS = (".png", ".jpg", ".jpeg")  # that file_path may leave out
 IMAGES = "images"  # the folder that -i takes the place of
-DEFAULT_POINTS = 100_000
 
 # camera_model -> our name, and what its coefficients are called. Programs write OPENCV or PINHOLE for any
 # lens that is no fisheye, and mean the coefficients that are there.
@@ -57,7 +56,6 @@ def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | N
         views=views,
         split_folders=[folder],
         read_points=lambda: _read_points(folder, path, meta),
-        default_points=lambda seed: uniform_points(DEFAULT_POINTS, *bounds_of_views(views), seed),
         missing=missing,
     )
 

@@ -46,6 +46,7 @@ class View:
     mask_path: Path | None = None  # white where the photo counts
     held_out: bool | None = None  # whether the data set itself lists it as a test view; None: it does not say
     depth: DepthMap | None = None
+    depth_range: tuple[float, float] | None = None  # nearest and farthest, if the data set says so
 
     @property
     def center(self) -> np.ndarray:
@@ -64,9 +65,7 @@ class Dataset:
     read_points: Callable[
         [], tuple[PointCloud, str] | None
     ]  # the points and where they are from; None: there are none
-    default_points: Callable[[int], PointCloud] | None = (
-        None  # seed -> what the format starts from without points
-    )
+    cube: float | None = None  # half its side, centered: where the format has what it shows, by convention
     notes: list[str] = field(default_factory=list)  # worth a line on the screen
     missing: list[Path] = field(default_factory=list)  # photos that it lists, but that are not there
 
