@@ -29,9 +29,7 @@ from tests import tiny_scenes
 from tests.test_viewer import message
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
-os.environ.setdefault(
-    "PYTORCH_NVML_BASED_CUDA_CHECK", "1"
-)  # CUDA once started survives no fork
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA once started survives no fork
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.test_resume", "torch.utils.tensorboard"])
 CPU = ["--device", "cpu", "--disable_viewer"]
