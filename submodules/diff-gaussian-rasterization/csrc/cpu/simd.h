@@ -65,9 +65,7 @@ GS_OP F operator+(F a, F b) { return _mm512_add_ps(a.v, b.v); }
 GS_OP F operator-(F a, F b) { return _mm512_sub_ps(a.v, b.v); }
 GS_OP F operator*(F a, F b) { return _mm512_mul_ps(a.v, b.v); }
 GS_OP F operator/(F a, F b) { return _mm512_div_ps(a.v, b.v); }
-GS_OP F operator-(F a) {
-    return _mm512_castsi512_ps(_mm512_xor_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(INT32_MIN)));
-}
+GS_OP F operator-(F a) { return -a.v; }
 GS_OP M operator<(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ)}; }
 GS_OP M operator<=(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_LE_OQ)}; }
 GS_OP M operator>(F a, F b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
@@ -136,15 +134,30 @@ GS_OP F ex2(F a) {
     return _mm512_scalef_ps(p, n);
 }
 
-// 2^a where -126 < a < 127; anything elsewhere. Adding 1.5 * 2^23 rounds to an integer and leaves it in the low bits, from
-// where it goes straight into the exponent.
+// The bits of 2^(i / 32), less those that i itself adds to them below.
+struct Ex2Table {
+    int32_t at[32];
+    constexpr Ex2Table() : at() {
+        double power = 1;
+        for (int i = 0; i < 32; ++i, power *= 1.0218971486541166)
+            at[i] = 0x3f800000 + int32_t((power - 1) * 8388608 + 0.5) - (i << 18);
+    }
+};
+alignas(64) constexpr Ex2Table kEx2Table;
+
+// 2^a where -126 < a < 127; anything elsewhere. Adding 1.5 * 2^18 rounds to thirty-seconds and leaves their number in the
+// low bits: the lowest five choose from a table, the others go straight into the exponent. For what remains, |f| <= 1/64,
+// two terms give 5e-8.
 GS_OP F ex2_near(F a) {
-    const __m512 magic = _mm512_set1_ps(12582912.f), shifted = _mm512_add_ps(a.v, magic);
+    const __m512 magic = _mm512_set1_ps(393216.f), shifted = _mm512_add_ps(a.v, magic);
     const __m512 f = _mm512_sub_ps(a.v, _mm512_sub_ps(shifted, magic));
-    __m512 p = _mm512_set1_ps(kEx2[5]);
-    for (int k = 4; k >= 0; --k) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(kEx2[k]));
-    return _mm512_castsi512_ps(
-        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(shifted), 23)));
+    const __m512i steps = _mm512_castps_si512(shifted);
+    const __m512i bits =
+        _mm512_permutex2var_epi32(_mm512_load_si512(kEx2Table.at), steps, _mm512_load_si512(kEx2Table.at + 16));
+    const __m512 power = _mm512_castsi512_ps(_mm512_add_epi32(bits, _mm512_slli_epi32(steps, 18)));
+    const __m512 rest =
+        _mm512_mul_ps(_mm512_fmadd_ps(f, _mm512_set1_ps(0.240226507f), _mm512_set1_ps(0.693157344f)), f);
+    return _mm512_fmadd_ps(power, rest, power);
 }
 
 // The binary exponent as a number, and the rest, within [1/sqrt 2, sqrt 2): for log().
