@@ -38,16 +38,12 @@ GS_INLINE TilePlace place(const Frame<T>& f, int64_t tile) {
 
 // One block of a plane [H, W]; zeros outside the image.
 GS_INLINE F load_block(const Number* plane, const TilePlace& t, int b) {
-    alignas(64) Number lane[kLanes];
     const int x = t.x + pixel_x(b, 0), y = t.y + pixel_y(b, 0);
-    if (t.whole(b)) {
-        for (int r = 0; r < kBlock; ++r)
-            std::memcpy(lane + kBlock * r, plane + int64_t(y + r) * t.width + x, kBlock * sizeof(Number));
-    } else {
-        for (int i = 0; i < kLanes; ++i) {
-            const int u = x + (i & 3), v = y + (i >> 2);
-            lane[i] = u < t.width && v < t.height ? plane[int64_t(v) * t.width + u] : Number(0);
-        }
+    if (t.whole(b)) return load_fours(plane + int64_t(y) * t.width + x, t.width);
+    Number lane[kLanes];
+    for (int i = 0; i < kLanes; ++i) {
+        const int u = x + (i & 3), v = y + (i >> 2);
+        lane[i] = u < t.width && v < t.height ? plane[int64_t(v) * t.width + u] : Number(0);
     }
     return load(lane);
 }

@@ -106,6 +106,12 @@ GS_OP I to_int(F a) { return _mm512_cvttps_epi32(a.v); }
 GS_OP F to_number(I a) { return _mm512_cvtepi32_ps(a.v); }
 GS_OP F load(const float* p) { return _mm512_loadu_ps(p); }
 GS_OP void store(float* p, F a) { _mm512_storeu_ps(p, a.v); }
+GS_OP F load_fours(const float* p, int64_t stride) {  // four rows of four
+    const __m256 upper = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + stride), 1);
+    const __m256 lower =
+        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 2 * stride)), _mm_loadu_ps(p + 3 * stride), 1);
+    return _mm512_insertf32x8(_mm512_castps256_ps512(upper), lower, 1);
+}
 GS_OP I load(const int32_t* p) { return _mm512_loadu_si512(p); }
 GS_OP void store(int32_t* p, I a) { _mm512_storeu_si512(p, a.v); }
 GS_OP F load_if(bool wanted, const float* p) {  // else zeros, and nothing is read
@@ -397,6 +403,18 @@ GS_OP F load(const Number* p) {
     F r;
     GS_EACH std::memcpy(&r.v[k], p + k * kWidth, sizeof(V));
     return r;
+}
+GS_OP F load_fours(const Number* p, int64_t stride) {  // four rows of four
+#if GS_WIDTH == 8
+    F r;
+    GS_EACH r.v[k] = (V)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 2 * k * stride)),
+                                             _mm_loadu_ps(p + (2 * k + 1) * stride), 1);
+    return r;
+#else
+    Number lane[kLanes];
+    for (int r = 0; r < 4; ++r) std::memcpy(lane + 4 * r, p + r * stride, 4 * sizeof(Number));
+    return load(lane);
+#endif
 }
 GS_OP void store(Number* p, F a) { GS_EACH std::memcpy(p + k * kWidth, &a.v[k], sizeof(V)); }
 GS_OP I load(const int32_t* p) {
