@@ -430,9 +430,9 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
     std::vector<Tensor> state = new_state<T>(in);
     Frame<T> f = frame_of<T>(in, state);
     const int64_t pixels = in.width * in.height;
-    cpu::Buffer image(5 * pixels * sizeof(T)), radii(g.count * sizeof(int32_t)), grad(3 * pixels * sizeof(T));
+    cpu::Buffer image(3 * pixels * sizeof(T)), radii(g.count * sizeof(int32_t)), grad(3 * pixels * sizeof(T));
     T* color = image.as<T>();
-    render(g, v, f, state, {color, color + 3 * pixels, color + 4 * pixels, radii.as<int32_t>()});
+    render(g, v, f, state, {color, nullptr, nullptr, radii.as<int32_t>()});
 
     const bool bytes = target.scalar_type() == at::kByte;
     cpu::Photometric<T> l = {color,

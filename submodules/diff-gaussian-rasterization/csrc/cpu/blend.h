@@ -105,6 +105,7 @@ GS_INLINE int first_bit(uint64_t list) { return list ? __builtin_ctzll(list) : k
 
 // Blends the listed splats into one block, four at a time: their alphas do not depend on one another. Nor does anything
 // wait for the test whether a pixel is done: `through` only falls, so once it is below the limit it stays there.
+template <bool kInvDepth>
 GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b, F px, F py) {
     constexpr int kGroup = 4;
     BlockState s = state;
@@ -129,7 +130,7 @@ GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b
             s.red = fma_where(blended, weight, F(splat.red), s.red);
             s.green = fma_where(blended, weight, F(splat.green), s.green);
             s.blue = fma_where(blended, weight, F(splat.blue), s.blue);
-            s.inv_depth = fma_where(blended, weight, F(splat.inv_z), s.inv_depth);
+            if (kInvDepth) s.inv_depth = fma_where(blended, weight, F(splat.inv_z), s.inv_depth);
             s.last = select(lit_now, &batch.position[j[k]], s.last);
             batch.touched[j[k]] |= uint16_t(uint32_t(any(lit_now)) << b);
         }
@@ -159,6 +160,13 @@ GS_INLINE void stage(const Frame<Number>& f, const TilePlace& t, int64_t base, i
     for (uint64_t& h : batch.hits) h &= real;
 }
 
+// A few of the next batch, for every block: the processor waits for no more than some dozen lines at once.
+constexpr int kFetch = kBatch / kBlocks;
+GS_INLINE void fetch_splats(const Frame<Number>& f, const Entry* from, const Entry* end) {
+    for (const Entry* e = from; e < from + kFetch && e < end; ++e) __builtin_prefetch(&f.splats[e->splat]);
+}
+
+template <bool kInvDepth>
 static void blend_tile(const Frame<Number>& f, const Number* background, const Image<Number>& out, int64_t tile) {
     const TilePlace t = place(f, tile);
     const PixelCenters centers(t);
@@ -182,12 +190,10 @@ static void blend_tile(const Frame<Number>& f, const Number* background, const I
         }
         stage(f, t, base, count, batch);
         for (int e = 0; e <= kBatch; ++e) batch.position[e] = int32_t(base - begin) + e;
-        const int64_t next = base + kBatch, next_end = next + kBatch < end ? next + kBatch : end;
-        for (int64_t e = next; e < next_end; ++e) __builtin_prefetch(&f.splats[f.entries[e].splat]);
-
         for (uint32_t todo = alive; todo; todo &= todo - 1) {
             const int b = __builtin_ctz(todo);
-            blend_block(state[b], batch.hits[b], batch, b, centers.x[b & 3], centers.y[b >> 2]);
+            fetch_splats(f, f.entries + base + kBatch + b * kFetch, f.entries + end);
+            blend_block<kInvDepth>(state[b], batch.hits[b], batch, b, centers.x[b & 3], centers.y[b >> 2]);
             if (!any(state[b].through >= F(kStopAt))) alive &= ~(1u << b);
         }
         std::memcpy(f.touched + base, batch.touched, count * sizeof *f.touched);
@@ -202,13 +208,18 @@ static void blend_tile(const Frame<Number>& f, const Number* background, const I
         store_block(out.color, t, b, fma(s.T, F(background[0]), s.red));
         store_block(out.color + plane, t, b, fma(s.T, F(background[1]), s.green));
         store_block(out.color + 2 * plane, t, b, fma(s.T, F(background[2]), s.blue));
-        store_block(out.alpha, t, b, F(1) - s.T);
-        store_block(out.inv_depth, t, b, s.inv_depth);
+        if (out.alpha) store_block(out.alpha, t, b, F(1) - s.T);
+        if (kInvDepth) store_block(out.inv_depth, t, b, s.inv_depth);
     }
 }
 
 static void blend(const Frame<Number>& f, const Number* background, const Image<Number>& out) {
-    parallel(f.tiles(), [&](int64_t i) { blend_tile(f, background, out, f.tile_order[i]); });
+    parallel(f.tiles(), [&](int64_t i) {
+        if (out.inv_depth)
+            blend_tile<true>(f, background, out, f.tile_order[i]);
+        else
+            blend_tile<false>(f, background, out, f.tile_order[i]);
+    });
 }
 
 }  // namespace gs::cpu::GS_ISA

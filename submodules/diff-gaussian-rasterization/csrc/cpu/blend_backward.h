@@ -1,7 +1,8 @@
 // blend_backward.h: back to front over each tile's splats, and what each of them would have to change.
 //
 // A pixel carries two numbers from splat to splat: the light T that reaches the splat, and the dot product `behind` of the
-// image gradient with the color that comes from behind it. The tile's list is taken in batches, each in two passes:
+// image gradient with the color that would be seen without the splat and all before it. The tile's list is taken in
+// batches, each in two passes:
 //   1. block after block, its sixteen pixels in registers, over the splats that added light to it; every visit leaves a
 //      weight alpha T, which is dcolor, and g = dL/d(log alpha);
 //   2. splat after splat, over the blocks it added light to: sums of those over pixels, in registers, into one record:
@@ -40,17 +41,16 @@ GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch&
         list ^= uint64_t(1) << j;
         const Splat<Number>& splat = batch.splat[j];
         const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
-        const F uncapped = ex2_near(q), alpha = min(uncapped, F(kAlphaMax));
         const M lit = at_most(q >= F(kLog2AlphaMin), I(batch.position[j]), s.last);
+        const F uncapped = zero_unless(lit, ex2_near(q)), alpha = min(uncapped, F(kAlphaMax));
         F along = fma(F(splat.red), s.red, fma(F(splat.green), s.green, F(splat.blue) * s.blue));
         if (kInvDepth) along = fma(F(splat.inv_z), s.inv_depth, along);
-        // dL/dalpha = T along - behind / (1 - alpha), T being the light before the splat, s.T (1 - alpha)^-1.
-        const F inv = recip(F(1) - alpha), g_alpha = inv * fma(s.T, along, -s.behind);
-        s.T = select(lit, s.T * inv, s.T);
+        const F change = along - s.behind;  // dL/dalpha per light that reaches the splat
+        s.T = s.T * recip(F(1) - alpha);
+        s.behind = fma(alpha, change, s.behind);
         Visit& v = batch.visit[batch.first_visit[j] + __builtin_popcount(batch.touched[j] & before)];
-        v.weight = zero_unless(lit, alpha * s.T);
-        v.g = zero_unless(lit, g_alpha * uncapped);  // the cap lets the gradient through
-        s.behind = fma(v.weight, along, s.behind);
+        v.weight = alpha * s.T;
+        v.g = s.T * uncapped * change;  // the cap lets the gradient through
     }
     state = s;
 }
@@ -112,9 +112,8 @@ static void blend_backward_tile(const Frame<Number>& f, const Number* background
         s.green = load_block(grad.color + plane, t, b);
         s.blue = load_block(grad.color + 2 * plane, t, b);
         s.inv_depth = kInvDepth ? load_block(grad.inv_depth, t, b) : F(0);
-        F from_back = s.red * F(background[0]) + s.green * F(background[1]) + s.blue * F(background[2]);
-        if (grad.alpha) from_back = from_back - load_block(grad.alpha, t, b);
-        s.behind = s.T * from_back;
+        s.behind = s.red * F(background[0]) + s.green * F(background[1]) + s.blue * F(background[2]);
+        if (grad.alpha) s.behind = s.behind - load_block(grad.alpha, t, b);
         sum_red = fma(s.T, s.red, sum_red);
         sum_green = fma(s.T, s.green, sum_green);
         sum_blue = fma(s.T, s.blue, sum_blue);
@@ -132,10 +131,12 @@ static void blend_backward_tile(const Frame<Number>& f, const Number* background
             batch.position[j] = int32_t(base - begin) + j;
             visits += __builtin_popcount(batch.touched[j]);
             store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
-            __builtin_prefetch(records + int64_t(f.entries[base + j].slot) * kRecord, 1);
         }
-        for (int64_t e = base - kBatch; e >= begin && e < base; ++e) __builtin_prefetch(&f.splats[f.entries[e].splat]);
         for (int b = 0; b < kBlocks; ++b) {
+            // For the next batch, and for the second pass of this one.
+            if (base > begin) fetch_splats(f, f.entries + base - kBatch + b * kFetch, f.entries + base);
+            for (int j = b * kFetch; j < (b + 1) * kFetch && j < count; ++j)
+                __builtin_prefetch(records + int64_t(f.entries[base + j].slot) * kRecord, 1);
             const uint64_t list = column_of_bits(batch.touched, b);
             if (list) revisit_block<kInvDepth>(state[b], list, batch, b, centers.x[b & 3], centers.y[b >> 2]);
         }

@@ -48,7 +48,8 @@ struct Window {
     }
 };
 
-// A whole row; `from` has its margins of zeros.
+// A whole row; `from` has its margins of zeros. A ring holds one vector of all its rows side by side, then the next: that is
+// how they will be read.
 GS_INLINE void blur_row(const Number* from, Number* to, int vectors, const Window& w) {
     F before = load(from - kLanes), here = load(from);
     for (int x = 0; x < vectors * kLanes; x += kLanes) {
@@ -60,7 +61,7 @@ GS_INLINE void blur_row(const Number* from, Number* to, int vectors, const Windo
         sum = fma(w.tap[3], ahead<13>(before, here, p - kLanes) + ahead<3>(here, next, p), sum);
         sum = fma(w.tap[4], ahead<12>(before, here, p - kLanes) + ahead<4>(here, next, p), sum);
         sum = fma(w.tap[5], ahead<11>(before, here, p - kLanes) + ahead<5>(here, next, p), sum);
-        store(to + x, sum);
+        store(to + kRing * x, sum);
         before = here, here = next;
     }
 }
@@ -70,7 +71,7 @@ struct TwoRows { F upper, lower; };
 
 GS_INLINE TwoRows blur_along_y(const Number* const* row, int x, const Window& w) {
     F r[kTaps + 1];
-    for (int i = 0; i <= kTaps; ++i) r[i] = load(row[i] + x);
+    for (int i = 0; i <= kTaps; ++i) r[i] = load(row[i] + kRing * x);
     TwoRows sum = {w.tap[0] * r[kReach], w.tap[0] * r[kReach + 1]};
     for (int i = 1; i <= kReach; ++i) {
         sum.upper = fma(w.tap[i], r[kReach - i] + r[kReach + i], sum.upper);
@@ -104,7 +105,7 @@ struct BandRows {
         : stride((p.width + kLanes - 1) / kLanes * kLanes + 2 * kMargin),
           vectors((p.width + kLanes - 1) / kLanes),
           block((11 + 7 * kRing) * stride * sizeof(Number)) {
-        std::memset(block.data, 0, (11 + 7 * kRing) * stride * sizeof(Number));
+        std::memset(block.data, 0, 11 * stride * sizeof(Number));  // rings are written before they are read
         Number* next = block.as<Number>() + kMargin;
         const auto take = [&](int rows) {
             Number* r = next;
@@ -120,7 +121,8 @@ struct BandRows {
         const int edge = p.valid ? kReach : 0;
         for (int x = edge; x < p.width - edge; ++x) weight[x] = 1;
     }
-    int place(int row) const { return (row + 4 * kRing) % kRing * stride; }
+    // Of a row's first vector in a ring.
+    int place(int row) const { return (row + 4 * kRing) % kRing * kLanes; }
 };
 
 // Row y of a and b, masked, into rows.a and rows.b.
@@ -132,9 +134,7 @@ GS_INLINE void read_row(const Planes& p, int64_t plane, int y, BandRows& rows) {
         F a = load_some(p.a + at + x, n), b;
         if (p.clamped) a = min(max(a, F(0)), F(1));
         if (p.b_bytes) {
-            uint8_t bytes[kLanes] = {};
-            std::memcpy(bytes, p.b_bytes + at + x, n);
-            b = load_bytes(bytes) / F(255);
+            b = load_bytes(p.b_bytes + at + x, n) / F(255);
         } else {
             b = load_some(p.b + at + x, n);
         }
@@ -147,10 +147,14 @@ GS_INLINE void read_row(const Planes& p, int64_t plane, int y, BandRows& rows) {
     }
 }
 
+GS_INLINE void clear_in_ring(Number* to, int vectors) {
+    for (int x = 0; x < vectors * kLanes; x += kLanes) store(to + kRing * x, F(0));
+}
+
 static void source_row(const Planes& p, int64_t plane, int y, BandRows& rows, const Window& w) {
     const int at = rows.place(y);
     if (y < 0 || y >= p.height) {
-        for (Number* ring : rows.blurred) std::memset(ring + at, 0, rows.vectors * kLanes * sizeof(Number));
+        for (Number* ring : rows.blurred) clear_in_ring(ring + at, rows.vectors);
         return;
     }
     read_row(p, plane, y, rows);
@@ -191,7 +195,7 @@ static void window_rows(const Planes& p, int y, bool gradient, BandRows& rows, c
             if (real[i])
                 blur_row(rows.d[i][k], to, rows.vectors, w);
             else
-                std::memset(to, 0, rows.vectors * kLanes * sizeof(Number));
+                clear_in_ring(to, rows.vectors);
         }
     }
 }

@@ -122,8 +122,8 @@ GS_OP F load_some(const float* p, int count) {  // zeros behind the first `count
 }
 GS_OP void store_some(float* p, F a, int count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), a.v); }
 GS_OP void store_some(int32_t* p, I a, int count) { _mm512_mask_storeu_epi32(p, __mmask16((1u << count) - 1), a.v); }
-GS_OP F load_bytes(const uint8_t* p) {  // sixteen unsigned bytes as numbers
-    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+GS_OP F load_bytes(const uint8_t* p, int count) {  // the first `count` as numbers, zeros behind them
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(__mmask16((1u << count) - 1), p)));
 }
 GS_OP float sum(F a) { return _mm512_reduce_add_ps(a.v); }
 GS_OP int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may write all sixteen places
@@ -447,7 +447,9 @@ GS_OP void store_some(int32_t* p, I a, int count) {
     store(lane, a);
     for (int i = 0; i < count; ++i) p[i] = lane[i];
 }
-GS_OP F load_bytes(const uint8_t* p) {
+GS_OP F load_bytes(const uint8_t* p, int count) {
+    uint8_t some[kLanes] = {};
+    if (count < kLanes) p = static_cast<const uint8_t*>(std::memcpy(some, p, count));
 #if GS_WIDTH == 8
     const auto part = [&](int k) {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8 * k));
