@@ -265,8 +265,8 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
                                  entries,
                                  trace,
                                  data<cuda::Totals>(state[kTotals]),
+                                 data<float>(background),
                                  data<float>(image),
-                                 data<float>(alpha),
                                  data<float>(state[kInvDepth]),
                                  data<float>(grad_image),
                                  data<float>(grad_alpha),
@@ -499,10 +499,9 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
     const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
 
-    const Tensor image = device.empty({3, height, width}), alpha = device.empty({height, width});
-    const Tensor g_image = device.empty({3, height, width});
-    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image),
-                         data<float>(alpha), nullptr, trace, projected.screen.totals},
+    const Tensor image = device.empty({3, height, width}), g_image = device.empty({3, height, width});
+    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), nullptr, nullptr,
+                         trace, projected.screen.totals},
                         device.stream);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
@@ -514,8 +513,8 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                                  room,
                                  trace,
                                  projected.screen.totals,
+                                 v.background,
                                  data<float>(image),
-                                 data<float>(alpha),
                                  nullptr,
                                  data<float>(g_image),
                                  nullptr,

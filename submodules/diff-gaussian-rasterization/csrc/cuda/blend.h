@@ -1,21 +1,20 @@
-// blend.h: what blending forward and backward share: how pixels map to threads, how splats reach shared memory, and the
-// very same arithmetic, so that the backward meets exactly the transmittances that the forward met.
+// blend.h: what blending forward and backward share: how pixels map to threads, and the very same arithmetic up to alpha,
+// so that both agree on what a pixel takes.
 //
 // A 16x16 tile is eight strips of 8x4 pixels, one pixel a lane; two strips above each other are a square. The forward
 // gives a strip or a square to each of its warps. The tile's entries pass through shared memory in batches; of 32 staged
 // splats, each lane asks whether one can reach its warp's pixels at all, and the warp visits only those that can.
 //
-// The forward leaves a trace. For every strip and 32 entries: which of them some pixel of the strip took. For every
-// segment of 256 entries: what each pixel had seen when it began. So the backward can walk all segments of all tiles at
-// the same time, a block each, and visits only what was taken: lists of very different length, and pictures of few tiles,
-// keep the whole GPU busy.
+// The forward leaves a trace. For every pixel: how far it went, and the transmittance there. For every strip and 32
+// entries: which of them some pixel of the strip took. For every segment of 256 entries: what each pixel had seen when it
+// began. So the backward can walk all segments of all tiles at the same time, a block each, and visits only what was
+// taken: lists of very different length, and pictures of few tiles, keep the whole GPU busy.
 #pragma once
 #include "../common/tiles.h"
 #include "device.h"
 
 namespace gs::cuda {
 
-constexpr float kNever = INFINITY;         // as `threshold`: this pixel takes no more splats
 constexpr int kGroups = kSegment / kWarp;  // of 32 entries, in a segment
 
 // The pixels of a lane: one of a strip, or two, four rows apart, of a square.
@@ -67,29 +66,10 @@ __device__ __forceinline__ int64_t passed_at(uint32_t begin, uint32_t segment, i
     return ((int64_t(begin) / kSegment + segment) * kStrips + strip) * kWarp + lane_id();
 }
 
-// One pixel's opinion of one splat. Everything is zero where the pixel does not take it: it is too faint there, or the
-// pixel is done. A pixel is done (threshold = kNever) when this splat would leave less than kStopAt of the light.
-struct Contribution {
-    float alpha_free;  // opacity times falloff, before the cap
-    float alpha;
-    float weight;  // alpha times the transmittance in front
-    float next;    // the transmittance behind
-};
-
-__device__ __forceinline__ Contribution contribution(float e, float log2_opacity, float transmittance,
-                                                     float& threshold) {
-    Contribution c;
-    // A falloff above one is rounding, in splats thousands of times longer than wide: taken as one.
-    c.alpha_free = e >= threshold ? exp2_fast(fminf(e, log2_opacity)) : 0.f;
-    c.alpha = fminf(c.alpha_free, float(kAlphaMax));
-    c.next = __fmaf_rn(-c.alpha, transmittance, transmittance);
-    if (c.next < float(kStopAt)) {
-        threshold = kNever;
-        c.alpha = c.alpha_free = 0.f;
-        c.next = transmittance;
-    }
-    c.weight = __fmul_rn(c.alpha, transmittance);
-    return c;
+// Opacity times falloff, before the cap. A falloff above one is rounding, in splats thousands of times longer than wide:
+// taken as one.
+__device__ __forceinline__ float uncapped_alpha(float e, float log2_opacity) {
+    return exp2_fast(fminf(e, log2_opacity));
 }
 
 }  // namespace gs::cuda

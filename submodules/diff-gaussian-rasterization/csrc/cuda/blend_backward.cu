@@ -1,10 +1,10 @@
 // The derivative of alpha blending, CUDA backend. See blend.h for the mapping.
 //
-// With T_k the transmittance in front of splat k, a pixel is  C = sum_k c_k a_k T_k + T_end background,  so
-//   dC/da_k = T_k c_k - (what lies behind k) / (1 - a_k).
-// "What lies behind", times the gradient of the pixel, is one number S: it starts as color . gradient and loses each
-// splat's share as the walk, front to back like the forward's, passes it. So no transmittance has to be divided out.
-// Alpha and inverse depth are further channels of the same sum; alpha's is a background of -1.
+// With T_k the transmittance in front of splat k and B_k the color that is seen behind it, a pixel is
+//   C = T_k (a_k c_k + (1 - a_k) B_k) + what lies in front,  so  dC/da_k = T_k (c_k - B_k).
+// The walk is back to front: B starts as the background and becomes a c + (1 - a) B at each splat, T is divided by 1 - a.
+// Only B . gradient of the pixel is needed, one number. Alpha and inverse depth are further channels; alpha's is a
+// background of -1.
 //
 // A block walks one segment of a tile's list, a warp one square of 8x8 pixels: it gathers the splats that its pixels took,
 // 32 at a time. A lane adds up its two pixels, the warp adds up its lanes (warp_reduce.h), and the warps of the image meet
@@ -19,42 +19,50 @@ namespace {
 
 constexpr int kPixels = 2;  // of a lane
 constexpr int kThreads = kWarp * kStrips / kPixels;
+constexpr uint32_t kOrderUnit = 1 << kPixels;  // the order of a splat: its place in the segment, and by which strips
 
 template <bool kInvDepthWanted>
 struct PixelState {
-    float threshold = kNever, transmittance = 0.f;
-    float behind = 0.f;                                        // S
+    uint32_t stop = 0;                                         // nothing is taken from here on, as Visited's order
+    float transmittance = 0.f, behind = 0.f;                   // T, B . gradient
     float g_r = 0.f, g_g = 0.f, g_b = 0.f, g_inv_depth = 0.f;  // gradient of this pixel
 
-    // As the segment begins.
+    // As the segment ends.
     __device__ __forceinline__ void begin(const BlendBackward& p, int column, int row, uint32_t segment,
-                                          int64_t passed_at) {
-        const float4 passed =
-            segment ? static_cast<const float4*>(p.trace.passed)[passed_at] : make_float4(1.f, 0.f, 0.f, 0.f);
-        if (passed.x == 0.f) return;  // was done before
-        threshold = kLog2AlphaMin;
-        transmittance = passed.x;
+                                          int64_t next_passed) {
         const int64_t plane = int64_t(p.grid.width) * p.grid.height, pixel = int64_t(row) * p.grid.width + column;
+        const uint32_t first = segment * kSegment, stopped = p.trace.stop[pixel];
+        if (stopped <= first) return;  // before this segment
+        stop = ::min(stopped - first, uint32_t(kSegment)) * kOrderUnit;
         g_r = p.g_color[pixel], g_g = p.g_color[pixel + plane], g_b = p.g_color[pixel + 2 * plane];
-        behind = (p.color[pixel] - passed.y) * g_r + (p.color[pixel + plane] - passed.z) * g_g +
-                 (p.color[pixel + 2 * plane] - passed.w) * g_b;
-        if (kInvDepthWanted) {
-            g_inv_depth = p.g_inv_depth[pixel];
-            behind =
-                fmaf(p.inv_depth[pixel] - (segment ? p.trace.passed_inv_depth[passed_at] : 0.f), g_inv_depth, behind);
+        if (kInvDepthWanted) g_inv_depth = p.g_inv_depth[pixel];
+        const float left = p.trace.left[pixel], g_alpha = p.g_alpha ? p.g_alpha[pixel] : 0.f;
+        if (stopped - first <= kSegment) {
+            transmittance = left;
+            behind = p.background[0] * g_r + p.background[1] * g_g + p.background[2] * g_b - g_alpha;
+            return;
         }
-        if (p.g_alpha) behind = fmaf(p.alpha[pixel] - 1.f, p.g_alpha[pixel], behind);
+        const float4 passed = static_cast<const float4*>(p.trace.passed)[next_passed];
+        transmittance = passed.x;
+        behind = (p.color[pixel] - passed.y) * g_r + (p.color[pixel + plane] - passed.z) * g_g +
+                 (p.color[pixel + 2 * plane] - passed.w) * g_b - left * g_alpha;
+        if (kInvDepthWanted)
+            behind = fmaf(p.inv_depth[pixel] - p.trace.passed_inv_depth[next_passed], g_inv_depth, behind);
+        behind /= transmittance;
     }
 
-    // Returns the weight; g is dLoss / dlog(alpha). The cap on alpha lets the gradient through.
-    __device__ __forceinline__ float pass(float e, float log2_opacity, float4 look, float& g) {
-        const Contribution c = contribution(e, log2_opacity, transmittance, threshold);
+    // From behind a splat to before it. Returns its weight; g is dLoss / dlog(alpha). The cap on alpha lets the gradient
+    // through.
+    __device__ __forceinline__ float pass(uint32_t order, float e, float log2_opacity, float4 look, float& g) {
+        const float alpha_free = e >= kLog2AlphaMin && order < stop ? uncapped_alpha(e, log2_opacity) : 0.f;
+        const float alpha = fminf(alpha_free, float(kAlphaMax));
         float share = fmaf(look.x, g_r, fmaf(look.y, g_g, look.z * g_b));
         if (kInvDepthWanted) share = fmaf(look.w, g_inv_depth, share);
-        behind = fmaf(-c.weight, share, behind);
-        g = c.alpha_free * fmaf(transmittance, share, -behind * reciprocal_fast(1.f - c.alpha));
-        transmittance = c.next;
-        return c.weight;
+        const float stands_out = share - behind;
+        transmittance *= reciprocal_fast(1.f - alpha);
+        behind = fmaf(alpha, stands_out, behind);
+        g = alpha_free * transmittance * stands_out;
+        return alpha * transmittance;
     }
 };
 
@@ -97,18 +105,20 @@ struct Visits {
     }
 };
 
-// A splat on its way to shared memory.
-template <bool kOrdered>
 struct Visited {
-    float4 place, shape, look;  // place: x, y, where its gradient goes, by which strips
+    float4 place, shape, look;  // place: x, y, where its gradient goes, its order
 
-    __device__ __forceinline__ Visited(const BlendBackward& p, const Visits& visits, uint32_t first_entry, uint32_t n) {
+    // The n-th of those taken, counted from the segment's last.
+    template <bool kOrdered>
+    __device__ __forceinline__ void fetch(const BlendBackward& p, const Visits& visits, uint32_t first_entry,
+                                          uint32_t n) {
         uint32_t by = 0;
-        const uint32_t entry = first_entry + visits.nth(::min(n, visits.total - 1), by);
+        const uint32_t at = visits.nth(visits.total - 1 - ::min(n, visits.total - 1), by), entry = first_entry + at;
         const uint32_t id = p.ids[entry];
         const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
         place = splat[0], shape = splat[1], look = splat[2];
-        place.z = __uint_as_float(kOrdered ? p.pairs[entry] : id), place.w = __uint_as_float(by);
+        place.z = __uint_as_float(kOrdered ? p.pairs[entry] : id);
+        place.w = __uint_as_float(at * kOrderUnit + by);
     }
 };
 
@@ -116,7 +126,7 @@ template <bool kInvDepthWanted, bool kAbsolute, bool kOrdered>
 __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward p) {
     constexpr int kAbsAt = kBlue + 1 + (kInvDepthWanted ? 1 : 0);
     constexpr int kValues = kAbsAt + (kAbsolute ? 2 : 0);
-    __shared__ float4 places[kThreads], shapes[kThreads], looks[kThreads];
+    __shared__ Visited visited[kThreads];
     if (blockIdx.x >= p.totals->segments) return;
     const uint2 task = reinterpret_cast<const uint2*>(p.trace.segments)[blockIdx.x];
     const uint32_t tile = task.x, segment = task.y, begin = p.ranges[2 * int64_t(tile)];
@@ -129,7 +139,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 #pragma unroll
     for (int i = 0; i < kPixels; ++i)
         if (__any_sync(kFullWarp, visits.strips[i] != 0) && pixels.inside[i])
-            state[i].begin(p, pixels.column, pixels.row + 4 * i, segment, passed_at(begin, segment, strip + i));
+            state[i].begin(p, pixels.column, pixels.row + 4 * i, segment, passed_at(begin, segment + 1, strip + i));
 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
@@ -137,20 +147,21 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     float* const own_slot = kOrdered ? p.records + strip / kPixels * kGradSize + slot : p.grads + slot;
 
     const uint32_t first_entry = begin + segment * kSegment;
-    Visited<kOrdered> next(p, visits, first_entry, lane);
+    Visited next;
+    next.fetch<kOrdered>(p, visits, first_entry, lane);
     for (uint32_t done = 0; done < visits.total; done += kWarp) {
         __syncwarp();
-        places[threadIdx.x] = next.place, shapes[threadIdx.x] = next.shape, looks[threadIdx.x] = next.look;
+        visited[threadIdx.x] = next;
         __syncwarp();
-        if (done + kWarp < visits.total) next = Visited<kOrdered>(p, visits, first_entry, done + kWarp + lane);
+        if (done + kWarp < visits.total) next.fetch<kOrdered>(p, visits, first_entry, done + kWarp + lane);
         const int count = int(::min(visits.total - done, uint32_t(kWarp)));
         for (int k = warp_first; k < warp_first + count; ++k) {
-            const float4 place = places[k], shape = shapes[k], look = looks[k];
-            const uint32_t by = __float_as_uint(place.w);
+            const auto [place, shape, look] = visited[k];
+            const uint32_t order = __float_as_uint(place.w);
             const Exponents<kPixels> at(pixels, {place.x, place.y}, shape);
             float g0 = 0.f, g1 = 0.f, w0 = 0.f, w1 = 0.f;
-            if (by & 1) w0 = state[0].pass(at.e[0], shape.w, look, g0);
-            if (by & 2) w1 = state[1].pass(at.e[1], shape.w, look, g1);
+            if (order & 1) w0 = state[0].pass(order, at.e[0], shape.w, look, g0);
+            if (order & 2) w1 = state[1].pass(order, at.e[1], shape.w, look, g1);
             const float g0y = g0 * at.dy[0], g1y = g1 * at.dy[1];
 
             float v[kValues];

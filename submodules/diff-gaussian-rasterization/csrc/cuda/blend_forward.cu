@@ -4,35 +4,50 @@
 namespace gs::cuda {
 namespace {
 
+// As the threshold of a pixel that is done: beyond reach, and the bits above tell at which entry. Room for 2^28 and more.
+constexpr uint32_t kDoneAt = 0x60000000;
+
 template <bool kInvDepthWanted>
 struct PixelState {
-    float threshold, transmittance = 1.f;
+    float threshold;  // for log2(alpha)
+    float transmittance = 1.f;
     float r = 0.f, g = 0.f, b = 0.f, inv_depth = 0.f;
 
-    __device__ void begin(bool inside) { threshold = inside ? kLog2AlphaMin : kNever; }
+    __device__ void begin(bool inside) { threshold = inside ? kLog2AlphaMin : INFINITY; }
 
-    __device__ __forceinline__ void take(float e, float log2_opacity, float4 look) {
-        const Contribution c = contribution(e, log2_opacity, transmittance, threshold);
-        r = fmaf(c.weight, look.x, r);
-        g = fmaf(c.weight, look.y, g);
-        b = fmaf(c.weight, look.z, b);
-        if (kInvDepthWanted) inv_depth = fmaf(c.weight, look.w, inv_depth);
-        transmittance = c.next;
+    __device__ bool done() const { return threshold > 0.f; }
+
+    // A pixel is done when a splat would leave less than kStopAt of the light: that one is not taken, nor any behind it.
+    __device__ __forceinline__ void take(uint32_t done_at, float e, float log2_opacity, float4 look) {
+        const bool reached = e >= threshold;
+        const float alpha = fminf(uncapped_alpha(e, log2_opacity), float(kAlphaMax));
+        const float weight = __fmul_rn(alpha, transmittance), next = __fmaf_rn(-alpha, transmittance, transmittance);
+        const bool lit = reached && next >= float(kStopAt);
+        if (reached && !lit) threshold = __uint_as_float(done_at);
+        if (lit) {
+            r = fmaf(weight, look.x, r);
+            g = fmaf(weight, look.y, g);
+            b = fmaf(weight, look.z, b);
+            if (kInvDepthWanted) inv_depth = fmaf(weight, look.w, inv_depth);
+            transmittance = next;
+        }
     }
 
-    // For the backward: what has been seen so far; no transmittance says that the pixel is done.
+    // For the backward: what has been seen so far.
     __device__ __forceinline__ void store_passed(const Trace& trace, int64_t at) const {
-        static_cast<float4*>(trace.passed)[at] = {threshold == kNever ? 0.f : transmittance, r, g, b};
+        static_cast<float4*>(trace.passed)[at] = {transmittance, r, g, b};
         if (kInvDepthWanted && trace.passed_inv_depth) trace.passed_inv_depth[at] = inv_depth;
     }
 
-    __device__ __forceinline__ void store(const BlendForward& p, int column, int row) const {
+    __device__ __forceinline__ void store(const BlendForward& p, int column, int row, uint32_t entries) const {
         const int64_t plane = int64_t(p.grid.width) * p.grid.height, pixel = int64_t(row) * p.grid.width + column;
         p.color[pixel] = fmaf(transmittance, p.background[0], r);
         p.color[pixel + plane] = fmaf(transmittance, p.background[1], g);
         p.color[pixel + 2 * plane] = fmaf(transmittance, p.background[2], b);
-        p.alpha[pixel] = 1.f - transmittance;
-        if (p.trace.left) p.trace.left[pixel] = transmittance;
+        if (p.alpha) p.alpha[pixel] = 1.f - transmittance;
+        if (p.trace.taken)
+            p.trace.stop[pixel] = done() ? __float_as_uint(threshold) - kDoneAt : entries,
+            p.trace.left[pixel] = transmittance;
         if (kInvDepthWanted) p.inv_depth[pixel] = inv_depth;
     }
 };
@@ -44,27 +59,26 @@ constexpr unsigned kFewTiles = 3000;
 template <int kPixels>
 constexpr int kThreads = kWarp * kStrips / kPixels;
 
-struct Falloff {
-    float2 mean;
-    float4 shape;
-};
-
-template <int kPixels>
-struct Batch {
-    static constexpr int kSize = kThreads<kPixels>;  // one splat per thread
-    float4 place[kSize];                             // x, y, extent_x, extent_y
-    float4 shape[kSize];                             // xx, xy, yy, log2_opacity
-    float4 look[kSize];                              // r, g, b, inv_depth
+// A splat in shared memory. 48 bytes from one to the next put eight of them into different banks.
+struct Staged {
+    float4 place;  // x, y, extent_x, extent_y
+    float4 shape;  // xx, xy, yy, log2_opacity
+    float4 look;   // r, g, b, inv_depth
 
     __device__ __forceinline__ void fetch(const Splat* splats, uint32_t id) {
         const float4* splat = reinterpret_cast<const float4*>(splats + id);
-        copy_async16(&place[threadIdx.x], splat);
-        copy_async16(&shape[threadIdx.x], splat + 1);
-        copy_async16(&look[threadIdx.x], splat + 2);
+        copy_async16(&place, splat);
+        copy_async16(&shape, splat + 1);
+        copy_async16(&look, splat + 2);
     }
-    __device__ __forceinline__ Falloff falloff(uint32_t k) const {
-        return {*reinterpret_cast<const float2*>(&place[k]), shape[k]};
-    }
+};
+
+// What of it says how it fades.
+struct Falloff {
+    float2 mean;
+    float4 shape;
+    __device__ __forceinline__ explicit Falloff(const Staged& s)
+        : mean(*reinterpret_cast<const float2*>(&s.place)), shape(s.shape) {}
 };
 
 __device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
@@ -74,18 +88,18 @@ __device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
 
 template <bool kInvDepthWanted, int kPixels>
 __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_kernel(BlendForward p) {
-    constexpr int kBatch = Batch<kPixels>::kSize;
-    __shared__ Batch<kPixels> batches[2];
+    constexpr int kBatch = kThreads<kPixels>;
+    __shared__ Staged batches[2][kBatch];
     const uint32_t tile = blockIdx.x, thread = threadIdx.x;
     const int strip = int(thread) / kWarp * kPixels;  // the first of this warp
     const Pixels<kPixels> pixels(p.grid, tile, strip);
+    const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[tile];
     PixelState<kInvDepthWanted> state[kPixels];
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) state[i].begin(pixels.inside[i]);
 
-    const uint2 range = reinterpret_cast<const uint2*>(p.ranges)[tile];
     // Two loads follow each other for every splat, its id and its data: ids are fetched one batch further ahead.
-    if (range.x + thread < range.y) batches[0].fetch(p.splats, p.ids[range.x + thread]);
+    if (range.x + thread < range.y) batches[0][thread].fetch(p.splats, p.ids[range.x + thread]);
     uint32_t next_id = range.x + kBatch + thread < range.y ? p.ids[range.x + kBatch + thread] : 0;
 
     bool done = false;
@@ -96,7 +110,7 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
         // This batch has arrived, and nobody reads the other one any more.
         if (__syncthreads_and(done)) break;
         const uint32_t next = begin + kBatch;
-        if (next + thread < range.y) batches[turn ^ 1].fetch(p.splats, next_id);
+        if (next + thread < range.y) batches[turn ^ 1][thread].fetch(p.splats, next_id);
         next_id = next + kBatch + thread < range.y ? p.ids[next + kBatch + thread] : 0;
         if (done) continue;
 
@@ -105,25 +119,28 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
 #pragma unroll
             for (int i = 0; i < kPixels; ++i) state[i].store_passed(p.trace, passed_at(range.x, segment, strip + i));
         }
-        const Batch<kPixels>& batch = batches[turn];
+        const Staged* const batch = batches[turn];
         const uint32_t count = ::min(range.y - begin, uint32_t(kBatch));
         for (uint32_t group = 0; group < count && !done; group += kWarp) {
-            const bool hit = group + lane_id() < count && overlap(batch.place[group + lane_id()], pixels.box);
-            unsigned hits = __ballot_sync(kFullWarp, hit), taken[kPixels] = {};
-            const auto load_first = [&] { return batch.falloff(group + (hits ? __ffs(hits) - 1 : 0)); };
-            Falloff ahead = load_first();
+            // The first entry is the highest bit, which is found in one instruction.
+            const uint32_t done_at = kDoneAt + walked * kWarp + kWarp - 1;
+            const Staged* const top = batch + group + kWarp - 1;
+            const uint32_t asked = group + kWarp - 1 - lane_id();
+            unsigned hits = __ballot_sync(kFullWarp, asked < count && overlap(batch[asked].place, pixels.box));
+            unsigned taken[kPixels] = {};
+            Falloff ahead(*(top - highest_bit(hits | 1)));
             while (hits) {
-                const unsigned bit = hits & (0u - hits);
-                const uint32_t k = group + __ffs(bit) - 1;
-                const Falloff own = kPixels == 1 ? ahead : batch.falloff(k);
+                const uint32_t bit_at = highest_bit(hits), bit = 1u << bit_at;
+                const Staged& splat = *(top - bit_at);
                 hits ^= bit;
-                if (kPixels == 1) ahead = load_first();
+                const Falloff own = kPixels == 1 ? ahead : Falloff(splat);
+                if (kPixels == 1) ahead = Falloff(*(top - highest_bit(hits | 1)));
                 const float4 shape = own.shape;
                 const Exponents<kPixels> at(pixels, own.mean, shape);
 #pragma unroll
                 for (int i = 0; i < kPixels; ++i) {
                     if (!__any_sync(kFullWarp, at.e[i] >= state[i].threshold)) continue;
-                    state[i].take(at.e[i], shape.w, batch.look[k]);
+                    state[i].take(done_at - bit_at, at.e[i], shape.w, splat.look);
                     taken[i] |= bit;
                 }
             }
@@ -131,8 +148,8 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
 #pragma unroll
             for (int i = 0; i < kPixels; ++i) {
                 if (p.trace.taken && lane_id() == 0)
-                    p.trace.taken[taken_at(tile, range.x, walked, strip + i)] = taken[i];
-                over = over && state[i].threshold == kNever;
+                    p.trace.taken[taken_at(tile, range.x, walked, strip + i)] = __brev(taken[i]);
+                over = over && state[i].done();
             }
             ++walked;
             __syncwarp();
@@ -150,7 +167,7 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
     }
 #pragma unroll
     for (int i = 0; i < kPixels; ++i)
-        if (pixels.inside[i]) state[i].store(p, pixels.column, pixels.row + 4 * i);
+        if (pixels.inside[i]) state[i].store(p, pixels.column, pixels.row + 4 * i, range.y - range.x);
 }
 
 template <typename T>
@@ -160,31 +177,30 @@ T* take(char*& next, int64_t count) {
     return begin;
 }
 
-Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool full) {
+Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {
     const int64_t passed = (entries / kSegment + 1) * kStrips * kWarp;
     Trace t{};
     t.passed = take<float4>(next, passed);
     t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
     t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
     t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
-    if (full) {
-        t.passed_inv_depth = take<float>(next, passed);
-        t.left = take<float>(next, int64_t(grid.width) * grid.height);
-    }
+    t.stop = take<uint32_t>(next, int64_t(grid.width) * grid.height);
+    t.left = take<float>(next, int64_t(grid.width) * grid.height);
+    if (inv_depth) t.passed_inv_depth = take<float>(next, passed);
     return t;
 }
 
 }  // namespace
 
-size_t trace_bytes(const TileGrid& grid, int64_t entries, bool full) {
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth) {
     char* next = nullptr;
-    lay_out(next, grid, entries, full);
+    lay_out(next, grid, entries, inv_depth);
     return reinterpret_cast<size_t>(next);
 }
 
-Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full) {
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth) {
     char* next = static_cast<char*>(memory);
-    return lay_out(next, grid, entries, full);
+    return lay_out(next, grid, entries, inv_depth);
 }
 
 void blend_forward(const BlendForward& args, Stream stream) {

@@ -66,6 +66,12 @@ __device__ __forceinline__ void copy_async_wait() {
 #endif
 }
 
+__device__ __forceinline__ int highest_bit(uint32_t mask) {
+    int at;
+    asm("bfind.u32 %0, %1;" : "=r"(at) : "r"(mask));
+    return at;
+}
+
 // Position of the n-th set bit, n = 0, 1, ...
 __device__ __forceinline__ int nth_set_bit(uint32_t mask, int n) {
     int at = 0;

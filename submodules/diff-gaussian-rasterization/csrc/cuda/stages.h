@@ -127,17 +127,17 @@ void sort_by_tile(const SortByTile& args, Stream stream);
 constexpr int kSegment = 256;  // entries of a tile that a block of blend_backward walks
 constexpr int kStrips = 8;     // of 8x4 pixels: a tile
 struct Trace {
-    uint32_t* taken;     // [entries / 32 + tiles, kStrips]
-    uint32_t* walked;    // [tiles, kStrips]
-    void* passed;        // [entries / kSegment + 1, kStrips, 32] float4
-    uint32_t* segments;  // [max_segments, 2]
-    // Null where nobody wants more than the gradients of training:
-    float* passed_inv_depth;  // [entries / kSegment + 1, kStrips, 32]
+    uint32_t* taken;          // [entries / 32 + tiles, kStrips]
+    uint32_t* walked;         // [tiles, kStrips]
+    void* passed;             // [entries / kSegment + 1, kStrips, 32] float4
+    uint32_t* segments;       // [max_segments, 2]
+    uint32_t* stop;           // [H, W] a pixel took entries of its tile's list before this one
     float* left;              // [H, W] transmittance in the end: 1 - alpha, not rounded
+    float* passed_inv_depth;  // [entries / kSegment + 1, kStrips, 32] or null, where nobody wants its gradient
 };
 inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entries / kSegment + grid.tiles(); }
-size_t trace_bytes(const TileGrid& grid, int64_t entries, bool full);
-Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool full);  // memory: 16-byte aligned
+size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth);
+Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth);  // memory: 16-byte aligned
 
 struct BlendForward {
     TileGrid grid;
@@ -146,8 +146,8 @@ struct BlendForward {
     const uint32_t* ranges;   // [tiles, 2]
     const float* background;  // [3]
     float* color;             // [3, H, W]
-    float* alpha;             // [H, W]
-    float* inv_depth;         // [H, W] or null
+    float* alpha;             // [H, W] or null, likewise
+    float* inv_depth;         // [H, W]
     Trace trace;              // nulls where no backward will follow
     Totals* totals;           // segments: += those of the trace
 };
@@ -161,8 +161,8 @@ struct BlendBackward {
     int64_t entries;         // or the capacity for them
     Trace trace;             // as blend_forward left it, likewise:
     const Totals* totals;
+    const float* background;   // [3]
     const float* color;        // [3, H, W]
-    const float* alpha;        // [H, W]
     const float* inv_depth;    // [H, W]  only with g_inv_depth
     const float* g_color;      // [3, H, W]
     const float* g_alpha;      // [H, W] or null
