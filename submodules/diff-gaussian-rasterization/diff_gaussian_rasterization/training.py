@@ -62,17 +62,20 @@ class TrainStep:
             self.settle()
         return self._moved_at, self._missed
 
-    def _room(self, view: int) -> int:
-        """For how many pairs to make room; 0 to count them first.
+    def _room(self, view: int) -> tuple[int, Tensor | None]:
+        """For how many pairs to make room, 0 to count them first; and where to write how many there are.
 
         Splats reach less far when their opacities have been reset, and grow back between two visits: peaks
         are forgotten slowly.
         """
-        last = int(self._entries[view])
+        if self.device.type != "cuda":
+            return 0, None
+        entries = self._entries[view : view + 1]
+        last = int(entries)
         if last == 0 or torch.are_deterministic_algorithms_enabled():
-            return 0
+            return 0, entries
         self._peaks[view] = max(last, int(0.9 * self._peaks[view]))
-        return -(-int(ROOM_TO_GROW * self._peaks[view]) // GRAIN) * GRAIN
+        return -(-int(ROOM_TO_GROW * self._peaks[view]) // GRAIN) * GRAIN, entries
 
     @torch.no_grad()
     def __call__(
@@ -118,8 +121,7 @@ class TrainStep:
             lambda_dssim,
             *sums,
             losses,
-            self._room(view),
-            self._entries[view : view + 1],
+            *self._room(view),
             *account,
         )
         self._last = step

@@ -85,21 +85,14 @@ GS_INLINE uint32_t other_window(const Splat<Number>& s, const Frame<Number>& f, 
     return hit;
 }
 
-// The tiles of one splat, behind each other, with room for all.
-GS_INLINE int64_t put_tiles(uint32_t hit, int x, int y, const Frame<Number>& f, int32_t* out, uint32_t* per_tile) {
-    int64_t n = 0;
-    for (; hit; hit &= hit - 1) {
-        const int k = __builtin_ctz(hit);
-        const int32_t tile = (y + (k >> 2)) * f.tiles_x + x + (k & 3);
-        out[n++] = tile;
-        ++per_tile[tile];
-    }
-    return n;
-}
-
 static int64_t find_tiles(const Frame<Number>& f, const int32_t* order, int64_t begin, int64_t end, Buffer& tiles,
                           uint32_t* per_tile) {
     int64_t total = 0;
+    int32_t offset[kLanes];  // of the tiles of a window
+    for (int k = 0; k < kLanes; ++k) offset[k] = (k >> 2) * f.tiles_x + (k & 3);
+    const auto put = [&](uint32_t hit, int x, int y) {  // with room for sixteen
+        total += pick(tiles.as<int32_t>() + total, offset, y * f.tiles_x + x, hit);
+    };
     const auto reserve = [&](int64_t more) { tiles.grow((total + more) * sizeof(int32_t)); };
     for (int64_t r = begin; r < end; r += kLanes) {
         const int lanes = end - r < kLanes ? int(end - r) : kLanes;
@@ -112,7 +105,7 @@ static int64_t find_tiles(const Frame<Number>& f, const int32_t* order, int64_t 
         reserve(kLanes * kLanes);
         for (int i = 0; i < lanes; ++i) {
             const int64_t before = total;
-            total += put_tiles(uint32_t(w.hit[i]), w.x0[i], w.y0[i], f, tiles.as<int32_t>() + total, per_tile);
+            put(uint32_t(w.hit[i]), w.x0[i], w.y0[i]);
             if (w.columns[i] > 4 || w.rows[i] > 4) {
                 reserve(int64_t(w.columns[i] + 4) * (w.rows[i] + 4) + kLanes * kLanes);
                 for (int y = 0; y < w.rows[i]; y += 4) {
@@ -120,13 +113,15 @@ static int64_t find_tiles(const Frame<Number>& f, const int32_t* order, int64_t 
                         if (x == 0 && y == 0) continue;
                         const uint32_t hit = other_window(f.splats[order[r + i]], f, w.x0[i] + x, w.y0[i] + y,
                                                           w.columns[i] - x, w.rows[i] - y);
-                        total += put_tiles(hit, w.x0[i] + x, w.y0[i] + y, f, tiles.as<int32_t>() + total, per_tile);
+                        put(hit, w.x0[i] + x, w.y0[i] + y);
                     }
                 }
             }
             f.slots[order[r + i]] = {0, uint32_t(total - before)};  // how many; where, order.cpp finds out
         }
     }
+    // Counted here, and not as they come: how many a splat has is anybody's guess, and costs a branch each time.
+    for (int64_t i = 0; i < total; ++i) ++per_tile[tiles.as<int32_t>()[i]];
     return total;
 }
 

@@ -166,8 +166,10 @@ GS_INLINE void fetch_splats(const Frame<Number>& f, const Entry* from, const Ent
     for (const Entry* e = from; e < from + kFetch && e < end; ++e) __builtin_prefetch(&f.splats[e->splat]);
 }
 
+// `next_tile` is the one that this thread will probably turn to.
 template <bool kInvDepth>
-static void blend_tile(const Frame<Number>& f, const Number* background, const Image<Number>& out, int64_t tile) {
+static void blend_tile(const Frame<Number>& f, const Number* background, const Image<Number>& out, int64_t tile,
+                       int64_t next_tile) {
     const TilePlace t = place(f, tile);
     const PixelCenters centers(t);
     const int64_t begin = f.tile_begin[tile], end = f.tile_begin[tile + 1];
@@ -190,9 +192,12 @@ static void blend_tile(const Frame<Number>& f, const Number* background, const I
         }
         stage(f, t, base, count, batch);
         for (int e = 0; e <= kBatch; ++e) batch.position[e] = int32_t(base - begin) + e;
+        const bool more = base + kBatch < end;
+        const Entry* ahead = f.entries + (more ? base + kBatch : f.tile_begin[next_tile]);
+        const Entry* ahead_end = f.entries + (more ? end : f.tile_begin[next_tile + 1]);
         for (uint32_t todo = alive; todo; todo &= todo - 1) {
             const int b = __builtin_ctz(todo);
-            fetch_splats(f, f.entries + base + kBatch + b * kFetch, f.entries + end);
+            fetch_splats(f, ahead + b * kFetch, ahead_end);
             blend_block<kInvDepth>(state[b], batch.hits[b], batch, b, centers.x[b & 3], centers.y[b >> 2]);
             if (!any(state[b].through >= F(kStopAt))) alive &= ~(1u << b);
         }
@@ -215,10 +220,11 @@ static void blend_tile(const Frame<Number>& f, const Number* background, const I
 
 static void blend(const Frame<Number>& f, const Number* background, const Image<Number>& out) {
     parallel(f.tiles(), [&](int64_t i) {
+        const int64_t next = f.tile_order[i + 1 < f.tiles() ? i + 1 : i];
         if (out.inv_depth)
-            blend_tile<true>(f, background, out, f.tile_order[i]);
+            blend_tile<true>(f, background, out, f.tile_order[i], next);
         else
-            blend_tile<false>(f, background, out, f.tile_order[i]);
+            blend_tile<false>(f, background, out, f.tile_order[i], next);
     });
 }
 

@@ -130,6 +130,12 @@ GS_OP int compress(float* p, F a, M m) {  // the chosen lanes, side by side; may
     _mm512_storeu_ps(p, _mm512_maskz_compress_ps(m.v, a.v));
     return __builtin_popcount(m.v);
 }
+// base + from[k] for every set bit k, side by side; may write all sixteen places.
+GS_OP int pick(int32_t* p, const int32_t* from, int32_t base, uint32_t chosen) {
+    const __m512i sum = _mm512_add_epi32(_mm512_loadu_si512(from), _mm512_set1_epi32(base));
+    _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(__mmask16(chosen), sum));
+    return __builtin_popcount(chosen);
+}
 
 // 2^a to two units in the last place; 0 far below, infinity far above.
 GS_OP F ex2(F a) {
@@ -470,6 +476,11 @@ GS_OP Number sum(F a) {
     for (int step = 8; step; step /= 2)
         for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
     return lane[0];
+}
+GS_OP int pick(int32_t* p, const int32_t* from, int32_t base, uint32_t chosen) {
+    int n = 0;
+    for (; chosen; chosen &= chosen - 1) p[n++] = base + from[__builtin_ctz(chosen)];
+    return n;
 }
 GS_OP int compress(Number* p, F a, M m) {
     Number lane[kLanes];
