@@ -22,6 +22,7 @@ INITIAL_OPACITY = 0.1
 RESET_OPACITY = 0.01
 ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
 MOMENTS = ("exp_avg", "exp_avg_sq")
+GPU_PIECES = 2**24  # numbers that may be lost at the ends of the pieces in which a GPU's memory is handed out
 
 
 def learning_rates(opt: OptimizationParams, extent: float) -> dict[str, float]:
@@ -230,9 +231,12 @@ class GaussianModel:
         """Fail if there is no room for so many rows, with their moments. Tensor after tensor, the new one is
         made before the old one goes; a GPU can do without, as _rows() goes through the host then."""
         rows = [value.shape[1:].numel() for value in self._params.values()]
-        side_by_side = count * max(rows) if self.device.type == "cpu" else 0
         more = max(count - len(self), 0) * sum(rows) * (1 + len(MOMENTS))
-        torch.empty(more + side_by_side, device=self.device)
+        if self.device.type == "cpu":
+            more += count * max(rows)
+        elif more:
+            more += GPU_PIECES
+        torch.empty(more, device=self.device)
 
     @torch.no_grad()
     def reset_opacity(self) -> None:
@@ -320,9 +324,9 @@ def _rows(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def _send(tensors: list[Tensor], device: torch.device) -> None:
-    """In place: nobody has to be told."""
+    """In place: nobody has to be told. The largest goes first: a small one would break up the room for it."""
     elsewhere = [tensor for tensor in tensors if tensor.device != device]
-    for tensor in elsewhere:
+    for tensor in sorted(elsewhere, key=Tensor.numel, reverse=True):
         tensor.data = tensor.data.to(device)
     if elsewhere:
         torch.cuda.empty_cache()

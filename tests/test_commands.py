@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from arguments import ConfigError
 from scene.files import DataError
@@ -20,6 +21,11 @@ def fail(error: BaseException):
         (DataError("x.png: is not a picture"), 1, "render.py: x.png: is not a picture\n"),
         (ConfigError("iterations must be positive"), 1, "render.py: iterations must be positive\n"),
         (PermissionError(13, "Permission denied", "m"), 1, "render.py: [Errno 13] Permission denied: 'm'\n"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has"),
+            1,
+            "render.py: CUDA out of memory; smaller photos (-r), or --data_device cpu, may help\n",
+        ),
         (KeyboardInterrupt(), 130, "\nrender.py: interrupted\n"),
     ],
 )

@@ -226,6 +226,29 @@ def test_evaluation_runs_out_of_memory(scene, tmp_path, monkeypatch):
     assert "out of memory: iteration 60 is not evaluated in full" in log
 
 
+@pytest.mark.parametrize("failing", range(1, 5))
+def test_a_first_step_that_runs_out_of_memory_is_taken_again(failing, monkeypatch):
+    """Adam makes its moments then, two for each parameter."""
+    calls, zeros_like = [], torch.zeros_like
+
+    def fails_once(*arguments, **options):
+        calls.append(1)
+        if len(calls) == failing:
+            raise NO_MEMORY
+        return zeros_like(*arguments, **options)
+
+    model, other = make_model(), make_model()
+    monkeypatch.setattr(torch, "zeros_like", fails_once)
+    with pytest.raises(torch.OutOfMemoryError):
+        some_steps(model, 1)
+    before = {name: value.detach().clone() for name, value in other.params.items()}
+    for one in (model, other):
+        one.optimizer.begin_step()
+    assert_equal(state(model), state(other))
+    assert all(torch.equal(model.params[name], value) for name, value in before.items())
+    assert all(moment["step"] == 1 for moment in moments(model).values())
+
+
 def test_pictures_that_do_not_fit_go_to_the_host(monkeypatch):
     values = [torch.full((3, 4, 5), i, dtype=torch.uint8) for i in range(5)]
     pictures = [Picture(lambda i=i: values[i], 60, torch.device("cpu")) for i in range(5)]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from arguments import ConfigError
 from scene.files import DataError
+from scene.memory import out_of_memory
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -31,6 +32,12 @@ def run(name: str, work: Callable[[], None]) -> int:
         return 128 + number
     except (ConfigError, DataError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
+        return 1
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).partition(". ")[0]
+        print(f"{name}: {reason}; smaller photos (-r), or --data_device cpu, may help", file=sys.stderr)
         return 1
     return 0
 

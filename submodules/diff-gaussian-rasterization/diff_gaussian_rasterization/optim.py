@@ -44,22 +44,20 @@ class FusedAdam(_QuickStart, torch.optim.Optimizer):
                 loss = closure()
         # Parameters move together where all that a call has only one of agrees: usually all of them.
         batches = defaultdict(lambda: ([], [], [], [], []))
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = _state(self.state[param], param)
-                state["step"] += 1
-                key = (int(state["step"]), tuple(group["betas"]), group["eps"], param.dtype, param.device)
-                row = (
-                    param,
-                    param.grad.contiguous(),
-                    state["exp_avg"],
-                    state["exp_avg_sq"],
-                    float(group["lr"]),
-                )
-                for column, value in zip(batches[key], row):
-                    column.append(value)
+        moving = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        states = [_state(self.state[param], param) for _, param in moving]  # memory may run out here
+        for (group, param), state in zip(moving, states):
+            state["step"] += 1
+            key = (int(state["step"]), tuple(group["betas"]), group["eps"], param.dtype, param.device)
+            row = (
+                param,
+                param.grad.contiguous(),
+                state["exp_avg"],
+                state["exp_avg_sq"],
+                float(group["lr"]),
+            )
+            for column, value in zip(batches[key], row):
+                column.append(value)
         for (step, (beta1, beta2), eps, _, _), (params, grads, avgs, avg_sqs, lrs) in batches.items():
             torch.ops.tilesplat.adam_step(params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, step, None)
         return loss
@@ -116,9 +114,9 @@ class SparseGaussianAdam(_QuickStart, torch.optim.Adam):
 
 
 def _state(state: dict, param: Tensor) -> dict:
-    """The moments of one parameter; made at its first step, like torch.optim.Adam's."""
+    """The moments of one parameter; made at its first step, like torch.optim.Adam's: both or, for want of
+    memory, none."""
     if "exp_avg" not in state:
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
-        state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.contiguous_format)
+        moments = [torch.zeros_like(param, memory_format=torch.contiguous_format) for _ in range(2)]
+        state.update(step=torch.tensor(0.0), exp_avg=moments[0], exp_avg_sq=moments[1])
     return state
