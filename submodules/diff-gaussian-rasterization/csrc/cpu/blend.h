@@ -104,14 +104,18 @@ struct Batch {
 GS_INLINE int first_bit(uint64_t list) { return list ? __builtin_ctzll(list) : kBatch; }
 
 // Blends the listed splats into one block, four at a time: their alphas do not depend on one another. Nor does anything
-// wait for the test whether a pixel is done: `through` only falls, so once it is below the limit it stays there.
+// wait for the test whether a pixel is done: `through` only falls, so once it is below the limit it stays there. And as long
+// as it is above for all sixteen, which is most of the time, nothing has to be chosen.
 template <bool kInvDepth>
 GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b, F px, F py) {
     constexpr int kGroup = 4;
+    constexpr bool kTwoWays = GS_WIDTH == 16;  // fewer registers would spill what is gained
     BlockState s = state;
+    F& T = kTwoWays ? state.T : s.T;  // looked after only where a pixel is done: before, it is `through`
+    const auto keep_T = [&] { T = select(s.through >= F(kStopAt), s.through, T); };
     while (list) {
         int j[kGroup];
-        F alpha[kGroup];
+        F alpha[kGroup], passed = s.through;
         M lit[kGroup];
         _Pragma("GCC unroll 4") for (int k = 0; k < kGroup; ++k) {
             j[k] = first_bit(list);
@@ -120,22 +124,34 @@ GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b
             const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
             lit[k] = q >= F(kLog2AlphaMin);
             alpha[k] = zero_unless(lit[k], min(ex2_near(q), F(kAlphaMax)));
+            if (kTwoWays) passed = fma(-alpha[k], passed, passed);
         }
-        _Pragma("GCC unroll 4") for (int k = 0; k < kGroup; ++k) {
-            const Splat<Number>& splat = batch.splat[j[k]];
-            const F weight = alpha[k] * s.through;
-            s.through = fma(-alpha[k], s.through, s.through);
-            const M blended = s.through >= F(kStopAt), lit_now = lit[k] & blended;
-            s.T = select(blended, s.through, s.T);
-            s.red = fma_where(blended, weight, F(splat.red), s.red);
-            s.green = fma_where(blended, weight, F(splat.green), s.green);
-            s.blue = fma_where(blended, weight, F(splat.blue), s.blue);
-            if (kInvDepth) s.inv_depth = fma_where(blended, weight, F(splat.inv_z), s.inv_depth);
-            s.last = select(lit_now, &batch.position[j[k]], s.last);
-            batch.touched[j[k]] |= uint16_t(uint32_t(any(lit_now)) << b);
+        const auto add = [&](auto all_open) __attribute__((always_inline)) {
+            _Pragma("GCC unroll 4") for (int k = 0; k < kGroup; ++k) {
+                const Splat<Number>& splat = batch.splat[j[k]];
+                const F weight = alpha[k] * s.through;
+                s.through = fma(-alpha[k], s.through, s.through);
+                const M blended = s.through >= F(kStopAt), lit_now = all_open ? lit[k] : lit[k] & blended;
+                const auto with = [&](F sum, Number value) {
+                    return all_open ? fma(weight, F(value), sum) : fma_where(blended, weight, F(value), sum);
+                };
+                if (!all_open) T = select(blended, s.through, T);
+                s.red = with(s.red, splat.red), s.green = with(s.green, splat.green), s.blue = with(s.blue, splat.blue);
+                if (kInvDepth) s.inv_depth = with(s.inv_depth, splat.inv_z);
+                s.last = select(lit_now, &batch.position[j[k]], s.last);
+                batch.touched[j[k]] |= uint16_t(uint32_t(any(lit_now)) << b);
+            }
+        };
+        if (kTwoWays && bits(passed >= F(kStopAt)) == 0xffff) {
+            add(std::true_type());
+        } else {
+            if (kTwoWays) keep_T();
+            add(std::false_type());
+            if (!any(s.through >= F(kStopAt))) break;
         }
-        if (!any(s.through >= F(kStopAt))) break;
     }
+    if (kTwoWays) keep_T();
+    s.T = T;
     state = s;
 }
 
