@@ -333,7 +333,7 @@ class NinjaFile:
                 for rule in ("cxx", "nvcc")
             ),
             f"rule link\n  command = {self.compiler} $in -o $out {' '.join(link)}\n  description = $out",
-            *self.edges,
+            *sorted(self.edges, key=lambda edge: "/kernels" not in edge),  # what takes longest begins first
             f"build {LIBRARY}: link {objects['cpu']} {objects['cuda']}",
             f"build cpu: phony {objects['cpu']}",
             f"build cuda: phony {objects['cuda']}",
