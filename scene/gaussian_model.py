@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from arguments import OptimizationParams
 from scene.files import DataError, read_json, write_json
+from scene.memory import in_short, out_of_memory
 from scene.points import PointCloud
 from utils.schedules import log_linear, sh_degree_at
 from utils.sh import rgb_to_sh
@@ -197,7 +198,9 @@ class GaussianModel:
             self._move(index, fresh)
             self._bring_back(device)
         except (RuntimeError, MemoryError) as error:
-            raise DataError(f"memory ran out while Gaussians were moved ({error})") from None
+            if not out_of_memory(error):
+                raise
+            raise DataError(f"while Gaussians were moved: {in_short(error)}") from None
 
     def _move(self, index: Tensor, fresh: Tensor | None) -> None:
         for group in self.optimizer.param_groups:  # nothing old is kept longer than it takes to copy it

@@ -23,6 +23,11 @@ def out_of_memory(error: BaseException) -> bool:
     return on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
+def in_short(error: BaseException) -> str:
+    """PyTorch says much about its memory; what to do is not among it."""
+    return f"{str(error).partition('. ')[0]}; smaller photos (-r), or --data_device cpu, may help"
+
+
 def step_that_fits(
     step: Callable[[], Result], iteration: int, gaussians: "GaussianModel", density: "AdaptiveDensityControl"
 ) -> Result:

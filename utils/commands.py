@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from arguments import ConfigError
 from scene.files import DataError
-from scene.memory import out_of_memory
+from scene.memory import in_short, out_of_memory
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
@@ -36,8 +36,7 @@ def run(name: str, work: Callable[[], None]) -> int:
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-        reason = str(error).partition(". ")[0]
-        print(f"{name}: {reason}; smaller photos (-r), or --data_device cpu, may help", file=sys.stderr)
+        print(f"{name}: {in_short(error)}", file=sys.stderr)
         return 1
     return 0
 
