@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import time
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -132,7 +133,7 @@ def test_what_the_run_says(trained):
         assert f"render.py -m {folder}" in text
 
 
-def test_tensorboard_has_the_originals_tags(trained):
+def test_tensorboard_has_the_originals_tags(trained, colmap):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(trained[0]), size_guidance={"images": 0, "scalars": 0})
@@ -150,7 +151,10 @@ def test_tensorboard_has_the_originals_tags(trained):
     assert losses[-1].value < 0.6 * losses[0].value
     assert [event.step for event in events.Scalars("total_points")] == [1, 150, 300]
     assert len(events.Images("test_view_shot 00.png/render")) == 3
-    assert len(events.Images("test_view_shot 00.png/ground_truth")) == 1
+    (photo,) = events.Images("test_view_shot 00.png/ground_truth")
+    shown = Image.open(BytesIO(photo.encoded_image_string))
+    assert (photo.width, photo.height) == shown.size
+    assert (np.asarray(shown) == np.asarray(Image.open(colmap / "images" / "shot 00.png"))).all()
 
 
 def test_continued_run_equals_the_uninterrupted_one(trained, colmap, tmp_path):

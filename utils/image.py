@@ -4,6 +4,7 @@ A picture is a tensor [3, H, W], float in [0, 1] or uint8 in 0..255.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ class PngWriter:
         self._pending: list[Future] = []
 
     def write(self, image: Tensor, path: Path) -> None:
-        pixels = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
+        pixels = _pixels(image)
         while len(self._pending) >= self._waiting:
             self._pending.pop(0).result()  # raises what the writer met, e.g. a full disk
         self._pending.append(self._pool.submit(_write_png, pixels, path))
@@ -103,5 +104,16 @@ class PngWriter:
                 future.result()
 
 
-def _write_png(pixels: np.ndarray, path: Path) -> None:
-    Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL)
+def png(image: Tensor) -> bytes:
+    """The content of a PNG file."""
+    file = BytesIO()
+    _write_png(_pixels(image), file)
+    return file.getvalue()
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
+
+
+def _write_png(pixels: np.ndarray, file: Path | BytesIO) -> None:
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=PNG_LEVEL)
