@@ -45,9 +45,10 @@ struct PixelState {
         p.color[pixel + plane] = fmaf(transmittance, p.background[1], g);
         p.color[pixel + 2 * plane] = fmaf(transmittance, p.background[2], b);
         if (p.alpha) p.alpha[pixel] = 1.f - transmittance;
-        if (p.trace.taken)
-            p.trace.stop[pixel] = done() ? __float_as_uint(threshold) - kDoneAt : entries,
+        if (p.trace.taken) {
+            p.trace.stop[pixel] = done() ? __float_as_uint(threshold) - kDoneAt : entries;
             p.trace.left[pixel] = transmittance;
+        }
         if (kInvDepthWanted) p.inv_depth[pixel] = inv_depth;
     }
 };
@@ -122,7 +123,7 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
         const Staged* const batch = batches[turn];
         const uint32_t count = ::min(range.y - begin, uint32_t(kBatch));
         for (uint32_t group = 0; group < count && !done; group += kWarp) {
-            // The first entry is the highest bit, which is found in one instruction.
+            // The group's last entry is bit 0: the first one hit is then the highest bit, found in one instruction.
             const uint32_t done_at = kDoneAt + walked * kWarp + kWarp - 1;
             const Staged* const top = batch + group + kWarp - 1;
             const uint32_t asked = group + kWarp - 1 - lane_id();
