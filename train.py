@@ -39,7 +39,7 @@ from scene.cameras import Camera
 from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
 from scene.health import CHECK_EVERY, heal
-from scene.memory import out_of_memory, step_that_fits
+from scene.memory import grow_in_place, out_of_memory, step_that_fits
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
@@ -52,6 +52,7 @@ def train(
     model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams
 ) -> Summary | None:
     started = time.perf_counter()
+    grow_in_place()
     device = pick_device(run.device)
     seed_everything(run.seed)
     if run.deterministic and device.type == "cuda":

@@ -128,7 +128,7 @@ class Hardware:
 # Kernels by stage, as substrings of their names.
 STAGES = {
     "preprocess": ["preprocess_kernel"],
-    "sort, lists": ["DeviceRadixSort", "DeviceScan", "emit_kernel", "ranges_kernel"],
+    "sort, lists": ["DeviceRadixSort", "emit_", "ranges_kernel"],
     "blend forward": ["blend_forward"],
     "loss": ["ssim_"],
     "blend backward": ["blend_backward"],

@@ -10,7 +10,6 @@
 
 #include "common/constants.h"
 #include "common/covariance.h"
-#include "common/falloff.h"
 #include "common/projection.h"
 #include "common/sh.h"
 #include "common/tiles.h"
@@ -34,6 +33,19 @@ struct SplatGrad {
     float opacity;
     Vec3<float> color;
 };
+
+// sigma = 1/2 d^T Q d, with d = pixel - mean and Q the inverse covariance; alpha = opacity exp(-sigma).
+float falloff(Vec2<float> d, Sym2<float> q) { return 0.5f * (q.xx * d.x * d.x + q.yy * d.y * d.y) + q.xy * d.x * d.y; }
+
+struct FalloffGrad {
+    Vec2<float> d;
+    Sym2<float> q;
+};
+
+FalloffGrad falloff_vjp(Vec2<float> d, Sym2<float> q, float g) {
+    return {{g * (q.xx * d.x + q.xy * d.y), g * (q.xy * d.x + q.yy * d.y)},
+            {g * 0.5f * d.x * d.x, g * d.x * d.y, g * 0.5f * d.y * d.y}};
+}
 
 struct Step {
     int64_t count;
@@ -162,7 +174,7 @@ void blend_backward(Step& s, Vec3<float> background) {
             behind += alpha * T * along;
             out.color = add(out.color, mul(alpha * T, g));
             out.opacity += g_alpha * fade;
-            const FalloffGrad<float> f = falloff_vjp(d, splat.conic, -g_alpha * splat.opacity * fade);
+            const FalloffGrad f = falloff_vjp(d, splat.conic, -g_alpha * splat.opacity * fade);
             out.mean = {out.mean.x - f.d.x, out.mean.y - f.d.y};
             out.conic = {out.conic.xx + f.q.xx, out.conic.xy + f.q.xy, out.conic.yy + f.q.yy};
         }

@@ -1,5 +1,7 @@
 """When memory runs out: the step is taken again, with fewer Gaussians if need be, and the run goes on."""
 
+import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
 Result = TypeVar("Result")
 ATTEMPTS = 20
 KEEP = 0.9  # of the Gaussians, if giving back what PyTorch holds in reserve was not enough
+
+
+def grow_in_place() -> None:
+    """Gaussians become more and more, and what they leave is too small for their successors: let PyTorch put
+    pieces of GPU memory beside each other. To be called before it has any; who has settings keeps them."""
+    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def out_of_memory(error: BaseException) -> bool:

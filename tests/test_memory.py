@@ -1,6 +1,7 @@
 """Memory that runs out, at any allocation: nothing is half done, the run goes on, growth stops."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from gaussian_renderer import fused
 from scene import images
 from scene.density import strongest
 from scene.images import Picture, load_all
-from scene.memory import out_of_memory
+from scene.memory import grow_in_place, out_of_memory
 from scene.ply import load_ply
 from scene.points import PointCloud
 from tests import tiny_scenes
@@ -274,6 +275,29 @@ def test_which_errors_mean_that_memory_is_out():
     assert out_of_memory(error.value), error.value
     assert not out_of_memory(RuntimeError("quats must be [6, 4]")) and not out_of_memory(ValueError())
     assert len(make_model()) == 6
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has this on Linux only")
+def test_settings_of_the_allocator(monkeypatch):
+    ours = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    theirs = [{"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": ""}]
+    for settings, after in [({}, ours), *((x, x) for x in theirs)]:
+        monkeypatch.setattr(os, "environ", dict(settings))
+        grow_in_place()
+        assert os.environ == after
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gaussians_grow_in_place(tmp_path):
+    """In a process of its own: PyTorch reads the settings once."""
+    data = tiny_scenes.colmap_scene(tmp_path / "scene")
+    code = (
+        "import sys, torch, train; status = train.main(sys.argv[1:]); "
+        "assert torch.cuda.memory._snapshot()['allocator_settings']['expandable_segments']; sys.exit(status)"
+    )
+    arguments = ["-s", data, "-m", tmp_path / "m", *SHORT, "--device", "cuda", "--quiet"]
+    told = subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -166,7 +166,7 @@ def test_killed_at_random_moments(way, scene, tmp_path):
         resumed_at += re.findall(r"Resuming from .*chkpnt(\d+)", said(folder))
         assert_same_results(folder, truth)
     print(f"{way}: {kills} kills in {rounds} runs, resumed from {resumed_at}")
-    assert len(set(resumed_at)) >= 3, f"most were killed before the first checkpoint: {resumed_at}"
+    assert len(resumed_at) > kills // 3, f"most were killed before the first checkpoint: {resumed_at}"
 
 
 # Ctrl-C and SIGTERM

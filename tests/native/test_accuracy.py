@@ -31,6 +31,7 @@ OPTIONS = {
     "inside the cloud": lambda: make_scene(400, seed=11, spread=2.5),
     "opaque": lambda: make_scene(200, seed=12, max_opacity=1.0),
 }
+PER_SPLAT = ("means", "quats", "scales", "opacities", "sh_dc", "sh_rest")
 
 
 def compare(scenes, device, share=0.0):
@@ -93,6 +94,24 @@ def test_two_hundred_thousand_splats(device):
     assert (out.radii > 0).sum() > 30_000
     for name, grad in grads.items():
         assert grad.isfinite().all() and grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_large_splats_have_no_holes(device):
+    """Needles and discs across the image, at all angles: each pixel that one reaches belongs to its tiles."""
+    size, count, large = (320, 200), 48, 0
+    scene = make_scene(count, size, seed=3, degree=0).to(torch.float32)
+    random = torch.rand(count, 3, generator=torch.Generator().manual_seed(3))
+    scene.scales = 10 ** (3.5 * random - 3)  # 0.001 to 3: from the blur alone to beyond the image
+    for n in range(count):
+        alone = scene.but(**{k: getattr(scene, k)[n : n + 1] for k in PER_SPLAT})
+        truth = reference.rasterize(**alone.to(torch.float64).arguments()).alpha
+        alpha = rasterize(**alone.to(device).arguments()).alpha.cpu()
+        reached = truth > 1.1 / 255
+        assert (alpha[reached] > 0).all(), f"splat {n}: {(alpha[reached] == 0).sum()} of {reached.sum()}"
+        large += int(reached.sum() > 32 * 256)
+    assert large > count // 4, "few are large"
+    compare(scene, device, share=2e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -90,7 +90,7 @@ struct Projected {
         : count(g.count) {
         splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
         radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
-        indices = device.empty({count}, at::kInt), totals = device.empty({3}, at::kLong);
+        indices = device.empty({count}, at::kInt), totals = device.empty({4}, at::kLong);
         tile_sets = device.bytes(count * sizeof(cuda::TileSet));
         published = device.empty({cuda::emit_blocks(count)}, at::kLong);
         ranges = device.empty({grid.tiles(), 2}, at::kInt);
@@ -128,7 +128,7 @@ struct TileLists {
         if (ordered) offsets = device.empty({p.count}, at::kInt);
         cuda::emit({p.count, data<uint32_t>(order), p.screen.tile_sets, p.screen.splats, p.screen.totals, grid,
                     capacity, tiles.data_ptr(), data<uint32_t>(unsorted), ordered ? data<uint32_t>(offsets) : nullptr,
-                    data<uint64_t>(p.published)},
+                    p.screen.depth_keys, data<uint64_t>(p.published)},
                    device.stream);
         const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
         const Tensor scratch = device.bytes(bytes),

@@ -2,8 +2,7 @@
 //
 // A splat shows where alpha >= 1/255: inside an ellipse. Sixteen splats at once are tested against a grid of 4x4 boxes,
 // exactly: the largest alpha in a box that does not hold the mean lies on an edge that faces it, and along such an edge
-// log(alpha) is a parabola. This is the test of ../common/tiles.h, with all taken out of the loop that a row or column
-// shares. Rounding errs towards yes.
+// log(alpha) is a parabola. What a row or column shares is taken out of the loop. Rounding errs towards yes.
 //
 // find_tiles walks splats in depth order and writes the tiles of each behind each other. order.cpp turns the counts
 // into places and then fills every tile's list in the same order, so the test is made once.

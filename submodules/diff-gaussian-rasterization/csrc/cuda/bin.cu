@@ -139,24 +139,47 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
         }
     }
 
-    unsigned large = __ballot_sync(kFullWarp, !small);
-    while (large) {
-        const int owner = __ffs(large) - 1;
-        large &= large - 1;
-        const uint32_t id = __shfl_sync(kFullWarp, index, owner);
-        const uint64_t begin = __shfl_sync(kFullWarp, offset, owner);
+    // Large splats are neighbors in depth, too: they are left to all warps of a kernel of their own.
+    const bool pending = !small && offset < capacity;
+    const unsigned large = __ballot_sync(kFullWarp, pending);
+    uint32_t at = 0;
+    if (large && lane == 0) at = uint32_t(atomicAdd(&p.totals->large, static_cast<unsigned long long>(__popc(large))));
+    at = __shfl_sync(kFullWarp, at, 0) + __popc(large & lanes_below());
+    if (pending) p.large[at] = index, p.tile_sets[index].mask = uint32_t(offset);
+}
+
+// A warp writes the entries of a large splat, row by row.
+template <typename TileId>
+__global__ void __launch_bounds__(kThreads) emit_large_kernel(Emit p) {
+    constexpr int kWarps = kThreads / kWarp;
+    const int lane = lane_id();
+    TileId* const tiles = static_cast<TileId*>(p.tiles);
+    for (uint64_t n = blockIdx.x * kWarps + threadIdx.x / kWarp; n < p.totals->large; n += gridDim.x * kWarps) {
+        const uint32_t id = p.large[n];
         const TileSet set = p.tile_sets[id];
-        const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
-        const auto write = [&](uint32_t nth, TileId tile) {
-            if (nth >= set.count || begin + nth >= capacity) return;
-            tiles[begin + nth] = tile;
-            p.ids[begin + nth] = id;
+        const uint32_t end = uint32_t(::min(uint64_t(set.mask) + set.count, uint64_t(p.capacity)));
+        const auto write = [&](uint32_t at, TileId tile) {
+            if (at < end) tiles[at] = tile, p.ids[at] = id;
         };
-        const uint32_t found = walk_tiles(footprint(splat[0], splat[1]), set, p.grid,
-                                          [&](uint32_t nth, int tile) { write(nth, TileId(tile)); });
+        const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
+        const Outline o = large_outline(splat[0], splat[1]);
+        const TileRect r = rect_of(set);
+        uint32_t at = set.mask;
+        for (int top = r.y0; top < r.y1; top += kWarp) {
+            const Span own = top + lane < r.y1 ? row_span(o, r, top + lane, p.grid) : Span{0, 0};
+            const uint32_t up_to = at + warp_inclusive_sum(own.count());
+            for (int y = top; y < ::min(top + kWarp, r.y1); ++y) {
+                const int first = __shfl_sync(kFullWarp, own.first, y - top),
+                          last = __shfl_sync(kFullWarp, own.end, y - top);
+                const uint32_t next_row = __shfl_sync(kFullWarp, up_to, y - top);
+                for (int x = first + lane; x < last; x += kWarp)
+                    write(next_row - (last - x), TileId(y * p.grid.tiles_x + x));
+            }
+            at = __shfl_sync(kFullWarp, up_to, kWarp - 1);
+        }
         // preprocess counted with the same function; should rounding ever differ between the two kernels, no entry may
         // stay unwritten.
-        for (uint32_t nth = found + lane; nth < set.count; nth += kWarp) write(nth, no_tile);
+        for (at += lane; at < end; at += kWarp) write(at, TileId(p.grid.tiles_x * p.grid.tiles_y));
     }
 }
 
@@ -234,12 +257,14 @@ int64_t emit_blocks(int64_t count) { return blocks_for(count, kThreads); }
 
 void emit(const Emit& args, Stream stream) {
     if (args.count == 0) return;
-    const unsigned blocks = unsigned(emit_blocks(args.count));
-    if (small_tile_ids(args.grid))
-        emit_kernel<uint16_t><<<blocks, kThreads, 0, native(stream)>>>(args);
-    else
-        emit_kernel<uint32_t><<<blocks, kThreads, 0, native(stream)>>>(args);
-    check_launch("emit_kernel");
+    const auto launch = [&](auto kernel, auto large_kernel) {
+        kernel<<<unsigned(emit_blocks(args.count)), kThreads, 0, native(stream)>>>(args);
+        check_launch("emit_kernel");
+        large_kernel<<<::min(blocks_for(args.count, kThreads / kWarp), 1024u), kThreads, 0, native(stream)>>>(args);
+        check_launch("emit_large_kernel");
+    };
+    small_tile_ids(args.grid) ? launch(emit_kernel<uint16_t>, emit_large_kernel<uint16_t>)
+                              : launch(emit_kernel<uint32_t>, emit_large_kernel<uint32_t>);
 }
 
 size_t tile_sort_workspace(const TileGrid& grid, int64_t entries) {

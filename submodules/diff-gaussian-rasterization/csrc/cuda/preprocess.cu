@@ -95,12 +95,12 @@ __device__ __forceinline__ TileSet find_tiles(bool seen, const Projected& s, con
         const int owner = __ffs(large) - 1;
         large &= large - 1;
         const auto get = [owner](auto v) { return __shfl_sync(kFullWarp, v, owner); };
-        const Footprint print = footprint({get(f.place.x), get(f.place.y), 0.f, 0.f},
-                                          {get(f.shape.x), get(f.shape.y), get(f.shape.z), get(f.shape.w)});
-        TileSet theirs{};
-        theirs.x0 = uint16_t(get(int(set.x0))), theirs.y0 = uint16_t(get(int(set.y0)));
-        theirs.columns = uint16_t(get(int(set.columns))), theirs.rows = uint16_t(get(int(set.rows)));
-        const uint32_t count = walk_tiles(print, theirs, grid, [](uint32_t, int) {});
+        const Outline o = large_outline({get(f.place.x), get(f.place.y), 0.f, 0.f},
+                                        {get(f.shape.x), get(f.shape.y), get(f.shape.z), get(f.shape.w)});
+        const TileRect r = {get(int(set.x0)), get(int(set.y0)), get(set.x0 + set.columns), get(set.y0 + set.rows)};
+        uint32_t count = 0;
+        for (int y = r.y0 + lane_id(); y < r.y1; y += kWarp) count += row_span(o, r, y, grid).count();
+        count = warp_sum(count);
         if (lane_id() == owner) set.count = count;
     }
     return set;

@@ -48,6 +48,7 @@ struct TileGrid {
 struct Totals {  // zeroed by preprocess, which counts
     unsigned long long entries;
     unsigned long long visible;
+    unsigned long long large;     // counted by emit: splats in more than kMaskTiles tiles
     unsigned long long segments;  // counted by blend_forward
 };
 
@@ -55,7 +56,7 @@ struct Totals {  // zeroed by preprocess, which counts
 struct alignas(16) TileSet {
     uint16_t x0, y0;         // first tile of the rectangle
     uint16_t columns, rows;  // its size
-    uint32_t mask;           // up to kMaskTiles tiles: bit y columns + x is set where the splat reaches; else unused
+    uint32_t mask;           // up to kMaskTiles tiles: bit y columns + x is set where the splat reaches; else emit's
     uint32_t count;          // tiles reached
 };
 constexpr int kMaskTiles = 32;
@@ -98,14 +99,15 @@ inline size_t tile_id_bytes(const TileGrid& grid) { return small_tile_ids(grid) 
 struct Emit {
     int64_t count;                // N
     const uint32_t* depth_order;  // [N]
-    const TileSet* tile_sets;     // [N]
+    TileSet* tile_sets;           // [N]
     const Splat* splats;          // [N]
-    const Totals* totals;         // [1]
+    Totals* totals;               // [1]
     TileGrid grid;
     int64_t capacity;
     void* tiles;          // [capacity] uint16 or uint32, see tile_id_bytes
     uint32_t* ids;        // [capacity] index of the splat
     uint32_t* offsets;    // [N] by rank in depth order: a splat's first entry; or null
+    uint32_t* large;      // [N] room for the ids of large splats
     uint64_t* published;  // [emit_blocks(N)] zero on entry
 };
 int64_t emit_blocks(int64_t count);

@@ -1,11 +1,11 @@
 // tile_walk.h: finds the tiles a splat belongs to.
 //
-// Most splats have a small rectangle of tiles: their own lane finds, row by row, where the ellipse of alpha = 1/255
-// begins and ends, and marks the tiles between in a mask. A large rectangle would keep 31 lanes waiting: its tiles are
-// tested by the whole warp, 32 at a time, here and again when they are written down.
+// In each row of tiles, those between where the ellipse of alpha = 1/255 begins and ends. Most splats have a small
+// rectangle of tiles: their own lane goes through its rows, and marks the tiles in a mask. A large rectangle would keep 31
+// lanes waiting: a whole warp takes its rows, 32 at a time, to count its tiles and again to write them down.
 #pragma once
 #include "../common/tiles.h"
-#include "device.h"
+#include "gaussian.h"
 
 namespace gs::cuda {
 
@@ -21,8 +21,8 @@ struct Outline {
     float rightmost;       // dy of the rightmost point; the leftmost is at -rightmost
 };
 
-// `reach` as in falloff_reach. The conic that blending uses is rounded, which makes long thin ellipses wobble: they
-// get as much more as `reaches` allows them.
+// alpha >= 1/255 where 1/2 d^T cov^-1 d <= reach. The conic that blending uses is rounded, and so is what it makes of it,
+// which makes long thin ellipses wobble: the thinner they are, the more they get.
 __device__ __forceinline__ Outline outline(Vec2<float> mean, Sym2<float> cov, float det, float reach) {
     Outline o;
     o.mean = mean;
@@ -53,23 +53,31 @@ __device__ __forceinline__ TileRect tight_rect(const Outline& o, TileRect r, con
     return r;
 }
 
+struct Span {
+    int first, end;  // of the tiles of a row
+    __device__ __forceinline__ int count() const { return end - first; }
+};
+
+// The tiles of `r` in row y that the ellipse touches.
+__device__ __forceinline__ Span row_span(const Outline& o, TileRect r, int y, const TileGrid& grid) {
+    const Box<float> box = tile_box<float>(0, y, grid.width, grid.height);
+    // The ellipse reaches farthest right at `rightmost`, or at the row's edge that is closest to it.
+    const float low = box.y0 - o.mean.y, high = box.y1 - o.mean.y;
+    const float dy_right = clamp(o.rightmost, low, high), dy_left = clamp(-o.rightmost, low, high);
+    const float in_right = o.limit - dy_right * dy_right * o.inv_yy, in_left = o.limit - dy_left * dy_left * o.inv_yy;
+    const float right = o.mean.x + fmaf(o.slope, dy_right, sqrtf(max(0.f, o.narrow * in_right))) + kOutlineSlack;
+    const float left = o.mean.x + fmaf(o.slope, dy_left, -sqrtf(max(0.f, o.narrow * in_left))) - kOutlineSlack;
+    Span span = {r.x0, r.x1};
+    cut(span.first, span.end, left, right);
+    return span.end > span.first && left <= float(grid.width) - 0.5f ? span : Span{0, 0};
+}
+
 // Bit y columns + x for every tile of the rectangle that the ellipse touches. At most kMaskTiles tiles.
 __device__ __forceinline__ uint32_t tile_mask(const Outline& o, TileRect r, const TileGrid& grid) {
-    const int columns = r.x1 - r.x0;
     uint32_t mask = 0;
-    for (int y = r.y0, shift = 0; y < r.y1; ++y, shift += columns) {
-        const Box<float> box = tile_box<float>(0, y, grid.width, grid.height);
-        // The ellipse reaches farthest right at `rightmost`, or at the row's edge that is closest to it.
-        const float low = box.y0 - o.mean.y, high = box.y1 - o.mean.y;
-        const float dy_right = clamp(o.rightmost, low, high), dy_left = clamp(-o.rightmost, low, high);
-        const float in_right = o.limit - dy_right * dy_right * o.inv_yy,
-                    in_left = o.limit - dy_left * dy_left * o.inv_yy;
-        const float right = o.mean.x + fmaf(o.slope, dy_right, sqrtf(max(0.f, o.narrow * in_right))) + kOutlineSlack;
-        const float left = o.mean.x + fmaf(o.slope, dy_left, -sqrtf(max(0.f, o.narrow * in_left))) - kOutlineSlack;
-        int first = r.x0, end = r.x1;
-        cut(first, end, left, right);
-        if (end > first && left <= float(grid.width) - 0.5f)
-            mask |= (0xffffffffu >> (32 - (end - first))) << (shift + first - r.x0);
+    for (int y = r.y0, shift = 0; y < r.y1; ++y, shift += r.x1 - r.x0) {
+        const Span span = row_span(o, r, y, grid);
+        if (span.count() > 0) mask |= (0xffffffffu >> (32 - span.count())) << (shift + span.first - r.x0);
     }
     return mask;
 }
@@ -78,32 +86,15 @@ __device__ __forceinline__ uint32_t tile_mask(const Outline& o, TileRect r, cons
 
 __device__ __forceinline__ bool is_large(const TileSet& s) { return int(s.columns) * int(s.rows) > kMaskTiles; }
 
-struct Footprint {
-    Vec2<float> mean;
-    Sym2<float> conic;  // in units of log2(alpha), as `reach`
-    float reach;
-};
+__device__ __forceinline__ TileRect rect_of(const TileSet& s) { return {s.x0, s.y0, s.x0 + s.columns, s.y0 + s.rows}; }
 
-__device__ __forceinline__ Footprint footprint(float4 place, float4 shape) {
-    return {{place.x, place.y}, {-2.f * shape.x, -shape.y, -2.f * shape.z}, shape.w - kLog2AlphaMin};
-}
-
-// Calls visit(nth, tile) for every tile that is reached, nth = 0, 1, ...; returns how many there were. All 32 lanes
-// call with the same splat, and share the visits.
-template <typename Visit>
-__device__ __forceinline__ uint32_t walk_tiles(const Footprint& f, const TileSet& set, const TileGrid& grid,
-                                               Visit visit) {
-    const int columns = set.columns, tiles = columns * set.rows;
-    uint32_t count = 0;
-    for (int first = 0; first < tiles; first += kWarp) {
-        const int i = first + lane_id();
-        const int x = set.x0 + i % columns, y = set.y0 + i / columns;
-        const bool hit = i < tiles && reaches(f.mean, f.conic, f.reach, tile_box<float>(x, y, grid.width, grid.height));
-        const unsigned hits = __ballot_sync(kFullWarp, hit);
-        if (hit) visit(count + __popc(hits & lanes_below()), y * grid.tiles_x + x);
-        count += __popc(hits);
-    }
-    return count;
+// From what emit knows of a splat. Where rounding has left no ellipse, all of the rectangle is touched.
+__device__ __forceinline__ Outline large_outline(float4 place, float4 shape) {
+    const Vec2<float> mean = {place.x, place.y};
+    const Sym2<float> conic = {-2.f * shape.x, -shape.y, -2.f * shape.z};  // in units of log2(alpha)
+    const float det = exact_determinant(conic);
+    if (!(det > 1e-7f * conic.xx * conic.yy)) return {mean, INFINITY, INFINITY, INFINITY, 0.f, 1.f, 0.f, 0.f};
+    return outline(mean, inverse(conic, det), 1.f / det, shape.w - kLog2AlphaMin);
 }
 
 }  // namespace gs::cuda
