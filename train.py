@@ -147,6 +147,8 @@ def train(
                     report.flush()
                     checkpoints.write(iteration)
 
+        if fused and fused.skipped:
+            report.log(f"{fused.skipped:,} steps were not taken: their views had begun to show much more")
         summary = summarize(report, watch, started, count, opt.iterations, device, folder)
         report.finish(summary, folder)
         if viewer:

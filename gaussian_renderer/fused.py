@@ -30,6 +30,11 @@ class FusedIteration:
         self._lambda = opt.lambda_dssim
         self._antialiasing = pipe.antialiasing
 
+    @property
+    def skipped(self) -> int:
+        """Steps that were not taken, as their views wanted more room than was made: see TrainStep."""
+        return self._step.skipped
+
     def __call__(
         self,
         view: int,

@@ -198,6 +198,32 @@ def test_rows_out_of_view_go_on_moving(device):
         assert torch.allclose(m, 0.9 * old_m, rtol=1e-5), name
 
 
+def test_the_room_for_pairs_grows_with_the_gaussians():
+    """Guessed from what a view wanted before: enough, and not much more."""
+    step, million = TrainStep(2, torch.device("cpu")), 1_000_000
+
+    def assert_guess(count: int, least: float, most: float):
+        assert least * million <= step._guess(0, count) <= most * million
+
+    assert_guess(1000, 0, 0)  # new: to be counted first
+    step._entries[0] = 3 * million  # as the GPU writes it, when it gets there
+    assert_guess(1000, 3.3, 3.9)
+    assert_guess(1800, 1.8 * 3.3, 1.8 * 3.9)
+    step._entries[0] = 5 * million
+    assert_guess(1800, 5.5, 6.5)
+    assert_guess(900, 5.5, 6.5)  # fewer Gaussians need not be fewer pairs
+    assert step.skipped == 0
+    step._entries[0] = 1 * million  # opacities were reset, and will grow back
+    assert_guess(900, 5.0, 6.5)
+    for _ in range(30):
+        step._guess(0, 900)
+    assert_guess(900, 1.1, 1.4)
+    step._entries[0] = 2 * million
+    assert_guess(900, 2.2, 2.6)
+    assert step.skipped == 1
+    assert step._guess(1, 900) == 0, "another view"
+
+
 @pytest.mark.parametrize("device", [d for d in DEVICES if d != "cpu"])
 def test_a_step_without_enough_room_is_skipped_and_counted(device):
     scene = training_scene(300)

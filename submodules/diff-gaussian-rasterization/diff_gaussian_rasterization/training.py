@@ -35,7 +35,9 @@ class TrainStep:
         self.device = torch.device(device)
         # Written by the GPU and read here without waiting: what a view wanted at its last visit.
         self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        self._peaks = [0] * views
+        self._peaks, self._rooms = [0] * views, [0] * views  # of pairs
+        self._counts = [0] * views  # of Gaussians at a view's last visit
+        self.skipped = 0  # steps that moved nothing, as far as is known: the view's next visit tells
         self._moved_at: Tensor | None = None  # [N] the step that each row is up to date with
         self._missed: Tensor | None = None  # [WINDOW, 8] what has been missed since each of the last steps
         self._settled_at = self._last = 0  # steps
@@ -62,20 +64,25 @@ class TrainStep:
             self.settle()
         return self._moved_at, self._missed
 
-    def _room(self, view: int) -> tuple[int, Tensor | None]:
-        """For how many pairs to make room, 0 to count them first; and where to write how many there are.
-
-        Splats reach less far when their opacities have been reset, and grow back between two visits: peaks
-        are forgotten slowly.
-        """
+    def _room(self, view: int, count: int) -> tuple[int, Tensor | None]:
+        """For how many pairs to make room, 0 to count them first; and where to write how many there are."""
         if self.device.type != "cuda":
             return 0, None
         entries = self._entries[view : view + 1]
-        last = int(entries)
-        if last == 0 or torch.are_deterministic_algorithms_enabled():
-            return 0, entries
-        self._peaks[view] = max(last, int(0.9 * self._peaks[view]))
-        return -(-int(ROOM_TO_GROW * self._peaks[view]) // GRAIN) * GRAIN, entries
+        return 0 if torch.are_deterministic_algorithms_enabled() else self._guess(view, count), entries
+
+    def _guess(self, view: int, count: int) -> int:
+        """How many pairs this view may want, of so many Gaussians; 0 if it is new.
+
+        With more Gaussians than at its last visit it wants about as many times more. Splats reach
+        less far when their opacities have been reset, and grow back between two visits: peaks are forgotten
+        slowly.
+        """
+        last, growth = int(self._entries[view]), max(count / max(self._counts[view], 1), 1.0)
+        self.skipped += last > self._rooms[view] > 0
+        self._counts[view], self._peaks[view] = count, max(last, int(0.9 * self._peaks[view]))
+        self._rooms[view] = -(-int(ROOM_TO_GROW * growth * self._peaks[view]) // GRAIN) * GRAIN if last else 0
+        return self._rooms[view]
 
     @torch.no_grad()
     def __call__(
@@ -121,7 +128,7 @@ class TrainStep:
             lambda_dssim,
             *sums,
             losses,
-            *self._room(view),
+            *self._room(view, len(params[0])),
             *account,
         )
         self._last = step
