@@ -18,7 +18,7 @@ from scene import Camera, Scene, load_gaussians
 from scene.files import write_json
 from scene.gaussian_model import GaussianModel
 from utils import commands
-from utils.image import PngWriter
+from utils.image import PngEncoder
 
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
@@ -50,15 +50,15 @@ def _render_set(
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     names, masked = {}, set()
-    with PngWriter() as writer:
+    with PngEncoder() as encoder:
         for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
             image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
             file = f"{index:05d}.png"
-            writer.write(image, folder / "renders" / file)
-            writer.write(truth, folder / "gt" / file)
+            encoder.submit(image, (folder / "renders" / file).write_bytes)
+            encoder.submit(truth, (folder / "gt" / file).write_bytes)
             if mask is not None:
                 (folder / "masks").mkdir(exist_ok=True)
-                writer.write(mask.expand(3, -1, -1), folder / "masks" / file)
+                encoder.submit(mask.expand(3, -1, -1), (folder / "masks" / file).write_bytes)
                 masked.add(file)
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)

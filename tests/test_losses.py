@@ -2,10 +2,14 @@
 here."""
 
 import math
+import threading
+from io import BytesIO
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from utils.geometry import (
     covariances,
@@ -14,7 +18,7 @@ from utils.geometry import (
     morton_codes,
     rotation_matrices,
 )
-from utils.image import psnr, psnr_by_channel, to_float, to_uint8
+from utils.image import PngEncoder, psnr, psnr_by_channel, to_float, to_uint8
 from utils.losses import apply_exposure, inverse_depth_loss
 from utils.sh import basis, rgb_to_sh, sh_to_colors, sh_to_rgb
 
@@ -173,3 +177,26 @@ def test_morton_codes_take_a_bit_of_each_axis_in_turn():
 
     assert apart(codes.argsort()) < 0.2 * apart(torch.arange(len(points)))
     assert len(morton_codes(points[:0])) == 0
+
+
+def test_png_files_are_made_on_other_threads():
+    photos = [torch.randint(256, (3, 5, 7), dtype=torch.uint8) for _ in range(9)]
+    files, let_go, most = {}, threading.Event(), 0
+    with PngEncoder(threads=2, waiting=4) as encoder:
+        for n, picture in enumerate(photos[:4]):
+            encoder.submit(picture, lambda file, n=n: (let_go.wait(), files.update({n: file})))
+        assert not files, "the caller goes on meanwhile"
+        threading.Timer(0.1, let_go.set).start()
+        for n, picture in enumerate(photos[4:], 4):
+            encoder.submit(picture, lambda file, n=n: files.update({n: file}))
+            most = max(most, n + 1 - len(files))
+    assert most <= 4, f"{most} were held, at most 4 may be"
+    for n, picture in enumerate(photos):
+        shown = np.asarray(Image.open(BytesIO(files[n])))
+        assert (shown == picture.permute(1, 2, 0).numpy()).all()
+
+    def full(file):
+        raise OSError("No space left on device")
+
+    with pytest.raises(OSError, match="No space left"), PngEncoder() as encoder:
+        encoder.submit(photos[0] / 255, full)

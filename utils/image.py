@@ -3,6 +3,9 @@
 A picture is a tensor [3, H, W], float in [0, 1] or uint8 in 0..255.
 """
 
+import os
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -77,43 +80,43 @@ def read_image(path: Path) -> Tensor:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-class PngWriter:
-    """Encodes and writes PNG files on a few threads. Used as a context; leaving it waits for the last file.
+class PngEncoder:
+    """Makes PNG files of pictures on a few threads, and gives them to whoever wants them, there. Used as a
+    context; leaving it waits for the last one.
 
     At most `waiting` pictures are held: a slow disk slows the caller down and does not fill the memory.
     """
 
-    def __init__(self, threads: int = 4, waiting: int = 16):
+    def __init__(self, threads: int = min(16, os.cpu_count() or 4), waiting: int = 32):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="png")
         self._waiting = waiting
-        self._pending: list[Future] = []
+        self._pending: deque[Future] = deque()
 
-    def write(self, image: Tensor, path: Path) -> None:
-        pixels = _pixels(image)
-        while len(self._pending) >= self._waiting:
-            self._pending.pop(0).result()  # raises what the writer met, e.g. a full disk
-        self._pending.append(self._pool.submit(_write_png, pixels, path))
+    def submit(self, image: Tensor, then: Callable[[bytes], object]) -> None:
+        """`then` is called with the content of the file."""
+        pixels = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
+        self.wait(self._waiting - 1)
+        self._pending.append(self._pool.submit(lambda: then(png(pixels))))
 
-    def __enter__(self) -> "PngWriter":
+    def wait(self, at_most: int = 0) -> None:
+        """Until no more than so many pictures are held. Raises what was met, e.g. a full disk."""
+        while len(self._pending) > at_most:
+            self._pending.popleft().result()
+
+    def close(self, cancel: bool = False) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=cancel)
+
+    def __enter__(self) -> "PngEncoder":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
+        self.close(cancel=kind is not None)
         if kind is None:
-            for future in self._pending:
-                future.result()
+            self.wait()
 
 
-def png(image: Tensor) -> bytes:
-    """The content of a PNG file."""
+def png(pixels: np.ndarray) -> bytes:
+    """The content of a PNG file: uint8 [H, W, 3]."""
     file = BytesIO()
-    _write_png(_pixels(image), file)
-    return file.getvalue()
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def _write_png(pixels: np.ndarray, file: Path | BytesIO) -> None:
     Image.fromarray(pixels).save(file, format="PNG", compress_level=PNG_LEVEL)
+    return file.getvalue()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from scene.files import write_json
 from scene.memory import out_of_memory
-from utils.image import masked_mean, png, psnr, psnr_by_channel, to_float
+from utils.image import PngEncoder, masked_mean, psnr, psnr_by_channel, to_float
 
 READ_EVERY = 10
 LOSSES = 3  # total, L1, depth
@@ -192,6 +192,7 @@ class Report:
         self.log = Log(folder, quiet)
         self.told = told or Told()
         self._board = _tensorboard(folder, first, self.log)
+        self._encoder = PngEncoder()
         self._device = device
         self._deferred = Deferred(device, self.told.waiting)
         self._zero = torch.zeros((), device=device)
@@ -281,18 +282,28 @@ class Report:
             image, truth, mask = render_pair(camera)
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"
-                self._draw("image", f"{tag}/render", image, iteration)
+                self._draw_picture(f"{tag}/render", image, iteration)
                 if first_time:
-                    self._draw("image", f"{tag}/ground_truth", truth, iteration)
+                    self._draw_picture(f"{tag}/ground_truth", truth, iteration)
             yield image, truth, mask
+
+    def _draw_picture(self, tag: str, image: Tensor, step: int) -> None:
+        """As add_image() would, but while training goes on: a PNG file in full HD takes its time."""
+        _, height, width = image.shape
+
+        def add(file: bytes) -> None:
+            self._draw("summary", tag, _picture(tag, height, width, file), step)
+
+        self._encoder.submit(image, add)
 
     def _draw(self, kind: str, tag: str, value, step: int) -> None:
         """Into TensorBoard. A disk that is full ends the curves, not the run."""
+        board = self._board
         try:
-            if self._board and kind == "image":
-                self._board.file_writer.add_summary(_picture(tag, value), step)
-            elif self._board:
-                getattr(self._board, f"add_{kind}")(tag, value, step)
+            if board and kind == "summary":
+                board.file_writer.add_summary(value, step)
+            elif board:
+                getattr(board, f"add_{kind}")(tag, value, step)
         except OSError as error:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
@@ -316,12 +327,14 @@ class Report:
     def flush(self) -> None:
         """Let what was told so far survive the death of this process."""
         self._show(self._deferred.receive())
+        self._encoder.wait()
         if self._board:
             with contextlib.suppress(OSError):
                 self._board.flush()
 
     def close(self) -> None:
         self._bar.close()
+        self._encoder.close()
         if self._board:
             with contextlib.suppress(OSError):
                 self._board.close()
@@ -389,12 +402,11 @@ def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.0f} MB"
 
 
-def _picture(tag: str, image: torch.Tensor):
-    """As add_image() would, but for the time that its smaller PNG files take: half a second in full HD."""
+def _picture(tag: str, height: int, width: int, file: bytes):
+    """What TensorBoard takes for a picture."""
     from tensorboard.compat.proto import summary_pb2 as proto
 
-    _, height, width = image.shape
-    picture = proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png(image))
+    picture = proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file)
     return proto.Summary(value=[proto.Summary.Value(tag=tag, image=picture)])
 
 
