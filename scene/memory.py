@@ -1,6 +1,7 @@
 """When memory runs out: the step is taken again, with fewer Gaussians if need be, and the run goes on."""
 
 import os
+import platform
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -21,7 +22,8 @@ KEEP = 0.9  # of the Gaussians, if giving back what PyTorch holds in reserve was
 def grow_in_place() -> None:
     """Gaussians become more and more, and what they leave is too small for their successors: let PyTorch put
     pieces of GPU memory beside each other. To be called before it has any; who has settings keeps them."""
-    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+    able = sys.platform == "linux" and "microsoft" not in platform.release().lower()  # Windows cannot
+    if able and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
         os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -277,14 +278,19 @@ def test_which_errors_mean_that_memory_is_out():
     assert len(make_model()) == 6
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="PyTorch has this on Linux only")
 def test_settings_of_the_allocator(monkeypatch):
-    ours = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
-    theirs = [{"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": ""}]
-    for settings, after in [({}, ours), *((x, x) for x in theirs)]:
+    def after(system: str, release: str, settings: dict) -> dict:
+        monkeypatch.setattr(sys, "platform", system)
+        monkeypatch.setattr(platform, "release", lambda: release)
         monkeypatch.setattr(os, "environ", dict(settings))
         grow_in_place()
-        assert os.environ == after
+        return os.environ
+
+    ours = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+    assert after("linux", "6.8.0-generic", {}) == ours
+    for theirs in ({"PYTORCH_CUDA_ALLOC_CONF": "backend:native"}, {"PYTORCH_ALLOC_CONF": ""}):
+        assert after("linux", "6.8.0-generic", theirs) == theirs
+    assert after("win32", "11", {}) == after("linux", "6.6.87-microsoft-standard-WSL2", {}) == {}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
