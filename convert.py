@@ -69,6 +69,12 @@ def convert(params: ConvertParams) -> None:
     if params.matcher == "vocab_tree" and not params.vocab_tree:
         raise DataError("--matcher vocab_tree needs --vocab_tree, a file that COLMAP's documentation names")
     capture, is_video = find_capture(Path(params.source_path), params.frames, params.skip_matching)
+    for name in ("images", "sparse"):
+        if (capture.folder / name).exists() and not capture.work.exists():
+            raise DataError(
+                f"{capture.folder / name} was not made by convert.py, which would replace it; move it away, "
+                f"and photos to start from into {capture.folder / 'input'}"
+            )
     capture.work.mkdir(parents=True, exist_ok=True)
     engine = make_engine(params, capture)
     print(f"Engine: {engine.name}")

@@ -114,7 +114,7 @@ def train(
                 with suppress(commands.Stopped), signals.at_once():
                     viewer.serve(show)
             if signals.asked:
-                stop_early(iteration - 1, signals.asked, report, checkpoints, scene, gaussians, pipe)
+                stop_early(iteration - 1, signals.asked, report, checkpoints, scene, gaussians, density, pipe)
             pipe.debug |= iteration - 1 == run.debug_from
 
             gaussians.schedule(iteration)  # learning rates, SH degree
@@ -127,8 +127,10 @@ def train(
             shown.append((iteration, scene.train_cameras[view].name))
             bad = report.step(iteration, losses.total, losses.l1, losses.depth, len(gaussians))
             if bad or iteration % CHECK_EVERY == 0:
-                when = f"iteration {bad[0]}, view {dict(shown)[bad[0]]}, loss {bad[1]}" if bad else ""
-                heal(gaussians, density, when or f"iteration {iteration}", known=bad is not None)
+                when = f"iteration {iteration}"
+                if bad:
+                    when = f"iteration {bad[0]}, view {dict(shown).get(bad[0], '?')}, loss {bad[1]}"
+                heal(gaussians, density, when, known=bad is not None)
 
             last = iteration == opt.iterations
             if iteration in run.test_iterations or last:
@@ -165,9 +167,11 @@ def stop_early(
     checkpoints: Checkpoints,
     scene: Scene,
     gaussians: GaussianModel,
+    density: AdaptiveDensityControl,
     pipe: PipelineParams,
 ) -> NoReturn:
     """Somebody asked the run to end after this iteration: leave what it takes to go on."""
+    heal(gaussians, density, f"iteration {iteration}")
     report.flush()
     path = checkpoints.write(iteration)
     scene.save(gaussians, iteration, pipe.antialiasing)

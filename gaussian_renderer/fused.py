@@ -62,6 +62,7 @@ class FusedIteration:
             )
         except (RuntimeError, MemoryError):  # out of memory: nothing has moved
             gaussians.optimizer.take_step_back()
+            self._step.forget(view)
             raise
         gaussians.settle_with(self._step.settle)
         return losses

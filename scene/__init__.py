@@ -46,6 +46,7 @@ __all__ = [
 ]
 UNDISTORTED = "undistorted"  # folder in the model folder
 MADE_POINTS = 100_000  # where the data set has none, as many as the original draws for Blender scenes
+ONE_PLACE = 1e-4  # of the distance to the points: cameras that are not farther apart
 FEW_POINTS = 1000  # from photos; with less of them random ones are better
 
 
@@ -70,6 +71,8 @@ class Scene:
         for_training: bool = True,
         quiet: bool = False,
     ):
+        if model.data_device != "cpu" and not model.data_device.startswith("cuda"):
+            raise DataError(f"data_device must be cuda or cpu, got {model.data_device}")
         self._model, self._device, self._seed = model, device, seed
         self._say: Callable[[str], None] = (lambda text: None) if quiet else print
         depths = model.depths if for_training else ""
@@ -104,6 +107,7 @@ class Scene:
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
             self._write_inputs(folder, split)
+            self.extent = self._extent_or_distance(train)
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
             shuffle(self.test_cameras)
@@ -120,10 +124,6 @@ class Scene:
         save_ply(gaussians, path, antialiasing)
         gaussians.save_exposures(folder / "exposure.json")
         return path
-
-    def load(self, iteration: int = -1) -> tuple[GaussianModel, int]:
-        """The model as saved at this iteration, -1 for the last; and which iteration that is."""
-        return load_gaussians(self._model.model_path, iteration, self._device)
 
     # From views to cameras
 
@@ -228,6 +228,19 @@ class Scene:
             return points, "on the surfaces that the photos show"
         why = f"as the photos gave only {len(points)}"
         return points_in_view(views, MADE_POINTS, self._seed), f"random ones, in what the cameras see, {why}"
+
+    def _extent_or_distance(self, views: list[View]) -> float:
+        """Where all cameras are in one place, how far the points are from there is a measure of the scene."""
+        if not len(self.points):
+            return self.extent
+        center = np.mean([view.center for view in views], axis=0)
+        distance = 1.1 * float(np.median(np.linalg.norm(self.points.xyz - center, axis=1)))
+        if self.extent >= ONE_PLACE * distance:
+            return self.extent
+        self._say(
+            f"All train cameras are in one place: the scene's extent is that of its points, {distance:.4g}"
+        )
+        return distance
 
     # The model folder
 

@@ -26,7 +26,9 @@ def heal(gaussians: GaussianModel, density: AdaptiveDensityControl, when: str, k
     if lost > FEW * count or not gaussians.exposures.isfinite().all():
         what = "Gaussians" if lost > FEW * count else "Gaussians, and exposures,"
         raise Diverged(f"{when}: {lost:,} of {count:,} {what} are not finite; lower learning rates may help")
-    if lost:
-        gaussians.reindex(finite.nonzero()[:, 0])
-        density.stats = None
+    if not lost:
+        density.say(f"{when}: all Gaussians are finite; training goes on")
+        return
+    gaussians.reindex(finite.nonzero()[:, 0])
+    density.stats = None
     density.say(f"{when}: dropped {lost:,} Gaussians with numbers that are not finite")

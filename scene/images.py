@@ -34,7 +34,7 @@ DEVICE_SHARE = 0.4  # of the device's free memory may hold pictures; the Gaussia
 def training_size(width: int, height: int, resolution: int) -> tuple[int, int]:
     """Size of the image for the flag -r; the rounding is the original's, case by case."""
     if resolution in DOWNSCALES:
-        return round(width / resolution), round(height / resolution)
+        return max(round(width / resolution), 1), max(round(height / resolution), 1)
     if resolution == -1:
         scale = width / MAX_WIDTH if width > MAX_WIDTH else 1.0
     elif resolution > 0:

@@ -419,6 +419,10 @@ def test_where_photos_are_looked_for(tmp_path, capsys, monkeypatch):
     (tmp_path / "images").mkdir()
     gradient().save(tmp_path / "images" / "a.jpg")
     assert convert.main(["-s", str(tmp_path)]) == 1
+    assert f"{tmp_path / 'images'} was not made by convert.py" in capsys.readouterr().err
+    assert (tmp_path / "images" / "a.jpg").exists()
+    capture.work.mkdir()  # now it was
+    assert convert.main(["-s", str(tmp_path)]) == 1
     assert "needs two photos or more, found 1" in capsys.readouterr().err
     assert convert.main(["-s", str(tmp_path), "--matcher", "vocab_tree"]) == 1
     assert "--matcher vocab_tree needs --vocab_tree" in capsys.readouterr().err

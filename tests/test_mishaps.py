@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -195,6 +196,53 @@ def test_bad_exposures_end_the_run(scene, tmp_path, monkeypatch, capsys):
     assert train.main(["-s", str(scene), "-m", str(tmp_path), *SHORT, "--train_test_exp", "--quiet"]) == 1
     told = capsys.readouterr().err
     assert "iteration 40" in told and "not finite" in told and "iteration 30 is saved" in told
+
+
+def test_a_model_that_is_not_finite_is_not_saved_on_request(scene, tmp_path, monkeypatch, capsys):
+    """Somebody asks the run to stop just after all has become NaN."""
+    poison(monkeypatch, 33, slice(None))
+    schedule = train.GaussianModel.schedule
+
+    def interrupted(gaussians, iteration):
+        schedule(gaussians, iteration)
+        if iteration == 34:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(train.GaussianModel, "schedule", interrupted)
+    assert train.main(["-s", str(scene), "-m", str(tmp_path), *SHORT, "--quiet"]) == 1
+    assert "iteration 34" in (told := capsys.readouterr().err) and "are not finite" in told
+    assert list(found(tmp_path)) == [30, 20] and not (tmp_path / "point_cloud").exists()
+
+
+def test_a_bad_loss_of_a_run_that_is_continued(scene, tmp_path, monkeypatch):
+    """It was waiting to be read when the checkpoint was written; the model is well."""
+    folder = tmp_path / "m"
+    options = [*SHORT, "--checkpoint_iterations", "5", "--iterations", "8", "--quiet"]
+    assert train.main(["-s", str(scene), "-m", str(folder), *options]) == 0
+    for iteration, path in found(folder).items():
+        if iteration != 5:
+            path.unlink()
+    load_state_dict = train.Told.load_state_dict
+
+    def with_a_bad_one(told, *arguments):
+        load_state_dict(told, *arguments)
+        assert [iteration for iteration, _ in told.waiting] == [1, 2, 3, 4, 5]
+        told.waiting[2][1][0].fill_(float("nan"))
+
+    monkeypatch.setattr(train.Told, "load_state_dict", with_a_bad_one)
+    assert train.main(["-m", str(folder), "--resume", "--iterations", "20", "--quiet"]) == 0
+    log = (folder / "train.log").read_text()
+    assert "iteration 3, view ?, loss nan: all Gaussians are finite; training goes on" in log, log
+
+
+def test_cameras_in_one_place(tmp_path):
+    """Then what is large is told by the points, not by the cameras; or everything would be pruned."""
+    data = tiny_scenes.colmap_scene(tmp_path / "scene", 1)
+    folder = tmp_path / "m"
+    options = [*SHORT, "--opacity_reset_interval", "20", "--iterations", "100", "--quiet"]
+    assert train.main(["-s", str(data), "-m", str(folder), *options]) == 0
+    assert re.search(r"1 train and 0 test views, extent [1-9]", (folder / "train.log").read_text())
+    assert len(load_ply(folder / "point_cloud" / "iteration_100" / "point_cloud.ply")) > 40
 
 
 # The same bits

@@ -48,6 +48,15 @@ def test_losses_are_smoothed_and_logged(tmp_path):
     assert all(event.value > 0 for event in events.Scalars("iter_time"))
 
 
+def test_a_step_that_was_not_taken_has_no_loss(tmp_path):
+    report = Report(tmp_path, 1, 10, CPU, quiet=True)
+    for iteration in range(1, 11):
+        loss = torch.tensor(0.0 if iteration == 9 else 0.5)
+        report.step(iteration, loss, loss, None, count=7)
+    assert report.told.smooth[0] == pytest.approx(0.5 * (1 - 0.6**9), rel=1e-5)
+    report.close()
+
+
 def test_scores():
     truth = torch.full((3, 8, 8), 102, dtype=torch.uint8)  # 0.4
     brighter, overexposed = torch.full((3, 8, 8), 0.5), torch.full((3, 8, 8), 7.0)

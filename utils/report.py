@@ -232,6 +232,7 @@ class Report:
         iteration, count = self._now
         infinite = ((i, loss) for i, (loss, *_) in arrived if not math.isfinite(loss))
         self._bad = self._bad or next(infinite, None)
+        arrived = [row for row in arrived if any(row[1])]  # all zero: a step that was not taken
         for _, values in arrived:
             old = self.told.smooth or [0.0] * len(values)  # from zero, as the original
             self.told.smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
@@ -274,7 +275,8 @@ class Report:
                 self._draw("scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
         if self._board:
             self._draw("scalar", "total_points", count, iteration)
-            self._draw("histogram", "scene/opacity_histogram", opacities, iteration)
+            if count:
+                self._draw("histogram", "scene/opacity_histogram", opacities, iteration)
         self._since = time.perf_counter(), iteration
 
     def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
@@ -297,14 +299,14 @@ class Report:
         self._encoder.submit(image, add)
 
     def _draw(self, kind: str, tag: str, value, step: int) -> None:
-        """Into TensorBoard. A disk that is full ends the curves, not the run."""
+        """Into TensorBoard. What fails there, as on a full disk, ends the curves, not the run."""
         board = self._board
         try:
             if board and kind == "summary":
                 board.file_writer.add_summary(value, step)
             elif board:
                 getattr(board, f"add_{kind}")(tag, value, step)
-        except OSError as error:
+        except Exception as error:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
 
@@ -327,7 +329,8 @@ class Report:
     def flush(self) -> None:
         """Let what was told so far survive the death of this process."""
         self._show(self._deferred.receive())
-        self._encoder.wait()
+        with contextlib.suppress(MemoryError):  # a picture less
+            self._encoder.wait()
         if self._board:
             with contextlib.suppress(OSError):
                 self._board.flush()

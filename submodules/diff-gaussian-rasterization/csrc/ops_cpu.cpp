@@ -392,6 +392,7 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                const OptionalTensor& visible) {
     check_adam(params, grads, exp_avg, exp_avg_sq, lrs, visible, true);
+    TILESPLAT_CHECK(step >= 1, "step must be at least 1, got ", step);
     cpu::Clock clock(cpu::Stage::adam);
     const bool* rows_wanted = visible ? visible->const_data_ptr<bool>() : nullptr;
     for (size_t i = 0; i < params.size(); ++i) {
@@ -449,9 +450,6 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
         cpu::Clock clock(cpu::Stage::loss);
         kernels.photometric(l);
     }
-    float* sums = losses.mutable_data_ptr<float>();
-    sums[0] += float(l.loss), sums[1] += float(l.l1), sums[2] += 1;
-
     cpu::Buffer records(state[kEntries].size(0) * cpu::kRecord * sizeof(T));
     {
         cpu::Clock clock(cpu::Stage::blend_backward);
@@ -460,6 +458,8 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
     }
     cpu::Clock clock(cpu::Stage::project_backward);
     kernels.project_backward_and_step(g, v, f, records.as<T>(), trained, statistics);
+    float* sums = losses.mutable_data_ptr<float>();
+    sums[0] += float(l.loss), sums[1] += float(l.l1), sums[2] += 1;
 }
 
 void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,

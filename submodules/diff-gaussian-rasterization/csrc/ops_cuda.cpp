@@ -2,7 +2,7 @@
 //
 // Here tensors become pointers and buffers are allocated, from PyTorch's allocator; the work is in cuda/, whose stages.h
 // is its table of contents. Everything is enqueued on the current stream. The host waits once per image, for the number
-// of (tile, splat) entries, and spends that time while the GPU sorts.
+// of (tile, splat) entries, and spends that time while the GPU sorts; in a training step only if it has no guess.
 #include "ops.h"
 
 #include <ATen/Context.h>
@@ -457,6 +457,13 @@ cuda::Waiting waiting_in(int64_t count, const Tensor& means, const OptionalTenso
     return {data<int32_t>(moved_at), data<cuda::Missed>(missed)};
 }
 
+cuda::Trained trained_tensor(const Tensor& param, const Tensor& avg, const Tensor& avg_sq, double step_size) {
+    for (const Tensor& t : {param, avg, avg_sq})
+        TILESPLAT_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0, "params and moments must be aligned to ",
+                        "16 bytes, as all new tensors are");
+    return {data<float>(param), data<float>(avg), data<float>(avg_sq), float(step_size)};
+}
+
 void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                 const Tensor& world_to_camera, const Tensor& K, const Tensor& background, const Tensor& target,
@@ -478,9 +485,7 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const View<float> v = view(in);
 
     const double bias1 = 1.0 - std::pow(beta1, double(step)), bias2 = 1.0 - std::pow(beta2, double(step));
-    const auto trained = [&](int i) -> cuda::Trained {
-        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1)};
-    };
+    const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], lrs[i] / bias1); };
     const cuda::Waiting waiting = waiting_in(g.count, params[0], moved_at, missed);
     if (waiting.moved_at)
         cuda::catch_up({g.count, g.rest_count, trained(0), trained(1), trained(2), trained(3), trained(4), trained(5),
@@ -492,7 +497,7 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const Projected projected(device, g, v, grid, counted ? counted->place() : data<int64_t>(entries));
     if (counted) counted->enqueued();
     const Tensor order = depth_order(device, projected);
-    const int64_t room = counted ? counted->wait() : std::min(capacity, cuda::kMaxEntries);
+    const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
     if (counted && entries) *data<int64_t>(entries) = room;
     const TileLists lists(device, grid, projected, order, room, deterministic());
     const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
@@ -563,9 +568,7 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
     CHECK_TENSOR(means, means, N, 3);
     CHECK_TENSOR(sh_rest, means, N, rest, 3);
     const Device device(means);
-    const auto trained = [&](int i) -> cuda::Trained {
-        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), 0.f};
-    };
+    const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], 0.0); };
     const float scaled_eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));
     cuda::catch_up({N,
                     int(rest),

@@ -45,13 +45,14 @@ class FusedAdam(_QuickStart, torch.optim.Optimizer):
         # Parameters move together where all that a call has only one of agrees: usually all of them.
         batches = defaultdict(lambda: ([], [], [], [], []))
         moving = [(group, p) for group in self.param_groups for p in group["params"] if p.grad is not None]
-        states = [_state(self.state[param], param) for _, param in moving]  # memory may run out here
-        for (group, param), state in zip(moving, states):
+        states = [_state(self.state[param], param) for _, param in moving]  # memory may run out here,
+        grads = [param.grad.contiguous() for _, param in moving]  # and here
+        for (group, param), state, grad in zip(moving, states, grads):
             state["step"] += 1
             key = (int(state["step"]), tuple(group["betas"]), group["eps"], param.dtype, param.device)
             row = (
                 param,
-                param.grad.contiguous(),
+                grad,
                 state["exp_avg"],
                 state["exp_avg_sq"],
                 float(group["lr"]),

@@ -80,9 +80,15 @@ class TrainStep:
         """
         last, growth = int(self._entries[view]), max(count / max(self._counts[view], 1), 1.0)
         self.skipped += last > self._rooms[view] > 0
-        self._counts[view], self._peaks[view] = count, max(last, int(0.9 * self._peaks[view]))
-        self._rooms[view] = -(-int(ROOM_TO_GROW * growth * self._peaks[view]) // GRAIN) * GRAIN if last else 0
+        # If the last visit was just now, `last` may be of the one before: growth since then is in the peak.
+        peak = int(growth * max(last, 0.9 * self._peaks[view])) if last else 0
+        self._counts[view], self._peaks[view] = count, peak
+        self._rooms[view] = -(-int(ROOM_TO_GROW * peak) // GRAIN) * GRAIN
         return self._rooms[view]
+
+    def forget(self, view: int) -> None:
+        """Count the pairs of this view first when it comes again: there was no memory for the room it had."""
+        self._entries[view] = 0
 
     @torch.no_grad()
     def __call__(

@@ -7,7 +7,6 @@
 
 namespace gs {
 
-constexpr int kMaxShDegree = 3;
 constexpr double kSh0 = 0.28209479177387814;   // 1/2 sqrt(1/pi)
 constexpr double kSh1 = 0.4886025119029199;    // sqrt(3/(4 pi))
 constexpr double kSh2a = 1.0925484305920792;   // 1/2 sqrt(15/pi)

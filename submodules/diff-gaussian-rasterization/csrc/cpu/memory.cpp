@@ -83,11 +83,6 @@ void release(void* block) {
     }
 }
 
-size_t kept_bytes() {
-    std::lock_guard<std::mutex> lock(pool().mutex);
-    return pool().bytes;
-}
-
 void Buffer::grow(size_t bytes) {
     if (bytes <= capacity) return;
     const size_t larger = bytes > 2 * capacity ? bytes : 2 * capacity;

@@ -12,7 +12,6 @@ constexpr size_t kKeep = size_t(512) << 20;
 
 void* acquire(size_t bytes);
 void release(void* block);
-size_t kept_bytes();
 
 // A block that grows; freed at the end of its scope.
 struct Buffer {

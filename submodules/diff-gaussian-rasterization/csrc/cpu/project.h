@@ -137,7 +137,7 @@ static Vec3<F> unclamped_color(const Gaussians<Number>& g, const Camera<F>& came
     }
 }
 
-// Lane i is sixteen(begin)[i], the last one repeated behind the end.
+// Lane i is list[begin + i], the last one repeated behind the end.
 GS_INLINE int take_ids(const int32_t* list, int64_t begin, int64_t end, int32_t* ids) {
     const int n = end - begin < kLanes ? int(end - begin) : kLanes;
     for (int i = 0; i < kLanes; ++i) ids[i] = list[begin + (i < n ? i : n - 1)];

@@ -1,8 +1,9 @@
 // stages.h: the CPU backend as a list of stages. This is its table of contents.
 //
 //     project        every splat to the screen: radius, packed record, color                        (project.h)
-//     sort_by_depth  the visible ones, front to back                                                   (sort.cpp)
-//     find_tiles     the tiles each splat reaches;  fill_tiles: the splats of each tile, in depth order  (bin.h)
+//     depth_order    the visible ones, front to back                                                   (sort.cpp)
+//     find_tiles     the tiles each splat reaches                                                         (bin.h)
+//     bin            the splats of each tile, in depth order                                          (order.cpp)
 //     blend          image, transmittance, and which 4x4 block each (tile, splat) entry touched        (blend.h)
 //     blend_backward one gradient record per entry, nothing shared between tiles              (blend_backward.h)
 //     project_backward  sums the records of a splat, and back to its parameters             (project_backward.h)
@@ -10,7 +11,7 @@
 //     project_backward_and_step  both at once, for the fused training step                           (train.h)
 //
 // Stages take plain pointers and never allocate what outlives them. Each exists once per instruction set
-// (Kernels<float>) and once in double (Kernels<double>); backend() picks.
+// (Kernels<float>) and once in double (Kernels<double>); kernels<T>() picks.
 // Work is cut into pieces that do not depend on the number of threads, and sums are taken in a fixed order:
 // results are the same, bit for bit, however many threads there are.
 #pragma once

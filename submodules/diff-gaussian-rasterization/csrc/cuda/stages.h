@@ -1,5 +1,6 @@
 // stages.h: the CUDA backend as a list of stages, in the order in which a training step runs them.
 //
+//   catch_up              brings rows that have waited up to date
 //   preprocess            Gaussians -> screen-space splats, radii, depth keys, tile counts
 //   begin_lists           the number of entries, for the host
 //   sort_by_depth         indices, front to back
@@ -217,7 +218,7 @@ struct Ssim {
 };
 int64_t ssim_blocks(int planes, int height, int width);
 void ssim_forward(const Ssim& args, Stream stream);
-// out[0] = base + scale * sum of partial[0 .. blocks); more of them with other_* (may be null).
+// The sums of the blocks, added up, over `count`.
 void ssim_value(const float* partial, int64_t blocks, double count, float* value, Stream stream);
 void photometric_value(const float* partial_ssim, const float* partial_l1, int64_t blocks, double count, float lambda,
                        float* loss, float* l1, Stream stream);

@@ -37,7 +37,7 @@ __device__ __forceinline__ Outline outline(Vec2<float> mean, Sym2<float> cov, fl
     return o;
 }
 
-// The tiles of `r` whose pixel centers the interval can touch: the outer ones are cut off.
+// Of the tiles first .. end, those whose pixel centers the interval can touch: the outer ones are cut off.
 __device__ __forceinline__ void cut(int& first, int& end, float low, float high) {
     const float size = float(kTileSize);
     first = int(fmaxf(float(first), ceilf((low - (size - 0.5f)) * (1.f / size))));  // as floats: these may be infinite
