@@ -10,6 +10,7 @@ LPIPS compares pictures that are black in the others.
 """
 
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,7 +43,8 @@ def score_model(model: Path, distance: Callable | None, device: torch.device) ->
     test = model / "test"
     if not test.is_dir():
         raise DataError(
-            f"{test} must be a folder of rendered test views, got none; run render.py -m {model} first"
+            f"{test} must be a folder of rendered test views, got none; run render.py -m "
+            f"{shlex.quote(str(model))} first (of a model that was trained with --eval)"
         )
     methods = sorted(folder for folder in test.iterdir() if folder.is_dir())
     if not methods:

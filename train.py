@@ -71,8 +71,13 @@ def train(
     queue, told = ViewQueue(len(scene.train_cameras), run.seed), Told()
     checkpoints = Checkpoints(folder, run, gaussians, density, queue, told)
     done, notes = checkpoints.load(opt.iterations)
+    if gaussians.sh_degree != model.sh_degree:
+        notes.append(f"SH degree {gaussians.sh_degree}, as in the checkpoint, not {model.sh_degree}")
+        model = replace(model, sh_degree=gaussians.sh_degree)
+    started -= told.seconds + told.left_out  # of the processes before this one
     resume.clear(folder, resume.WRITTEN if run.overwrite else resume.TORN)
     save_config(folder, model, opt, pipe, replace(run, resume=False, overwrite=False))
+    scene.write_inputs()
 
     def show(request: Request) -> Tensor:
         return viewed(request, gaussians, pipe, scene.background)
@@ -114,7 +119,9 @@ def train(
                 with suppress(commands.Stopped), signals.at_once():
                     viewer.serve(show)
             if signals.asked:
-                stop_early(iteration - 1, signals.asked, report, checkpoints, scene, gaussians, density, pipe)
+                stop_early(
+                    iteration - 1, signals.asked, report, watch, checkpoints, scene, gaussians, density, pipe
+                )
             pipe.debug |= iteration - 1 == run.debug_from
 
             gaussians.schedule(iteration)  # learning rates, SH degree
@@ -164,6 +171,7 @@ def stop_early(
     iteration: int,
     signal: int,
     report: Report,
+    watch: Stopwatch,
     checkpoints: Checkpoints,
     scene: Scene,
     gaussians: GaussianModel,
@@ -173,7 +181,8 @@ def stop_early(
     """Somebody asked the run to end after this iteration: leave what it takes to go on."""
     heal(gaussians, density, f"iteration {iteration}")
     report.flush()
-    path = checkpoints.write(iteration)
+    with watch.leave_out():
+        path = checkpoints.write(iteration)
     scene.save(gaussians, iteration, pipe.antialiasing)
     report.log(
         f"Stopped after iteration {iteration}; the model and {path} are saved. To go on:\n"

@@ -248,6 +248,8 @@ def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:
     if not given.get("model_path"):
         raise ConfigError("model_path is empty: name the folder of the run to resume with -m")
     folder = Path(given["model_path"])
+    if not given.get("source_path") and not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no run to resume")
     stored = any((folder / name).is_file() for name in (CONFIG_FILE, LEGACY_FILE))
     return saved_options(folder, groups) if stored else {}
 
@@ -478,8 +480,9 @@ def _did_you_mean(name: str, known) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    text = _read_text(path)
     try:
-        data = json.loads(_read_text(path))
+        data = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(data, dict):

@@ -46,6 +46,7 @@ __all__ = [
 ]
 UNDISTORTED = "undistorted"  # folder in the model folder
 MADE_POINTS = 100_000  # where the data set has none, as many as the original draws for Blender scenes
+EXPOSURES = "exposure.json"
 ONE_PLACE = 1e-4  # of the distance to the points: cameras that are not farther apart
 FEW_POINTS = 1000  # from photos; with less of them random ones are better
 
@@ -53,9 +54,9 @@ FEW_POINTS = 1000  # from photos; with less of them random ones are better
 class Scene:
     """The data of one run.
 
-    For training, cameras come shuffled and with their pictures loaded, and the model folder gets
-    cameras.json, split.json and input.ply. Otherwise they come in the order of the data set, pictures are
-    decoded when asked for, and nothing is written but photos that had to be undistorted.
+    For training, cameras come shuffled and with their pictures loaded. Otherwise they come in the order of
+    the data set, and pictures are decoded when asked for. Nothing is written but photos that had to be
+    undistorted, until write_inputs() and save().
     """
 
     train_cameras: list[Camera]
@@ -82,7 +83,9 @@ class Scene:
         )
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
-        split = {"by": reason, "train": [view.name for view in train], "test": [view.name for view in test]}
+        self._split = {
+            "by": reason, "train": [view.name for view in train], "test": [view.name for view in test],
+        }  # fmt: skip
         self._say(f"Split: {len(train)} train, {len(test)} test ({reason})")
         if model.train_test_exp:  # the left halves of test views train, too
             shown = {*train, *test}
@@ -106,7 +109,6 @@ class Scene:
         if for_training:
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
-            self._write_inputs(folder, split)
             self.extent = self._extent_or_distance(train)
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
@@ -117,12 +119,26 @@ class Scene:
         """What the Gaussians start from."""
         return self._points_and_origin[0]
 
+    def write_inputs(self) -> None:
+        """What the run starts from, into the model folder: split.json, cameras.json and input.ply."""
+        folder = Path(self._model.model_path)
+        write_json(folder / "split.json", self._split, indent=1)
+        write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
+        points, origin = self._points_and_origin
+        if origin is not None and origin.suffix == ".ply":
+            with open(origin, "rb") as source, atomic_write(folder / "input.ply") as target:
+                shutil.copyfileobj(source, target)
+        else:
+            write_points(folder / "input.ply", points)
+
     def save(self, gaussians: GaussianModel, iteration: int, antialiasing: bool = False) -> Path:
         """Write the model as of this iteration into the model folder; returns the PLY's path."""
         folder = Path(self._model.model_path)
         path = folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
         save_ply(gaussians, path, antialiasing)
-        gaussians.save_exposures(folder / "exposure.json")
+        gaussians.save_exposures(folder / EXPOSURES)
+        if gaussians.exposed:
+            gaussians.save_exposures(path.with_name(EXPOSURES))
         return path
 
     # From views to cameras
@@ -242,18 +258,6 @@ class Scene:
         )
         return distance
 
-    # The model folder
-
-    def _write_inputs(self, folder: Path, split: dict) -> None:
-        write_json(folder / "split.json", split, indent=1)
-        write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
-        points, origin = self._points_and_origin
-        if origin is not None and origin.suffix == ".ply":
-            with open(origin, "rb") as source, atomic_write(folder / "input.ply") as target:
-                shutil.copyfileobj(source, target)
-        else:
-            write_points(folder / "input.ply", points)
-
 
 class _Pictures(NamedTuple):
     """What one view shows, shared by the cameras of its two roles with --train_test_exp."""
@@ -308,10 +312,10 @@ def load_gaussians(model_path: str | Path, iteration: int, device: torch.device)
             f"{model_path}: has no iteration {iteration}, only {some([str(i) for i in saved], 10)}"
         )
     iteration = saved[-1] if iteration == -1 else iteration
-    gaussians = load_ply(
-        Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply", device
-    )
-    exposures = Path(model_path) / "exposure.json"
-    if exposures.is_file():
-        gaussians.load_exposures(exposures)
+    path = Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
+    gaussians = load_ply(path, device)
+    for exposures in (path.with_name(EXPOSURES), Path(model_path) / EXPOSURES):  # the original has only these
+        if exposures.is_file():
+            gaussians.load_exposures(exposures)
+            break
     return gaussians, iteration

@@ -69,20 +69,22 @@ def load(
     density: AdaptiveDensityControl,
     queue: ViewQueue,
     told: Told | None = None,
+    same_run: bool = True,
 ) -> int:
     """Put everything back as it was; returns the iteration it was after.
 
     A file of the original has no exposures, view queue and random states, a PLY has no moments either: what a
-    file does not have stays as it is.
+    file does not have stays as it is. So do view queue and scores if it is of another run, with other views.
     """
     state = read(path)
     try:
         _check(state)
         gaussians.load_state_dict(state["gaussians"])
         density.load_state_dict(state["density"], gaussians.device)
-        if "queue" in state:
+        same_views = same_run or state.get("queue", {}).get("count") == queue.count
+        if "queue" in state and same_views:
             queue.load_state_dict(state["queue"])
-        if told and "told" in state:
+        if told and "told" in state and same_views:
             told.load_state_dict(state["told"], gaussians.device)
         if "random" in state:
             _set_random_states(state["random"], gaussians.device)

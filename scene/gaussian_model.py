@@ -259,6 +259,11 @@ class GaussianModel:
         self.exposure_names = {name: row for row, name in enumerate(names)}
         self.exposures = nn.Parameter(identity if values is None else values.to(self.device).contiguous())
 
+    @property
+    def exposed(self) -> bool:
+        """Has any exposure changed?"""
+        return bool((self.exposures != torch.eye(3, 4, device=self.exposures.device)).any())
+
     def exposure(self, name: str) -> Tensor:
         """The color transform [3, 4] of one image."""
         if name not in self.exposure_names:

@@ -21,7 +21,10 @@ SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
 MODELS = "point_cloud/iteration_*/point_cloud.ply"
 SUMMARY = "summary.json"
 TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
-WRITTEN = ("chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY, "exposure.json")
+WRITTEN = (
+    "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
+    "exposure.json", "point_cloud/iteration_*/exposure.json",
+)  # fmt: skip
 
 
 class Checkpoints:
@@ -92,10 +95,11 @@ class Checkpoints:
         if candidates:
             raise DataError(
                 f"{self._folder}: none of its {len(candidates)} checkpoints can be read, the first being "
-                f"{notes[0].removesuffix('; trying the one before')}; --overwrite starts over"
+                f"{notes[0].removesuffix('; trying the one before')}; -m names another folder, --overwrite "
+                "starts over"
             )
         if self._run.start_checkpoint:
-            done = checkpoint.load(self._run.start_checkpoint, *self._state)
+            done = checkpoint.load(self._run.start_checkpoint, *self._state, same_run=False)
             if done >= iterations:
                 raise ConfigError(
                     f"iterations must be more than the {done} of the checkpoint, got {iterations}"
@@ -121,15 +125,20 @@ def finished(folder: Path) -> int:
 
 def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
     """What an earlier run left is neither mixed with another one's results nor lost by accident."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; -m names another folder")
+    if run.start_checkpoint and not Path(run.start_checkpoint).is_file():
+        raise ConfigError(f"{run.start_checkpoint}: there is no such checkpoint")
     if run.overwrite:
         return
     ended = finished(folder)
     if run.resume:
-        if 0 < ended < iterations and not found(folder):
+        if 0 < ended < iterations and not found(folder) and not run.start_checkpoint:
             model = folder / "point_cloud" / f"iteration_{ended}" / "point_cloud.ply"
             raise ConfigError(
                 f"{folder} has no checkpoint to resume from, only the model of a run that ended at {ended}; "
-                f"--start_checkpoint {shlex.quote(str(model))} goes on from that"
+                f"{how_to_resume(folder)} --iterations {iterations} --start_checkpoint "
+                f"{shlex.quote(str(model))} goes on from that"
             )
         return
     own_start = run.start_checkpoint and Path(run.start_checkpoint).resolve().is_relative_to(folder.resolve())

@@ -288,7 +288,7 @@ def test_missing_images_are_left_out_on_request(tmp_path):
         read_dataset(tmp_path)
     dataset = read_dataset(tmp_path, skip_missing=True)
     assert [view.name for view in dataset.views] == ["sub dir/a é.png"]
-    assert "1 of 2 images are not there and left out" in dataset.notes[0] and "z.png" in dataset.notes[0]
+    assert "1 of 2 images are not there; with" in dataset.notes[0] and "z.png" in dataset.notes[0]
     (tmp_path / "images" / "sub dir" / "a é.png").unlink()
     with pytest.raises(DataError, match=r"2 of 2 images are not there"):
         read_dataset(tmp_path, skip_missing=True)

@@ -185,7 +185,7 @@ def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
                 raise NO_MEMORY
             return step(params, *rest, **options)
 
-        limited.settle, limited.skipped = step.settle, 0
+        limited.settle, limited.forget, limited.skipped = step.settle, step.forget, 0
         return limited
 
     if way == "--fused":

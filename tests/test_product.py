@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import arguments
+from scene.files import DataError
 from tools.setup_env import listed
 from utils import contact_sheet
 
@@ -198,16 +199,31 @@ def test_contact_sheet_shows_truth_render_and_error(rendered):
     sheet = np.array(contact_sheet.draw(rendered / "test/ours_30", 3)).astype(int)
     assert sheet.shape == (
         contact_sheet.HEAD + 3 * (30 + contact_sheet.LABEL) + contact_sheet.GAP,
-        3 * 40 + 4 * 6,
+        3 * contact_sheet.NARROWEST + 4 * 6,
         3,
     )
     top, gap = contact_sheet.HEAD, contact_sheet.GAP
-    cells = [sheet[top : top + 30, gap + k * 46 : gap + k * 46 + 40] for k in range(3)]
+    left = [gap + k * (contact_sheet.NARROWEST + gap) for k in range(3)]
+    cells = [sheet[top : top + 30, at : at + 40] for at in left]
     assert cells[0].std() > 30
     assert (cells[1] - cells[0])[10:20, 10:20].min() == 50 and np.array_equal(cells[0][:10], cells[1][:10])
     assert cells[2][12:18, 12:18].mean() > 100 > 20 > cells[2][:8, :8].mean()
 
 
+def test_contact_sheet_leaves_out_what_does_not_count(tmp_path):
+    """Half of the picture is wrong and masked; in the other half all is off by 0.1: 20 dB."""
+    truth = np.full((20, 30, 3), 102, np.uint8)
+    render, mask = truth + np.uint8(25.5), np.zeros_like(truth)
+    render[:, :15], mask[:, 15:] = 255, 255
+    for part, picture in (("gt", truth), ("renders", render), ("masks", mask)):
+        (tmp_path / part).mkdir()
+        Image.fromarray(picture).save(tmp_path / part / "00000.png")
+    row = contact_sheet._row(tmp_path, "00000.png")
+    assert (row.error[:, :15] == 0).all() and (row.error[:, 15:] > 0.09).all()
+    assert row.scores() == ("20.17 dB", "mean 0.0980, brightest from 0.25")
+    assert contact_sheet.draw(tmp_path, 4).width >= 3 * contact_sheet.NARROWEST, "captions need room"
+
+
 def test_contact_sheet_says_what_is_missing(tmp_path):
-    with pytest.raises(SystemExit, match="run render.py first"):
+    with pytest.raises(DataError, match="run render.py first"):
         contact_sheet.newest(tmp_path)

@@ -316,9 +316,39 @@ def test_finished_run(cut_off, tmp_path, capsys):
     assert train.main(["-m", str(folder), "--resume", "--iterations", "80"]) == 1
     told = capsys.readouterr().err
     model = folder / "point_cloud" / "iteration_72" / "point_cloud.ply"
-    assert f"--start_checkpoint {model} goes on" in told
-    assert train.main(["-m", str(folder), "--config", str(folder / "config.json"), "--iterations", "80",
-                       "--start_checkpoint", str(model)]) == 0  # fmt: skip
+    command = f"python train.py -m {folder} --resume --iterations 80 --start_checkpoint {model}"
+    assert f"{command} goes on from that" in told
+    assert train.main(command.split()[2:]) == 0
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 80
+
+
+def test_a_run_that_is_refused_changes_nothing(cut_off, tmp_path, capsys):
+    """Another data set, or a checkpoint that is not there; the folder goes on describing its model."""
+    folder = tmp_path / "m"
+    shutil.copytree(cut_off, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    other = tiny_scenes.colmap_scene(tmp_path / "other", 6)
+    assert train.main(["-s", str(other), "-m", str(folder), "--resume", "--iterations", "80"]) == 1
+    assert "-m names another folder" in capsys.readouterr().err
+    missing = ["--overwrite", "--start_checkpoint", str(tmp_path / "nope.pth")]
+    assert train.main(["-s", str(other), "-m", str(folder), *SHORT, *missing]) == 1
+    assert "nope.pth: there is no such checkpoint" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    with pytest.raises(SystemExit):
+        train.main(["-m", str(tmp_path / "typo"), "--resume"])
+    assert "there is no run to resume" in capsys.readouterr().err
+
+
+def test_a_start_from_another_run(cut_off, tmp_path):
+    """With other views and another degree in its options: the Gaussians are those of the checkpoint."""
+    other = tiny_scenes.colmap_scene(tmp_path / "other", 7)
+    options = ["--start_checkpoint", str(cut_off / "chkpnt70.pth"), "--iterations", "80", "--sh_degree", "1"]
+    folder = tmp_path / "m"
+    assert train.main(["-s", str(other), "-m", str(folder), *options, *CPU, "--quiet"]) == 0
+    assert "SH degree 3, as in the checkpoint, not 1" in (folder / "train.log").read_text()
+    assert "sh_degree=3" in (folder / "cfg_args").read_text()
+    told = json.loads((folder / "summary.json").read_text())
+    assert told["scores"] and all(list(by_iteration) == ["80"] for by_iteration in told["scores"].values())
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage"], ids=["empty", "garbage"])

@@ -42,7 +42,10 @@ def names(cameras):
 
 def load(folder, training=False, **options):
     model = ModelParams(source_path=str(folder), model_path=str(folder.parent / "model"), **options)
-    return Scene(model, CPU, for_training=training, quiet=True)
+    scene = Scene(model, CPU, for_training=training, quiet=True)
+    if training:
+        scene.write_inputs()
+    return scene
 
 
 # Sizes

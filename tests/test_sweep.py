@@ -81,7 +81,9 @@ def test_a_data_set_without_points_starts_from_those_of_its_train_photos(tmp_pat
     write_colmap(tmp_path / "data", views, points)
     (tmp_path / "data" / "sparse" / "0" / "points3D.bin").unlink()
     model = ModelParams(source_path=str(tmp_path / "data"), model_path=str(tmp_path / "model"), eval=True)
-    made = Scene(model, CPU).points
+    scene = Scene(model, CPU)
+    scene.write_inputs()
+    made = scene.points
     said = capsys.readouterr().out
     assert f"Points: {len(made)} on the surfaces that the photos show; the data set has none" in said
     assert len(made) == MADE_POINTS

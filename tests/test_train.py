@@ -358,7 +358,7 @@ def test_exposures_are_learned_and_test_views_scored_on_the_right_half(colmap, t
     for name in ("shot 00.png", "shot 03.png"):  # one test view, one train view, taken at half the exposure
         path = dataset / "images" / name
         Image.fromarray(np.uint8(0.5 * np.array(Image.open(path)))).save(path)
-    options = ["-s", dataset, "--eval", *SHORT, "--test_iterations", 1]
+    options = ["-s", dataset, "--eval", *SHORT, "--test_iterations", 1, "--save_iterations", 150]
     plain = in_process(*options, "-m", tmp_path / "plain")["scores"]["test"]["300"]
     ours = in_process(*options, "-m", tmp_path / "exposed", "--train_test_exp")["scores"]["test"]["300"]
     assert ours["psnr"] > plain["psnr"] + 1, (ours, plain)
@@ -373,6 +373,14 @@ def test_exposures_are_learned_and_test_views_scored_on_the_right_half(colmap, t
     assert metrics.main(["-m", str(tmp_path / "exposed"), "--device", "cpu", "--lpips", "none"]) == 0
     score = json.loads((tmp_path / "exposed" / "results.json").read_text())["ours_300"]["PSNR"]
     assert score == pytest.approx(ours["psnr"], abs=0.1)
+    # An earlier model comes with the exposures that it had.
+    from scene import load_gaussians
+
+    first, last = (
+        load_gaussians(tmp_path / "exposed", iteration, torch.device("cpu"))[0].exposures
+        for iteration in (150, 300)
+    )
+    assert (first - last).abs().max() > 0.01 and (first - torch.eye(3, 4)).abs().max() > 0.01
 
 
 def test_depth_maps_are_used(tmp_path):

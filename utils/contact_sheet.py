@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from scene.files import DataError
+from utils import commands
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
 HEATS = np.array(
@@ -21,6 +26,7 @@ HEATS = np.array(
 )  # dark to bright
 PAPER, INK = (248, 247, 244), (40, 40, 40)
 GAP, HEAD, LABEL = 6, 34, 22  # pixels: between pictures, of the heading, of the line below each row
+NARROWEST = 230  # pixels that the line below a picture takes
 
 
 def heat(error: np.ndarray) -> np.ndarray:
@@ -35,40 +41,59 @@ def draw(method: Path, count: int) -> Image.Image:
     """The sheet for a folder with renders/, gt/ and, if it is there, names.json."""
     files = sorted(path.name for path in (method / "renders").glob("*.png"))
     if not files:
-        raise SystemExit(f"{method}/renders must hold rendered pictures, got none; run render.py first")
+        raise DataError(f"{method}/renders must hold rendered pictures, got none; run render.py first")
     files = [files[round(k)] for k in np.linspace(0, len(files) - 1, min(count, len(files)))]
     names = json.loads((method / "names.json").read_text()) if (method / "names.json").exists() else {}
     rows = [_row(method, file) for file in files]
 
-    width = 3 * max(row[0].shape[1] for row in rows) + 4 * GAP
-    height = HEAD + sum(row[0].shape[0] + LABEL for row in rows) + GAP
+    width = 3 * max(NARROWEST, *(row.truth.shape[1] for row in rows)) + 4 * GAP
+    height = HEAD + sum(row.truth.shape[0] + LABEL for row in rows) + GAP
     sheet = Image.new("RGB", (width, height), PAPER)
     pen, large, small = ImageDraw.Draw(sheet), _font(18), _font(13)
     column = (width - GAP) // 3
     for k, title in enumerate(("ground truth", "render", "error")):
         pen.text((GAP + k * column, 7), title, INK, large)
     top = HEAD
-    for file, (truth, render, error) in zip(files, rows):
-        for k, picture in enumerate((truth, render, heat(error))):
+    for file, row in zip(files, rows):
+        for k, picture in enumerate((row.truth, row.render, heat(row.error))):
             sheet.paste(Image.fromarray(picture), (GAP + k * column, top))
-        top += truth.shape[0]
-        psnr = -10 * np.log10(np.mean((truth / 255.0 - render / 255.0) ** 2) + 1e-12)
-        pen.text((GAP, top + 2), names.get(file, file), INK, small)
-        pen.text((GAP + column, top + 2), f"{psnr:.2f} dB", INK, small)
-        pen.text(
-            (GAP + 2 * column, top + 2), f"mean {error.mean():.4f}, brightest from {FULL_SCALE}", INK, small
-        )
+        top += row.truth.shape[0]
+        for k, caption in enumerate((names.get(file, file), *row.scores())):
+            pen.text((GAP + k * column, top + 2), caption, INK, small)
         top += LABEL
     return sheet
 
 
-def _row(method: Path, file: str):
+class Row(NamedTuple):
+    """A view: uint8 [H, W, 3], and where of it counts, as metrics.py has it."""
+
+    truth: np.ndarray
+    render: np.ndarray
+    counts: np.ndarray  # bool [H, W]
+
+    @property
+    def error(self) -> np.ndarray:
+        """[H, W] in 0..1, zero where the photo does not count."""
+        return np.where(self.counts, np.abs(self.truth.astype(float) - self.render).mean(axis=2) / 255, 0)
+
+    def scores(self) -> tuple[str, str]:
+        if not self.counts.any():
+            return "nothing of it counts", ""
+        squares = np.square((self.truth / 255.0 - self.render / 255.0)[self.counts])
+        mean = self.error[self.counts].mean()
+        psnr = -10 * np.log10(squares.mean() + 1e-12)
+        return f"{psnr:.2f} dB", f"mean {mean:.4f}, brightest from {FULL_SCALE}"
+
+
+def _row(method: Path, file: str) -> Row:
     truth, render = (np.array(Image.open(method / part / file).convert("RGB")) for part in ("gt", "renders"))
-    if truth.shape != render.shape:
-        raise SystemExit(
-            f"{method}: renders/{file} must have the size of gt/{file}, {truth.shape}, got {render.shape}"
-        )
-    return truth, render, np.abs(truth.astype(float) - render).mean(axis=2) / 255
+    mask = method / "masks" / file
+    counts = np.ones(truth.shape[:2], bool)
+    if mask.exists():
+        counts = np.array(Image.open(mask).convert("L")) > 127
+    if truth.shape != render.shape or counts.shape != truth.shape[:2]:
+        raise DataError(f"{method}: {file} must have the same size in gt, renders and masks")
+    return Row(truth, render, counts)
 
 
 def _font(size: int):
@@ -79,13 +104,14 @@ def _font(size: int):
 
 
 def newest(model: Path) -> Path:
-    methods = sorted((model / "test").glob("ours_*"), key=lambda path: int(path.name.removeprefix("ours_")))
-    if not methods:
-        raise SystemExit(f"{model}/test must hold ours_<iteration> folders, got none; run render.py first")
-    return methods[-1]
+    numbers = [path.name.removeprefix("ours_") for path in (model / "test").glob("ours_*")]
+    rendered = [int(number) for number in numbers if number.isdecimal()]
+    if not rendered:
+        raise DataError(f"{model}/test must hold ours_<iteration> folders, got none; run render.py first")
+    return model / "test" / f"ours_{max(rendered)}"
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         "python -m utils.contact_sheet", description="ground truth | render | error"
     )
@@ -96,12 +122,18 @@ def main() -> None:
         "--to", type=Path, default=None, help="default: contact_sheet.png in the model folder"
     )
     args = parser.parse_args()
-    iteration = args.iteration
-    method = newest(args.model_path) if iteration < 0 else args.model_path / "test" / f"ours_{iteration}"
-    to = args.to or args.model_path / "contact_sheet.png"
-    draw(method, args.views).save(to)
-    print(f"Contact sheet: {to}")
+
+    def work() -> None:
+        iteration, model = args.iteration, args.model_path
+        method = newest(model) if iteration < 0 else model / "test" / f"ours_{iteration}"
+        to = args.to or model / "contact_sheet.png"
+        if to.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise DataError(f"{to}: the picture must end in .png or .jpg")
+        draw(method, max(args.views, 1)).save(to)
+        print(f"Contact sheet: {to}")
+
+    return commands.run("contact_sheet", work)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -206,7 +206,9 @@ def align_all(args: argparse.Namespace) -> None:
     else:
         output = _write_where_allowed([colmap.model_folder(args.source_path), depths], params)
     without = sum(p["scale"] <= 0 for p in params.values())
-    print(f"{output}: {len(params) - without} maps aligned, {without} not usable (too few points)")
+    print(
+        f"{output}: {len(params) - without} maps aligned, {without} not usable (few points, or no contrast)"
+    )
 
 
 def _write_where_allowed(folders: list[Path], params: dict) -> Path:

@@ -7,6 +7,7 @@ READ_EVERY iterations they are sent for, and shown when they have arrived.
 import contextlib
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -372,7 +373,7 @@ class Summary:
             f"{self.total_seconds:.1f} s in all",
             f"  peak memory {_megabytes(self.peak_memory_bytes)}",
             f"  model       {self.point_cloud}",
-            f"  next        python render.py -m {self.model_path}",
+            f"  next        python render.py -m {shlex.quote(self.model_path)}",
         ]
         return "\n".join(lines)
 

@@ -13,7 +13,7 @@ class ViewQueue:
     def __init__(self, count: int, seed: int = 0):
         if count < 1:
             raise ValueError(f"count must be at least 1 view, got {count}")
-        self._count = count
+        self.count = count
         self._random = random.Random(seed)
         self._waiting: list[int] = []  # of this round, but for the upcoming one
         self._upcoming: int | None = None
@@ -30,27 +30,27 @@ class ViewQueue:
 
     def _draw(self) -> int:
         if not self._waiting:
-            self._waiting = list(range(self._count))
+            self._waiting = list(range(self.count))
         return self._waiting.pop(self._random.randrange(len(self._waiting)))
 
     def state_dict(self) -> dict:
         """Plain values, so that a checkpoint of them loads safely."""
         version, words, gauss = self._random.getstate()
         return {
-            "count": self._count,
+            "count": self.count,
             "waiting": list(self._waiting),
             "upcoming": self._upcoming,
             "random": [version, list(words), gauss],
         }
 
     def load_state_dict(self, state: dict) -> None:
-        if type(state["count"]) is not int or state["count"] != self._count:
+        if type(state["count"]) is not int or state["count"] != self.count:
             raise ValueError(
-                f"the view queue must be over {self._count} views, got one over {str(state['count'])[:20]}"
+                f"the view queue must be over {self.count} views, got one over {str(state['count'])[:20]}"
             )
         drawn = [*state["waiting"], *([] if state["upcoming"] is None else [state["upcoming"]])]
-        if not all(type(view) is int and 0 <= view < self._count for view in drawn):
-            raise ValueError(f"the view queue must hold views from 0 to {self._count - 1}")
+        if not all(type(view) is int and 0 <= view < self.count for view in drawn):
+            raise ValueError(f"the view queue must hold views from 0 to {self.count - 1}")
         version, words, gauss = state["random"]
         self._random.setstate((version, tuple(words), gauss))
         self._waiting, self._upcoming = list(state["waiting"]), state["upcoming"]

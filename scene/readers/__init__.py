@@ -71,7 +71,7 @@ def _check_photos(dataset: Dataset, skip_missing: bool) -> None:
             raise DataError(
                 f"{counted}: {names}" + ("; --skip_missing leaves their views out" if there else "")
             )
-        dataset.notes.append(f"Warning: {counted} and left out (--skip_missing): {names}")
+        dataset.notes.append(f"Warning: {counted}; with --skip_missing their views are left out: {names}")
         dataset.views = there
     if not dataset.views:
         raise DataError(f"{dataset.folder}: the data set has no images")

@@ -109,8 +109,8 @@ def model_folder(folder: Path) -> Path:
         if any((model / f"cameras{ending}").is_file() for ending in (".bin", ".txt")):
             return model
     raise DataError(
-        f"{folder / 'sparse'}: neither it nor its folder 0 has cameras.bin or cameras.txt; "
-        f"found {some(sorted(p.name for p in (folder / 'sparse').iterdir())) or 'nothing'}"
+        f"{folder / 'sparse'}: neither it nor its folder 0 has cameras.bin or cameras.txt; found "
+        + (some(sorted(str(p.relative_to(folder)) for p in (folder / "sparse").rglob("*"))) or "nothing")
     )
 
 
