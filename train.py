@@ -297,7 +297,12 @@ def fix_the_order_of_sums() -> None:
 def main(argv: list[str] | None = None) -> int:
     model, opt, pipe, run = parse_train(argv)
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
-    return commands.run("train.py", lambda: train(model, opt, pipe, run))
+
+    def work() -> None:
+        with resume.alone_in(Path(model.model_path)):
+            train(model, opt, pipe, run)
+
+    return commands.run("train.py", work)
 
 
 if __name__ == "__main__":

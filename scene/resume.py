@@ -5,8 +5,9 @@ import json
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from arguments import ConfigError, RunParams
 from scene import checkpoint
@@ -20,6 +21,7 @@ KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
 MODELS = "point_cloud/iteration_*/point_cloud.ply"
 SUMMARY = "summary.json"
+LOCK = ".training"
 TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
 WRITTEN = (
     "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
@@ -123,10 +125,39 @@ def finished(folder: Path) -> int:
         return 0
 
 
-def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
-    """What an earlier run left is neither mixed with another one's results nor lost by accident."""
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Two processes that train into one folder would spoil each other's work: the second is refused."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; -m names another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with open(folder / LOCK, "w") as file:
+            _lock(file)
+            try:
+                yield
+            finally:
+                (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # if nothing came of it
+
+
+def _lock(file: IO) -> None:
+    """Until the file is closed, or the process ends however it may."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        folder = Path(file.name).parent
+        raise ConfigError(f"{folder}: another process is training into it; -m names another folder") from None
+    except (ImportError, OSError):  # Windows, and file systems that cannot
+        pass
+
+
+def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
+    """What an earlier run left is neither mixed with another one's results nor lost by accident."""
     if run.start_checkpoint and not Path(run.start_checkpoint).is_file():
         raise ConfigError(f"{run.start_checkpoint}: there is no such checkpoint")
     if run.overwrite:

@@ -322,6 +322,25 @@ def test_finished_run(cut_off, tmp_path, capsys):
     assert json.loads((folder / "summary.json").read_text())["iterations"] == 80
 
 
+def test_two_processes_and_one_folder(scene, tmp_path, capsys):
+    folder = tmp_path / "m"
+    long = ["-s", str(scene), *[word if word != "70" else "100000" for word in SHORT]]
+    process = start(folder, *long)
+    wait_for(lambda: "Training from" in said(folder), process)
+    assert train.main([*long, "-m", str(folder), "--overwrite"]) == 1
+    assert f"{folder}: another process is training into it" in capsys.readouterr().err
+    process.kill()
+    process.join(20)
+    assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--overwrite", "--quiet"]) == 0
+    assert not list(folder.glob(".training"))
+
+    (tmp_path / "file").touch()
+    assert train.main([*long, "-m", str(tmp_path / "file")]) == 1
+    assert "is a file" in capsys.readouterr().err
+    assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(tmp_path / "n")]) == 1
+    assert not (tmp_path / "n").exists()
+
+
 def test_a_run_that_is_refused_changes_nothing(cut_off, tmp_path, capsys):
     """Another data set, or a checkpoint that is not there; the folder goes on describing its model."""
     folder = tmp_path / "m"
