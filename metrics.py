@@ -34,8 +34,14 @@ READ_AHEAD = 4  # pairs decoded while one is being scored
 def score_models(params: MetricsParams) -> None:
     device = pick_device(params.device)
     distance = _find_lpips(params, device)
+    errors = []
     for model in params.model_paths:
-        score_model(Path(model), distance, device)
+        try:
+            score_model(Path(model), distance, device)
+        except DataError as error:  # the others are scored all the same
+            errors.append(str(error))
+    if errors:
+        raise DataError("; ".join(errors))
 
 
 def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:

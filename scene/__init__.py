@@ -109,6 +109,7 @@ class Scene:
         if for_training:
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
             self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
+            self._check_masks()
             self.extent = self._extent_or_distance(train)
             shuffle = random.Random(seed).shuffle
             shuffle(self.train_cameras)
@@ -244,6 +245,17 @@ class Scene:
             return points, "on the surfaces that the photos show"
         why = f"as the photos gave only {len(points)}"
         return points_in_view(views, MADE_POINTS, self._seed), f"random ones, in what the cameras see, {why}"
+
+    def _check_masks(self) -> None:
+        blank = []
+        for camera in self.train_cameras:
+            counts = camera.counts()
+            if counts is not None and not counts.any():
+                blank.append(camera.name)
+        if len(blank) == len(self.train_cameras):
+            raise DataError("nothing of any train photo counts; --invert_masks swaps black and white")
+        if blank:
+            self._say(f"Warning: masks leave nothing of {len(blank)} train photos: {some(blank)}")
 
     def _extent_or_distance(self, views: list[View]) -> float:
         """Where all cameras are in one place, how far the points are from there is a measure of the scene."""

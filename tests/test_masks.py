@@ -60,6 +60,13 @@ def test_mistakes_are_named(tmp_path, capsys):
     Scene(ModelParams(source_path=str(folder), model_path="m", masks="masks"), CPU, for_training=False)
     said = capsys.readouterr().out
     assert "Warning: 3 of 4 photos have no mask and count in full: v0.png, v2.png, v3.png" in said
+    add_masks(folder / "masks", ["v2.png"], np.zeros_like(LEFT))
+    Scene(ModelParams(source_path=str(folder), model_path="m", masks="masks"), CPU)
+    assert "Warning: masks leave nothing of 1 train photos: v2.png" in capsys.readouterr().out
+    add_masks(folder / "masks", [f"v{i}.png" for i in range(4)], np.zeros_like(LEFT))
+    with pytest.raises(DataError, match="nothing of any train photo counts; --invert_masks"):
+        load(folder, training=True, masks="masks")
+    load(folder, training=True, masks="masks", invert_masks=True)
     add_masks(folder / "masks", ["v0.png"], LEFT.T)
     with pytest.raises(DataError, match=r"v0.png: is 6x8, which is not the shape of its photo .8x6."):
         load(folder, masks="masks")

@@ -182,6 +182,13 @@ def test_errors_are_errors(model, score, break_it, message):
     assert not (model / "results.json").exists()
 
 
+def test_one_bad_model_of_two(model, score, tmp_path):
+    (tmp_path / "bad").mkdir()
+    result = score("-m", tmp_path / "bad", model, "--lpips", "none")
+    assert result.returncode == 1 and "bad/test must be a folder" in result.stderr
+    assert (model / "results.json").exists()
+
+
 def test_broken_weights_are_an_error(model, score):
     (model / "vgg.pth").write_bytes(b"not weights")
     result = score("-m", model, "--lpips_weights", model / "vgg.pth")
