@@ -252,7 +252,7 @@ class Scene:
             counts = camera.counts()
             if counts is not None and not counts.any():
                 blank.append(camera.name)
-        if len(blank) == len(self.train_cameras):
+        if blank and len(blank) == len(self.train_cameras):
             raise DataError("nothing of any train photo counts; --invert_masks swaps black and white")
         if blank:
             self._say(f"Warning: masks leave nothing of {len(blank)} train photos: {some(blank)}")
