@@ -81,7 +81,7 @@ class TrainStep:
         last, growth = int(self._entries[view]), max(count / max(self._counts[view], 1), 1.0)
         self.skipped += last > self._rooms[view] > 0
         # If the last visit was just now, `last` may be of the one before: growth since then is in the peak.
-        peak = int(growth * max(last, 0.9 * self._peaks[view])) if last else 0
+        peak = int(max(growth * last, 0.9 * self._peaks[view])) if last else 0
         self._counts[view], self._peaks[view] = count, peak
         self._rooms[view] = -(-int(ROOM_TO_GROW * peak) // GRAIN) * GRAIN
         return self._rooms[view]
