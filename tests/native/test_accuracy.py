@@ -107,9 +107,7 @@ def test_large_splats_have_no_holes(device):
         alone = scene.but(**{k: getattr(scene, k)[n : n + 1] for k in PER_SPLAT})
         truth = reference.rasterize(**alone.to(torch.float64).arguments()).alpha
         alpha = rasterize(**alone.to(device).arguments()).alpha.cpu()
-        plain = reference.rasterize(
-            **alone.arguments()
-        ).alpha  # float32 misses what lies on the edge of a needle
+        plain = reference.rasterize(**alone.arguments()).alpha  # misses what is on the edge of a needle
         reached = (truth > 1.01 / 255) & (plain > 0)
         assert (alpha[reached] > 0).all(), f"splat {n}: {(alpha[reached] == 0).sum()} of {reached.sum()}"
         large += int(reached.sum() > 32 * 256)
