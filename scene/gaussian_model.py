@@ -1,8 +1,9 @@
 """The Gaussians: raw parameters, what they mean, their optimizers, and the one way in which rows move.
 
 Optimized are unconstrained numbers; the activations make opacities of logits, scales of logarithms and unit
-quaternions of any (Kerbl et al. 2023, section 4). A new per-Gaussian attribute is a name in
-GaussianModel.params and a learning rate in learning_rates(); everything else goes by name.
+quaternions of any (Kerbl et al. 2023, section 4). A new per-Gaussian attribute is a tensor in
+GaussianModel.from_points(), with at least two dimensions, and a learning rate in learning_rates(). Steps,
+clones, splits, pruning and checkpoints then have it; the PLY has what save_ply() and load_ply() name.
 """
 
 from collections.abc import Callable
@@ -93,6 +94,15 @@ class GaussianModel:
         if name in self.__dict__.get("_params", {}):
             return self.params[name]
         raise AttributeError(f"GaussianModel has no attribute {name}")
+
+    def __setattr__(self, name: str, value) -> None:
+        """gaussians.xyz += 1 changes the parameter, and gaussians.xyz = other would not."""
+        if name not in self.__dict__.get("_params", {}):
+            super().__setattr__(name, value)
+        elif value is not self._params[name]:
+            raise AttributeError(
+                f"the optimizer would not know another {name}: copy_() into this one, or reindex() the model"
+            )
 
     @property
     def params(self) -> dict[str, nn.Parameter]:

@@ -48,7 +48,7 @@ def test_start_from_points():
     xyz = np.float32([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0], [100, 0, 0]])
     rgb = np.float32([[0.5, 0, 1]] * 5)
     model = GaussianModel.from_points(
-        PointCloud(xyz, rgb), 2, extent=3.0, device=CPU, exposure_names=["x", "y"]
+        PointCloud(xyz.astype(float), rgb), 2, extent=3.0, device=CPU, exposure_names=["x", "y"]
     )
     assert len(model) == 5 and model.sh_degree == 2 and model.active_sh_degree == 0
     torch.testing.assert_close(model.means, torch.from_numpy(xyz))
@@ -83,6 +83,20 @@ def test_meaning_of_the_parameters():
     torch.testing.assert_close(model.quats.norm(dim=1), torch.ones(6))
     with pytest.raises(AttributeError, match="no attribute velocity"):
         _ = model.velocity
+
+
+def test_parameters_change_in_place_only():
+    """Another tensor would be drawn, but neither optimized nor saved."""
+    model = make_model()
+    kept, before = model.xyz, model.xyz.detach().clone()
+    with torch.no_grad():
+        model.xyz += 1
+        model.xyz[0] = 7
+    assert model.xyz is kept is model.params["xyz"] and (model.xyz[1:] == before[1:] + 1).all()
+    model.reindex(torch.tensor([2]))
+    assert torch.equal(model.xyz, before[2:3] + 1)
+    with pytest.raises(AttributeError, match="would not know another xyz"):
+        model.xyz = torch.nn.Parameter(before)
 
 
 def test_learning_rates():
