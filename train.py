@@ -86,14 +86,13 @@ def train(
     density.say = report.log
     for note in notes:
         report.log(note)
+    fused = None
+    if can_fuse(gaussians, model, opt, pipe, run):
+        fused = FusedIteration(len(scene.train_cameras), opt, pipe, device)
     report.log(
         f"Training from iteration {done + 1} on {device}: {len(scene.train_cameras)} train and "
-        f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians"
-    )
-    fused = (
-        FusedIteration(len(scene.train_cameras), opt, pipe, device)
-        if can_fuse(model, opt, pipe, run)
-        else None
+        f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians; "
+        f"a step is {'one native call (--no-fused: ' if fused else '('}render(), compare(), backward)"
     )
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
     watch = Stopwatch(device, told)
@@ -103,7 +102,7 @@ def train(
         camera = scene.train_cameras[view]
         scene.train_cameras[queue.peek()].prefetch()
         stats = density.stats_for(gaussians, iteration)
-        if fused:  # all of it in one native call
+        if fused:  # all of it in one native call; to change what is below, --no-fused
             return Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
         out = render(camera, gaussians, pipe, background, stats=stats)
         losses = compare(out, camera, gaussians, model, opt, iteration)
@@ -208,7 +207,7 @@ def compare(
     iteration: int,
 ) -> Losses:
     """Rendered view against photo: (1 - lambda) L1 + lambda (1 - SSIM), and against its depth map if it has
-    one.
+    one. Where a step is one native call this is not asked: a term of your own needs --no-fused.
 
     photometric_loss clamps the picture to [0, 1], as whoever looks at it will.
     """

@@ -3,6 +3,9 @@
 The same kernels as behind render() and photometric_loss(), in the same order, but no gradient passes through
 memory and the host only starts them. Whatever changes the loss or the image (exposures, depth maps, the
 _python options, sparse Adam) goes through autograd instead; both ways give the same parameters.
+
+Mind when you change the method: the call knows neither render() nor compare(), only what they do today. What
+you write there, and gradients to cameras, need --no-fused. The log says which way a run goes.
 """
 
 import torch
@@ -13,13 +16,23 @@ from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 
+ATTRIBUTES = ["xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation"]  # of the native call, in its order
 
-def can_fuse(model: ModelParams, opt: OptimizationParams, pipe: PipelineParams, run: RunParams) -> bool:
-    """Do these options leave the iteration as the native call knows it?"""
+
+def can_fuse(
+    gaussians: GaussianModel,
+    model: ModelParams,
+    opt: OptimizationParams,
+    pipe: PipelineParams,
+    run: RunParams,
+) -> bool:
+    """Do the model and these options leave the iteration as the native call knows it?"""
+    plain_model = [group["name"] for group in gaussians.optimizer.param_groups] == ATTRIBUTES
     plain_loss = not model.train_test_exp and not model.depths
     plain_render = not (pipe.convert_SHs_python or pipe.compute_cov3D_python)
     debugged = pipe.debug or run.debug_from >= 0 or run.detect_anomaly
-    return run.fused and plain_loss and plain_render and opt.optimizer_type == "default" and not debugged
+    plain = plain_model and plain_loss and plain_render and opt.optimizer_type == "default"
+    return run.fused and plain and not debugged
 
 
 class FusedIteration:

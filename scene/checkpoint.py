@@ -78,7 +78,7 @@ def load(
     """
     state = read(path)
     try:
-        _check(state)
+        _check(state, gaussians)
         gaussians.load_state_dict(state["gaussians"])
         density.load_state_dict(state["density"], gaussians.device)
         same_views = same_run or state.get("queue", {}).get("count") == queue.count
@@ -126,8 +126,8 @@ def _brief(value: Any) -> str:
     return repr(value)[:LONGEST] if plain else f"a {type(value).__name__}"
 
 
-def _check(state: dict[str, Any]) -> None:
-    """Everything that a native call or a later iteration relies on."""
+def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
+    """Everything that a native call or a later iteration relies on. Parameters must be those of the model."""
     _check_bytes(state)
     model, stats = state["gaussians"], state["density"]["stats"]
     params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
@@ -145,10 +145,10 @@ def _check(state: dict[str, Any]) -> None:
     _check_number("fits", state["density"].get("fits", 0))
 
     count = len(params["xyz"])
-    shapes = {"xyz": (3,), "f_dc": (1, 3), "f_rest": ((degree + 1) ** 2 - 1, 3), "opacity": (1,)}
-    shapes |= {"scaling": (3,), "rotation": (4,)}
+    shapes = {name: value.shape[1:] for name, value in gaussians.params.items()}
+    shapes["f_rest"] = ((degree + 1) ** 2 - 1, 3)  # the model's degree will be the file's
     if params.keys() != shapes.keys():
-        raise ValueError(f"its parameters must be {', '.join(shapes)}")
+        raise ValueError(f"its parameters must be {', '.join(shapes)}, got {', '.join(map(str, params))}")
     for name, shape in shapes.items():
         _check_tensor(name, params[name], (count, *shape))
         _check_moments(name, model["moments"].get(name, {}), (count, *shape))

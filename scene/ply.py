@@ -30,18 +30,24 @@ def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -
     """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot."""
     p = {name: value.detach().float() for name, value in gaussians.params.items()}
     count, rest = p["f_rest"].shape[:2]
-    names = ["x", "y", "z", "nx", "ny", "nz"]
-    names += _numbered("f_dc_", 3) + _numbered("f_rest_", 3 * rest)
-    names += ["opacity"] + _numbered("scale_", 3) + _numbered("rot_", 4)
+    rests = _numbered("f_rest_", 3 * rest)  # all of red, then green, then blue
+    parts = [
+        (["x", "y", "z"], p["xyz"]),
+        (["nx", "ny", "nz"], torch.zeros(1, 3)),
+        (_numbered("f_dc_", 3), p["f_dc"][:, 0]),
+        *((rests[rest * c : rest * (c + 1)], p["f_rest"][:, :, c]) for c in range(3)),
+        (["opacity"], p["opacity"]),
+        (_numbered("scale_", 3), p["scaling"]),
+        (_numbered("rot_", 4), p["rotation"]),
+    ]
+    names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
     comments = ["SplatRenderMode: mip"] if antialiasing else []
-    table = np.zeros((count, len(names)), "<f4")  # normals stay zero
-    columns = [(0, p["xyz"]), (6, p["f_dc"][:, 0])]
-    columns += [(9 + rest * c, p["f_rest"][:, :, c]) for c in range(3)]  # all of red, then green, then blue
-    columns += [(9 + 3 * rest, p["opacity"]), (10 + 3 * rest, p["scaling"]), (13 + 3 * rest, p["rotation"])]
-    for start, values in columns:
-        table[:, start : start + values.shape[1]] = values.cpu().numpy()
+    table, start = np.empty((count, len(names)), "<f4"), 0
+    for part, values in parts:
+        table[:, start : start + len(part)] = values.cpu().numpy()
+        start += len(part)
     table = table.view([(name, "<f4") for name in names]).reshape(count)
     _write(path, table, comments)
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from arguments import OptimizationParams
-from scene import checkpoint
+from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
+from gaussian_renderer.fused import can_fuse
+from scene import checkpoint, gaussian_model
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError
 from scene.ply import save_ply
 from tests.test_density import control, pull
-from tests.test_gaussians import make_model, moments, some_steps
+from tests.test_gaussians import SHAPES, make_model, moments, some_steps
 from utils.views import ViewQueue
 
 
@@ -71,6 +72,31 @@ def test_resuming_gives_what_no_interruption_gives(tmp_path, stop_at, optimizer_
     assert torch.equal(model.exposures, expected.exposures)
     assert model.active_sh_degree == expected.active_sh_degree
     assert torch.equal(resumed[1].stats.grad_norm_sum, whole[1].stats.grad_norm_sum)
+
+
+def test_an_attribute_of_ones_own(tmp_path, monkeypatch):
+    """It is stepped, follows its rows, and comes back; the native call does not know it."""
+    rates = gaussian_model.learning_rates
+    assert can_fuse(fresh()[0], ModelParams(), OptimizationParams(), PipelineParams(), RunParams())
+    monkeypatch.setattr(gaussian_model, "learning_rates", lambda *args: rates(*args) | {"label": 0.01})
+    monkeypatch.setitem(SHAPES, "label", (2,))
+
+    whole = fresh()
+    assert not can_fuse(whole[0], ModelParams(), OptimizationParams(), PipelineParams(), RunParams())
+    toy_training(1, 32, *whole)
+    parts = fresh()
+    toy_training(1, 13, *parts)
+    checkpoint.save(tmp_path / "c.pth", 13, *parts)
+    resumed = fresh(seed=9)
+    checkpoint.load(tmp_path / "c.pth", *resumed)
+    toy_training(14, 32, *resumed)
+    assert resumed[0].label.shape == (len(whole[0]), 2) != (20, 2)
+    assert torch.equal(resumed[0].label, whole[0].label)
+    for key in ("exp_avg", "exp_avg_sq"):
+        assert torch.equal(moments(resumed[0])["label"][key], moments(whole[0])["label"][key])
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="must be xyz, .*, rotation, got xyz, .*, rotation, label"):
+        checkpoint.load(tmp_path / "c.pth", *fresh())
 
 
 def test_a_checkpoint_is_plain_data(tmp_path):
