@@ -1,7 +1,9 @@
 """Where Gaussians are added and removed while training.
 
-A strategy is an object with `stats_for(gaussians, iteration)`, what the rasterizer's backward is to add to,
-and `step(gaussians, iteration, extent, white_background)`, called after the optimizer's step.
+A strategy of your own is a subclass of AdaptiveDensityControl, made in train(). With refine() it says which
+rows come and go; if the schedule is another one, with step(), too. Rows may also go in between, when memory
+runs out (scene/memory.py) or numbers are not finite (scene/health.py): what has a row per Gaussian is in
+`stats`, which are then thrown away. What else it keeps belongs in state_dict().
 """
 
 from collections.abc import Callable
@@ -71,7 +73,7 @@ class AdaptiveDensityControl:
         if iteration > self.start and iteration % self.every == 0:
             if self.stats is not None:
                 try:
-                    self._refine(gaussians, extent, prune_large=iteration > self.reset_every)
+                    self.refine(gaussians, extent, prune_large=iteration > self.reset_every)
                 except (RuntimeError, MemoryError) as error:
                     if not out_of_memory(error):
                         raise
@@ -98,7 +100,7 @@ class AdaptiveDensityControl:
             self.generator.set_state(state["generator"])
 
     @torch.no_grad()
-    def _refine(self, gaussians: GaussianModel, extent: float, prune_large: bool) -> None:
+    def refine(self, gaussians: GaussianModel, extent: float, prune_large: bool) -> None:
         """Clone, split and prune in a single move of the rows: those that stay, then clones, then children.
 
         Only Gaussians that were there before are split: a clone has no gradient of its own yet. The original

@@ -135,7 +135,7 @@ def test_when():
     """With default flags: refined every 100 steps from 600 to 14,900; reset at 3, 6, 9 and 12 thousand."""
     for white, resets in [(False, [3000, 6000, 9000, 12_000]), (True, [500, 3000, 6000, 9000, 12_000])]:
         model, density = Recorder(), control()
-        density._refine = lambda gaussians, extent, prune_large: gaussians.refined.append(
+        density.refine = lambda gaussians, extent, prune_large: gaussians.refined.append(
             (gaussians.at, prune_large)
         )
         watched = []
