@@ -32,17 +32,17 @@ class Camera:
     def device(self) -> torch.device:
         return self.world_to_camera.device
 
-    @cached_property
+    @property
     def center(self) -> Tensor:
         """Where the camera is, [3]."""
         return camera_center(self.world_to_camera)
 
-    @cached_property
+    @property
     def fovx(self) -> float:
         """Horizontal field of view in radians."""
         return fov_from_focal(float(self.K[0, 0]), self.width)
 
-    @cached_property
+    @property
     def fovy(self) -> float:
         return fov_from_focal(float(self.K[1, 1]), self.height)
 

@@ -14,10 +14,11 @@ NEAR, FAR = 0.5, 5.0  # depths of points_in_view, in distances from the camera t
 
 @dataclass
 class PointCloud:
-    xyz: np.ndarray  # [N, 3] float32
-    rgb: np.ndarray  # [N, 3] float32 in 0..1
+    xyz: np.ndarray  # [N, 3], made float32
+    rgb: np.ndarray  # [N, 3], made float32; in 0..1
 
     def __post_init__(self):
+        self.xyz, self.rgb = np.asarray(self.xyz, np.float32), np.asarray(self.rgb, np.float32)
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3 or self.rgb.shape != self.xyz.shape:
             raise ValueError(f"xyz and rgb must both be [N, 3], got {self.xyz.shape} and {self.rgb.shape}")
 

@@ -1,7 +1,8 @@
 """From a folder to a Dataset: one module per format, with detect(folder) and read(folder, images, depths,
-derived).
+derived), and its NAME and what it LOOKS_FOR for messages.
 
-Adding a format is adding its module and its name in FORMATS.
+Adding a format is adding its module, and that to FORMATS; llff.py is a short one. What views.py says of a
+Dataset is all that the rest of the code knows; `python -m scene.inspect` shows what was understood.
 """
 
 from pathlib import Path

@@ -60,7 +60,7 @@ class Dataset:
 
     format: str  # "COLMAP", "Blender", ...: for messages
     folder: Path
-    views: list[View]  # in the order of the outputs
+    views: list[View]  # in the order of outputs and of --llffhold: by name, unless the format has its own
     split_folders: list[Path]  # where train.txt and test.txt are looked for
     read_points: Callable[
         [], tuple[PointCloud, str] | None
