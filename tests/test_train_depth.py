@@ -93,6 +93,16 @@ def test_scale_and_offset_are_found(form, map_size, tmp_path):
     assert params["few"] == {"scale": 0.0, "offset": 0.0}  # needs more than ten
 
 
+@pytest.mark.parametrize("k", [-0.3, 0.3])  # without distortion the frame is 91 or 71 pixels wide, not 80
+def test_a_photo_is_aligned_as_it_was_taken(k, tmp_path):
+    folder = data_set(tmp_path, "txt", {"a": 60})
+    camera = f"1 SIMPLE_RADIAL {WIDTH} {HEIGHT} {FOCAL} {WIDTH / 2} {HEIGHT / 2} {k}\n"
+    (folder / "sparse" / "0" / "cameras.txt").write_text(camera)
+    params = depth_scale.depth_params(folder, folder / "depths")["a"]
+    assert params["scale"] == pytest.approx(SCALE, rel=2e-3)
+    assert params["offset"] == pytest.approx(OFFSET, abs=1e-3)
+
+
 def test_fit():
     known = np.linspace(0.2, 0.8, 21)
     assert depth_scale.fit(known, (known - 0.3) / 1.7) == pytest.approx((1.7, 0.3))

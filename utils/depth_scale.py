@@ -148,13 +148,14 @@ def _points_txt(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def align(view: View, features: Features, path: Path) -> tuple[float, float]:
-    """(scale, offset) of one photo's map."""
-    picture = read_map(path)
+    """(scale, offset) of one photo's map. Key-points are where the lens has put them, as in the map."""
+    picture, camera = read_map(path), view.lens or view
     rotation, shift = view.world_to_camera[:3, :3], view.world_to_camera[:3, 3]
     depth = features.points @ rotation[2] + shift[2]
     x, y = features.positions.T
-    usable = (depth > 0) & (x >= 0) & (y >= 0) & (x < view.width) & (y < view.height)
-    positions = features.positions[usable] * (picture.shape[1] / view.width, picture.shape[0] / view.height)
+    usable = (depth > 0) & (x >= 0) & (y >= 0) & (x < camera.width) & (y < camera.height)
+    to_map = picture.shape[1] / camera.width, picture.shape[0] / camera.height
+    positions = features.positions[usable] * to_map
     return fit(1.0 / depth[usable], sample(picture, positions))
 
 
