@@ -167,9 +167,10 @@ class Scene:
         return _Pictures(width, height, photo, depth, counted)
 
     def _undistorted_path(self, view: View) -> Path:
-        inside = view.image_path.is_relative_to(self._dataset.folder)
-        name = view.image_path.relative_to(self._dataset.folder) if inside else Path(view.name)
-        return Path(self._model.model_path) / UNDISTORTED / f"{name}.png"
+        photo, folder = view.image_path, self._dataset.folder
+        name = photo.relative_to(folder if photo.is_relative_to(folder) else photo.anchor)
+        inner = ["up" if part == ".." else part for part in name.parts]  # stays in the model folder
+        return Path(self._model.model_path, UNDISTORTED, *inner[:-1], f"{inner[-1]}.png")
 
     def _camera(self, uid: int, view: View, pictures: "_Pictures", is_test: bool, half: str) -> Camera:
         width, height, photo, depth, counted = pictures

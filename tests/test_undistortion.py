@@ -1,5 +1,6 @@
 """Photos of lenses that distort, from data set to cameras: right pixels, kept in the model folder."""
 
+import json
 import os
 
 import numpy as np
@@ -93,6 +94,23 @@ def test_undistorted_photos_are_kept_and_made_again_when_stale(tmp_path, monkeyp
     os.utime(path, (1_000, 1_000))
     changed = cameras(folder)[0].image()
     assert (changed.int() + first.int() - 255).abs().max() <= 1
+
+
+def test_photos_from_elsewhere_are_kept_in_the_model_folder(tmp_path):
+    """transforms.json may name photos beside the data set, or anywhere; nothing is written there."""
+    folder, lens = tmp_path / "data" / "one", dict(fl_x=LENS.fx, k1=LENS.coefficients[0])
+    places = [tmp_path / "data" / "photos" / "a.png", tmp_path / "elsewhere" / "a.png"]
+    for path in places:
+        path.parent.mkdir(parents=True)
+        Image.fromarray(photo()).save(path)
+    folder.mkdir()
+    names = ["../photos/a.png", str(places[1])]
+    frames = [{"file_path": name, "transform_matrix": np.eye(4).tolist()} for name in names]
+    (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
+    cameras(folder, random_init=10)
+    kept = tmp_path / "data" / "model" / "undistorted"
+    assert len(list(kept.rglob("a.png.png"))) == 2
+    assert {path for path in tmp_path.rglob("*.png") if not path.is_relative_to(kept)} == set(places)
 
 
 def test_transparent_photos_stay_transparent(tmp_path):
