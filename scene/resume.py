@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from arguments import ConfigError, RunParams
-from scene import checkpoint
+from arguments import CONFIG_FILE, ConfigError, RunParams
+from scene import checkpoint, saved_iterations
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError
 from scene.gaussian_model import GaussianModel
@@ -26,6 +26,10 @@ TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a kill
 WRITTEN = (
     "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
     "exposure.json", "point_cloud/iteration_*/exposure.json",
+    # what render.py, metrics.py and utils.contact_sheet made of it, and would tell of a model that is gone
+    *(f"{views}/ours_*/{files}" for views in ("train", "test")
+      for files in ("renders/[0-9]*.png", "gt/[0-9]*.png", "masks/[0-9]*.png", "names.json")),
+    "results.json", "per_view.json", "contact_sheet.png",
 )  # fmt: skip
 
 
@@ -118,7 +122,12 @@ def found(folder: Path) -> dict[int, Path]:
 
 
 def finished(folder: Path) -> int:
-    """Number of iterations of the run that ended here; 0 if none did."""
+    """Number of iterations of the run that ended here; 0 if none did.
+
+    Of a run of the original one sees only the models that it saved; the last of them is taken for its end.
+    """
+    if not (folder / CONFIG_FILE).is_file():
+        return max(saved_iterations(folder), default=0)
     try:
         return int(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["iterations"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
@@ -181,10 +190,12 @@ def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
 
 
 def clear(folder: Path, patterns: tuple[str, ...] = WRITTEN) -> None:
-    """Remove what an earlier training wrote, and nothing else."""
-    for pattern in patterns:
-        for path in folder.glob(pattern):
-            path.unlink()
+    """Remove what an earlier run left, and nothing else; folders, too, as viewers look for the last one."""
+    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        path.unlink()
+        with suppress(OSError):  # not empty yet
+            for parent in path.relative_to(folder).parents[:-1]:
+                (folder / parent).rmdir()
 
 
 def how_to_resume(folder: Path) -> str:

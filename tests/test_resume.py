@@ -290,7 +290,13 @@ def test_no_usable_checkpoint_at_all(cut_off, tmp_path, capsys):
 def test_used_folder(cut_off, scene, tmp_path, capsys):
     folder = tmp_path / "m"
     shutil.copytree(cut_off, folder)
-    (folder / "my notes.txt").write_text("mine")
+    mine = {folder / "my notes.txt", folder / "test" / "theirs_70" / "renders" / "00000.png"}
+    rendered = [
+        folder / "test" / "ours_70" / name for name in ("renders/00000.png", "gt/00000.png", "names.json")
+    ]
+    for path in [*mine, *rendered, folder / "results.json", folder / "per_view.json"]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
     start_over = ["-s", str(scene), "-m", str(folder), *CPU, "--quiet", "--iterations", "5"]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert train.main(start_over) == 1
@@ -300,8 +306,22 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
 
     assert train.main([*start_over, "--overwrite"]) == 0
     assert not found(folder), "an old checkpoint would be resumed from by mistake"
-    assert [path.parent.name for path in folder.glob("point_cloud/*/*.ply")] == ["iteration_5"]
-    assert (folder / "my notes.txt").read_text() == "mine"
+    assert [path.name for path in folder.glob("point_cloud/*")] == ["iteration_5"], "viewers take the last"
+    assert {path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == b"mine"} == mine
+    assert not (folder / "test" / "ours_70").exists(), "pictures of a model that is gone would be scored"
+
+
+def test_a_model_of_the_original_is_not_trained_anew_by_mistake(cut_off, tmp_path, capsys):
+    folder = tmp_path / "m"
+    shutil.copytree(cut_off, folder)
+    for path in [folder / "config.json", folder / "summary.json", *found(folder).values()]:
+        path.unlink()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert train.main(["-m", str(folder), "--resume", "--iterations", "70", *CPU]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert train.main(["-m", str(folder), "--resume", "--iterations", "80", *CPU]) == 1
+    assert "--start_checkpoint" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_finished_run(cut_off, tmp_path, capsys):
