@@ -25,7 +25,7 @@ class DepthMaps:
         if found is None:
             raise DataError(
                 f"{PARAMS}: is not there, but depth maps (-d) need it; looked for "
-                f"{', '.join(map(str, places))}. python -m utils.depth_scale makes it"
+                f"{', '.join(map(str, places))}. python -m utils.depth_scale makes it for COLMAP data"
             )
         self.path = found
         self.params = read_json(self.path)
