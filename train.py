@@ -89,11 +89,10 @@ def train(
     fused = None
     if can_fuse(gaussians, model, opt, pipe, run):
         fused = FusedIteration(len(scene.train_cameras), opt, pipe, device)
-    parts = "render(), compare(), backward"
     report.log(
         f"Training from iteration {done + 1} on {device}: {len(scene.train_cameras)} train and "
         f"{len(scene.test_cameras)} test views, extent {scene.extent:.4g}, {len(gaussians):,} Gaussians; "
-        f"a step is {f'one native call (--no-fused: {parts})' if fused else parts}"
+        f"a step is {'one native call (--no-fused takes it apart)' if fused else 'render, compare, backward'}"
     )
     viewer = None if run.disable_viewer else Viewer(run.ip, run.port, model.source_path, report.log, device)
     watch = Stopwatch(device, told)
