@@ -29,7 +29,7 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         ("train", scene.train_cameras, options.skip_train),
         ("test", scene.test_cameras, options.skip_test),
     ]:
-        if not cameras and not skip:
+        if not cameras and not skip and not options.quiet:
             print(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
             folder = Path(model.model_path) / name / f"ours_{iteration}"
@@ -64,7 +64,8 @@ def _render_set(
                 masked.add(file)
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)
-    print(f"{len(names)} {name} views: {folder}")
+    if not quiet:
+        print(f"{len(names)} {name} views: {folder}")
     # What an earlier rendering, perhaps of more views, left behind would be scored along.
     for part, written in (("renders", names.keys()), ("gt", names.keys()), ("masks", masked)):
         for leftover in {path.name for path in (folder / part).glob("*.png")} - written:

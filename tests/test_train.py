@@ -277,11 +277,12 @@ def test_render_pictures(rendered, colmap):
         assert picture.std() > 10 and np.square((picture - 1.0 * photo) / 255).mean() < 10**-2.2
 
 
-def test_rendering_fewer_views_leaves_no_old_pictures(rendered):
+def test_rendering_fewer_views_leaves_no_old_pictures(rendered, capsys):
     extra = rendered / "test" / "ours_300" / "gt" / "00099.png"
     Image.new("RGB", (4, 4)).save(extra)
     assert render.main(["-m", str(rendered), "--device", "cpu", "--quiet", "--skip_train"]) == 0
     assert not extra.exists()
+    assert not capsys.readouterr().out, "--quiet"
 
 
 def test_metrics_of_the_renders(rendered):
