@@ -11,6 +11,7 @@ Machines are shared and their speed wanders: all variants take turns, so that th
 may not. Times are medians, the least beside them.
 """
 
+import argparse
 import ctypes
 import os
 import statistics
@@ -188,6 +189,9 @@ def print_stages(fused: dict[str, float], separate: dict[str, float]) -> None:
 
 
 def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     threads = torch.get_num_threads()
     scene = synthetic(SYNTHETIC["cpu50k"], "cpu")
     count = counters(scene)

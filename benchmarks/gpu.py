@@ -174,6 +174,8 @@ def main() -> None:
     parser.add_argument("--height", type=int, default=840)
     parser.add_argument("--kernels", action="store_true", help="list every kernel")
     args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("PyTorch sees no GPU; benchmarks/cpu.py is for CPUs")
     if args.scene in SYNTHETIC:
         scene = synthetic(SYNTHETIC[args.scene], "cuda")
     else:

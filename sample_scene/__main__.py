@@ -12,7 +12,7 @@ from pathlib import Path
 from .dataset import Options, photograph, write_blender, write_colmap
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     default = {field.name: field.default for field in fields(Options)}
     parser = argparse.ArgumentParser(
         "python -m sample_scene", description="Render the sample scene to a folder."
@@ -39,7 +39,13 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    for name in ("width", "height", "views", "points", "blur_samples", "workers"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
+    for name in ("masks", "depths", "text"):
+        if args.format == "blender" and getattr(args, name):
+            parser.error(f"--{name} is for --format colmap")
 
     start = time.perf_counter()
     chosen = {name: getattr(args, name) for name in default if hasattr(args, name)}

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sample_scene import Options, orbit, photograph, write_blender, write_colmap
+from sample_scene.__main__ import main
 from sample_scene.dataset import BLENDER_SCALE, quaternion, world
 
 SMALL = dict(width=96, height=72, views=9, points=400, quality=0.3)
@@ -225,3 +226,16 @@ def test_principal_point_moves_the_picture():
     a, b = plain[1].depth[2:, :-5], moved[1].depth[:-2, 5:]  # 5 to the right, 2 up
     same = np.isfinite(a) & np.isfinite(b)
     assert same.mean() > 0.3 and np.abs(a[same] - b[same]).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--views", "0"], "--views must be at least 1, got 0"),
+        (["--format", "blender", "--depths"], "--depths is for --format colmap"),
+    ],
+)
+def test_what_cannot_be_photographed(flags, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "scene"), *flags])
+    assert message in capsys.readouterr().err
