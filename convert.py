@@ -8,6 +8,7 @@ set is images/ and sparse/0 in that folder. What is between is in distorted/; or
 """
 
 import contextlib
+import shlex
 import shutil
 import sqlite3
 import sys
@@ -312,7 +313,7 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
             "--camera OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
         )
     print(f"Cameras and points: {capture.folder / REPORT}")
-    print(f"Next: python train.py -s {capture.folder}")
+    print(f"Next: python train.py -s {shlex.quote(str(capture.folder))}")
 
 
 def main(argv: list[str] | None = None) -> int:

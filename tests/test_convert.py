@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shlex
 import shutil
 import sqlite3
 import stat
@@ -521,10 +522,12 @@ def test_what_convert_leaves(captured):
 
 
 @pytest.mark.slow
-def test_skip_matching_only_undistorts(captured, monkeypatch):
+def test_skip_matching_only_undistorts(captured, monkeypatch, capsys):
     _, folder = captured
     for step in ("features", "match", "reconstruct"):
         monkeypatch.setattr(Engine, step, None)
     shutil.rmtree(folder / "images")
     assert convert.main(["-s", str(folder), "--skip_matching"]) == 0
     assert len(read_dataset(folder).views) >= 12
+    next_command = capsys.readouterr().out.splitlines()[-1]
+    assert shlex.split(next_command) == ["Next:", "python", "train.py", "-s", str(folder)]
