@@ -301,9 +301,9 @@ def pick_device(name: str = ""):
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(
-            f"device must be a PyTorch device such as cpu, cuda or cuda:1, got {name!r}"
-        ) from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device must be cpu, cuda or one of several GPUs, such as cuda:1, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name}, but PyTorch sees no GPU; use --device cpu")
     return device

@@ -40,7 +40,8 @@ def _read_list(dataset: Dataset, kind: str) -> tuple[Path, set[str]] | None:
         if not path.is_file():
             continue
         try:
-            names = {line.strip() for line in path.read_text(encoding="utf-8").splitlines()} - {""}
+            lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad begins with a mark
+            names = {line.strip() for line in lines} - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from None
         known = set().union(*(_names(view, dataset.folder) for view in dataset.views))

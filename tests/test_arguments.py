@@ -233,5 +233,6 @@ def test_metrics_takes_several_folders(capsys):
 
 def test_device_names():
     assert pick_device("cpu").type == "cpu"
-    with pytest.raises(ConfigError, match="device must be a PyTorch device"):
-        pick_device("gpu")
+    for name in ("gpu", "mps", "meta"):  # no device of PyTorch's, or none that the kernels are for
+        with pytest.raises(ConfigError, match=f"device must be cpu, cuda or .* got '{name}'"):
+            pick_device(name)

@@ -185,7 +185,7 @@ def test_lists_in_the_data_set(tmp_path, capsys):
     (folder / "sparse" / "0" / "test.txt").write_text("v2.png\nimages/v5\n\nv3\n")
     scene = load(folder, eval=True)
     assert names(scene.test_cameras) == ["v2.png", "v3.png", "v5.png"] and len(scene.train_cameras) == 6
-    (folder / "train.txt").write_text("v0.png\nv1.png\n")
+    (folder / "train.txt").write_bytes(b"\xef\xbb\xbfv0.png\r\nv1.png\r\n")  # as Notepad saves it
     scene = load(folder, eval=True)
     assert names(scene.train_cameras) == ["v0.png", "v1.png"] and len(scene.test_cameras) == 3
     (folder / "sparse" / "0" / "test.txt").unlink()
