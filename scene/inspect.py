@@ -86,7 +86,10 @@ def _warnings(views: list[View], train: list[View], points: PointCloud | None, r
         warnings.append(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
     centers = np.array([view.center for view in views])
     if len(views) > 1 and radius < 1e-6 * max(np.abs(centers).max(), 1):
-        warnings.append("Warning: all cameras are at one place; a scene cannot be learned from there")
+        warnings.append(
+            "Warning: all cameras are in one place: nothing shows how far away things are. Training takes the "
+            "extent from the points"
+        )
     if points is not None and len(points):
         unseen = 1 - _seen(views, points.xyz).mean()
         if unseen > 0.05:

@@ -40,7 +40,7 @@ def test_warnings(tmp_path, capsys):
     (folder / "sparse" / "0" / "points3D.txt").write_text("1 0 0 -40 255 0 51 0.5\n2 1 0 -50 0 0 0 0.5\n")
     said = inspected(folder, capsys)
     assert "Warning: 3 images do not have the shape of their cameras: v0.png, v1.png, v2.png" in said
-    assert "Warning: all cameras are at one place" in said
+    assert "Warning: all cameras are in one place" in said
     assert "Warning: no camera sees 100 % of the points" in said
 
 
