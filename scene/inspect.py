@@ -87,8 +87,8 @@ def _warnings(views: list[View], train: list[View], points: PointCloud | None, r
     centers = np.array([view.center for view in views])
     if len(views) > 1 and radius < 1e-6 * max(np.abs(centers).max(), 1):
         warnings.append(
-            "Warning: all cameras are in one place: nothing shows how far away things are, and training takes "
-            "the extent from the points"
+            "Warning: all cameras are in one place: nothing shows how far away things are, and training "
+            "takes the extent from the points"
         )
     if points is not None and len(points):
         unseen = 1 - _seen(views, points.xyz).mean()
