@@ -14,6 +14,7 @@ from scene import Scene
 from scene.files import DataError
 from scene.images import load_inverse_depth
 from scene.readers import read_dataset
+from scene.split import split_views
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: Blender's axes are right, up, backward.
 POSE = [[1, 0, 0, 0], [0, 0, -1, -4], [0, 1, 0, 1], [0, 0, 0, 1]]
@@ -60,6 +61,17 @@ def test_missing_images_are_left_out_on_request(tmp_path):
     with pytest.raises(DataError, match=r"1 of 2 images are not there: .*r_0.png; --skip_missing leaves"):
         read_dataset(tmp_path)
     assert [view.held_out for view in read_dataset(tmp_path, skip_missing=True).views] == [False]
+
+
+def test_without_a_test_file_views_are_held_out_by_number(tmp_path):
+    path = make_scene(tmp_path / "data", splits=("train",)) / "transforms_train.json"
+    for name in ("r_1.PNG", "r_2.JPG"):  # as cameras name them; file_path has no ending
+        Image.new("RGB", (8, 6)).save(tmp_path / "data" / "train" / name)
+    frames = [{"file_path": f"train/r_{i}", "transform_matrix": POSE} for i in range(3)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"frames": frames}))
+    train, test, reason = split_views(read_dataset(tmp_path / "data"), True, 2)
+    assert ([view.name for view in train], [view.name for view in test]) == (["r_1"], ["r_0", "r_2"])
+    assert "--llffhold 2" in reason
 
 
 def test_without_points_the_start_is_the_originals(tmp_path):

@@ -26,6 +26,8 @@ def read(folder: Path, images: str = "", depths: str = "", derived: Path | None 
     views, missing = _read_split(folder, "train", depths)
     if (folder / "transforms_test.json").is_file():
         more, more_missing = _read_split(folder, "test", depths)
+        for view in views + more:
+            view.held_out = view in more
         views, missing = views + more, missing + more_missing
     return Dataset(
         format=NAME,
@@ -43,7 +45,6 @@ def _read_split(folder: Path, split: str, depths: str) -> tuple[list[View], list
     views, missing = transforms.read_frames(folder, path, read_json(path))
     for view in views:
         view.name = view.image_path.stem
-        view.held_out = split == "test"
         if depths:
             view.depth = DepthMap(folder / depths / f"{view.name}.png", DEPTH_DIVISOR)
     return views, missing

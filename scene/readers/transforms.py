@@ -108,7 +108,7 @@ def _image_path(folder: Path, frame: dict, where: str, images: str) -> Path:
         path = Path(images, *path.parts[1:])
     if path.suffix.lower() in ENDINGS or is_file(folder / path):
         return folder / path
-    named = [folder / f"{path}{ending}" for ending in ENDINGS]
+    named = [folder / f"{path}{ending}" for lower in ENDINGS for ending in (lower, lower.upper())]
     return next((candidate for candidate in named if is_file(candidate)), named[0])
 
 
