@@ -154,7 +154,8 @@ def test_tensorboard_has_the_originals_tags(trained, colmap):
     (photo,) = events.Images("test_view_shot 00.png/ground_truth")
     shown = Image.open(BytesIO(photo.encoded_image_string))
     assert (photo.width, photo.height) == shown.size
-    assert (np.asarray(shown) == np.asarray(Image.open(colmap / "images" / "shot 00.png"))).all()
+    error = np.asarray(shown, float) - np.asarray(Image.open(colmap / "images" / "shot 00.png"))
+    assert 0 < np.square(error).mean() < 2.5**2  # a JPEG file
 
 
 def test_continued_run_equals_the_uninterrupted_one(trained, colmap, tmp_path):

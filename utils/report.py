@@ -13,20 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from scene.files import write_json
 from scene.memory import out_of_memory
-from utils.image import PngEncoder, masked_mean, psnr, psnr_by_channel, to_float
+from utils.image import masked_mean, psnr, psnr_by_channel, to_float, to_uint8
 
 READ_EVERY = 10
 LOSSES = 3  # total, L1, depth
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
+JPEG_QUALITY = 90
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -193,7 +196,6 @@ class Report:
         self.log = Log(folder, quiet)
         self.told = told or Told()
         self._board = _tensorboard(folder, first, self.log)
-        self._encoder = PngEncoder()
         self._device = device
         self._deferred = Deferred(device, self.told.waiting)
         self._zero = torch.zeros((), device=device)
@@ -251,9 +253,9 @@ class Report:
         now, before = (time.perf_counter(), arrived[-1][0]), self._since
         milliseconds = 1000.0 * (now[0] - before[0]) / max(now[1] - before[1], 1)
         self._since = now
-        self._draw("scalar", "train_loss_patches/l1_loss", l1, step)
-        self._draw("scalar", "train_loss_patches/total_loss", loss, step)
-        self._draw("scalar", "iter_time", milliseconds, step)
+        self._draw("add_scalar", "train_loss_patches/l1_loss", l1, step)
+        self._draw("add_scalar", "train_loss_patches/total_loss", loss, step)
+        self._draw("add_scalar", "iter_time", milliseconds, step)
 
     def evaluate(
         self, iteration: int, sets: dict[str, list], render_pair: Callable, opacities: Tensor, count: int
@@ -271,13 +273,12 @@ class Report:
                 f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
                 f"{scores.views} views, {count:,} Gaussians"
             )
-            if self._board:
-                self._draw("scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
-                self._draw("scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
-        if self._board:
-            self._draw("scalar", "total_points", count, iteration)
-            if count:
-                self._draw("histogram", "scene/opacity_histogram", opacities, iteration)
+            self._draw("add_scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
+            self._draw("add_scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
+        self._draw("add_scalar", "total_points", count, iteration)
+        if count:
+            self._draw("add_histogram", "scene/opacity_histogram", opacities, iteration)
+        self._draw("flush")  # here, not beside training: writing a picture keeps Python busy
         self._since = time.perf_counter(), iteration
 
     def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
@@ -291,22 +292,18 @@ class Report:
             yield image, truth, mask
 
     def _draw_picture(self, tag: str, image: Tensor, step: int) -> None:
-        """As add_image() would, but while training goes on: a PNG file in full HD takes its time."""
-        _, height, width = image.shape
+        """As add_image(), but not as PNG: TensorBoard sums up every byte in Python, 6 MB a second."""
+        file, pixels = BytesIO(), to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
+        with contextlib.suppress(OSError):  # wider or higher than a JPEG file can be
+            Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+            self._draw("add_summary", _picture(tag, *pixels.shape[:2], file.getvalue()), step)
 
-        def add(file: bytes) -> None:
-            self._draw("summary", tag, _picture(tag, height, width, file), step)
-
-        self._encoder.submit(image, add)
-
-    def _draw(self, kind: str, tag: str, value, step: int) -> None:
-        """Into TensorBoard. What fails there, as on a full disk, ends the curves, not the run."""
-        board = self._board
+    def _draw(self, method: str, *arguments) -> None:
+        """TensorBoard, if it is there. What fails in it, as on a full disk, ends the curves, not the run."""
         try:
-            if board and kind == "summary":
-                board.file_writer.add_summary(value, step)
-            elif board:
-                getattr(board, f"add_{kind}")(tag, value, step)
+            if self._board:
+                where = self._board.file_writer if method == "add_summary" else self._board
+                getattr(where, method)(*arguments)
         except Exception as error:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
@@ -330,19 +327,11 @@ class Report:
     def flush(self) -> None:
         """Let what was told so far survive the death of this process."""
         self._show(self._deferred.receive())
-        with contextlib.suppress(MemoryError):  # a picture less
-            self._encoder.wait()
-        if self._board:
-            with contextlib.suppress(OSError):
-                self._board.flush()
+        self._draw("flush")
 
     def close(self) -> None:
         self._bar.close()
-        self._encoder.close()
-        if self._board:
-            with contextlib.suppress(OSError):
-                self._board.close()
-            self._board = None
+        self._draw("close")
         self.log.close()
 
 
