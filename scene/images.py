@@ -168,6 +168,8 @@ def _read(path: Path) -> Image.Image:
             if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it
                 high_byte = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
                 return Image.fromarray(high_byte).convert("RGB")
+            if image.mode == "F":
+                raise DataError(f"{path}: holds floating-point numbers; photos have 8 or 16 bits")
             transparent = "A" in image.getbands() or "transparency" in image.info
             return image.convert("RGBA" if transparent else "RGB")
     except BAD_IMAGE as error:

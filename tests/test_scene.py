@@ -134,6 +134,13 @@ def test_other_image_modes(tmp_path, mode, value):
     assert (load_image(tmp_path / "a.png", (4, 3), True) == expected).all()
 
 
+def test_floating_point_photos_are_refused(tmp_path):
+    """Pillow would make them black."""
+    Image.new("F", (4, 3), 0.5).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match="a.tif: holds floating-point numbers"):
+        load_image(tmp_path / "a.tif", (4, 3), True)
+
+
 @pytest.mark.parametrize("ending", ["png", "jpg"])
 def test_broken_images_are_named(tmp_path, ending):
     path = tmp_path / f"a.{ending}"
