@@ -18,7 +18,7 @@ from scene import Camera, Scene, load_gaussians
 from scene.files import write_json
 from scene.gaussian_model import GaussianModel
 from utils import commands
-from utils.image import PngEncoder
+from utils.image import PngWriter
 
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
@@ -48,19 +48,19 @@ def _render_set(
     train_test_exp: bool,
     quiet: bool,
 ) -> None:
-    """One view after the other; files are encoded on other threads meanwhile."""
+    """One view after the other; files are written on other threads meanwhile."""
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     names, masked = {}, set()
-    with PngEncoder() as encoder:
+    with PngWriter() as files:
         for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
             image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
             file = f"{index:05d}.png"
-            encoder.submit(image, (folder / "renders" / file).write_bytes)
-            encoder.submit(truth, (folder / "gt" / file).write_bytes)
+            files.write(image, folder / "renders" / file)
+            files.write(truth, folder / "gt" / file)
             if mask is not None:
                 (folder / "masks").mkdir(exist_ok=True)
-                encoder.submit(mask.expand(3, -1, -1), (folder / "masks" / file).write_bytes)
+                files.write(mask.expand(3, -1, -1), folder / "masks" / file)
                 masked.add(file)
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)

@@ -3,7 +3,6 @@ here."""
 
 import math
 import threading
-from io import BytesIO
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import utils.image
 from utils.geometry import (
     covariances,
     fov_from_focal,
@@ -18,7 +18,7 @@ from utils.geometry import (
     morton_codes,
     rotation_matrices,
 )
-from utils.image import PngEncoder, psnr, psnr_by_channel, to_float, to_uint8
+from utils.image import PngWriter, psnr, psnr_by_channel, to_float, to_uint8
 from utils.losses import apply_exposure, inverse_depth_loss
 from utils.sh import basis, rgb_to_sh, sh_to_colors, sh_to_rgb
 
@@ -179,24 +179,21 @@ def test_morton_codes_take_a_bit_of_each_axis_in_turn():
     assert len(morton_codes(points[:0])) == 0
 
 
-def test_png_files_are_made_on_other_threads():
+def test_png_files_are_written_on_other_threads(tmp_path, monkeypatch):
     photos = [torch.randint(256, (3, 5, 7), dtype=torch.uint8) for _ in range(9)]
-    files, let_go, most = {}, threading.Event(), 0
-    with PngEncoder(threads=2, waiting=4) as encoder:
-        for n, picture in enumerate(photos[:4]):
-            encoder.submit(picture, lambda file, n=n: (let_go.wait(), files.update({n: file})))
-        assert not files, "the caller goes on meanwhile"
+    paths, let_go, most = [tmp_path / f"{n}.png" for n in range(9)], threading.Event(), 0
+    write_png = utils.image.write_png
+    monkeypatch.setattr(utils.image, "write_png", lambda *picture: (let_go.wait(), write_png(*picture)))
+    with PngWriter(threads=2, waiting=4) as files:
+        for photo, path in zip(photos[:4], paths):
+            files.write(photo, path)
+        assert not list(tmp_path.iterdir()), "the caller goes on meanwhile"
         threading.Timer(0.1, let_go.set).start()
-        for n, picture in enumerate(photos[4:], 4):
-            encoder.submit(picture, lambda file, n=n: files.update({n: file}))
-            most = max(most, n + 1 - len(files))
+        for n in range(4, 9):
+            files.write(photos[n], paths[n])
+            most = max(most, sum(not path.exists() for path in paths[: n + 1]))
     assert most <= 4, f"{most} were held, at most 4 may be"
-    for n, picture in enumerate(photos):
-        shown = np.asarray(Image.open(BytesIO(files[n])))
-        assert (shown == picture.permute(1, 2, 0).numpy()).all()
-
-    def full(file):
-        raise OSError("No space left on device")
-
-    with pytest.raises(OSError, match="No space left"), PngEncoder() as encoder:
-        encoder.submit(photos[0] / 255, full)
+    for photo, path in zip(photos, paths):
+        assert (np.asarray(Image.open(path)) == photo.permute(1, 2, 0).numpy()).all()
+    with pytest.raises(FileNotFoundError), PngWriter() as files:
+        files.write(photos[0] / 255, tmp_path / "missing" / "a.png")

@@ -5,9 +5,7 @@ A picture is a tensor [3, H, W], float in [0, 1] or uint8 in 0..255.
 
 import os
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +78,8 @@ def read_image(path: Path) -> Tensor:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-class PngEncoder:
-    """Makes PNG files of pictures on a few threads, and gives them to whoever wants them, there. Used as a
-    context; leaving it waits for the last one.
+class PngWriter:
+    """Writes pictures as PNG files on a few threads. Used as a context; leaving it waits for the last one.
 
     At most `waiting` pictures are held: a slow disk slows the caller down and does not fill the memory.
     """
@@ -92,31 +89,23 @@ class PngEncoder:
         self._waiting = waiting
         self._pending: deque[Future] = deque()
 
-    def submit(self, image: Tensor, then: Callable[[bytes], object]) -> None:
-        """`then` is called with the content of the file."""
+    def write(self, image: Tensor, path: Path) -> None:
+        """Raises what an earlier picture met, e.g. a full disk."""
         pixels = to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
-        self.wait(self._waiting - 1)
-        self._pending.append(self._pool.submit(lambda: then(png(pixels))))
-
-    def wait(self, at_most: int = 0) -> None:
-        """Until no more than so many pictures are held. Raises what was met, e.g. a full disk."""
-        while len(self._pending) > at_most:
+        while len(self._pending) >= self._waiting:
             self._pending.popleft().result()
+        self._pending.append(self._pool.submit(write_png, pixels, path))
 
-    def close(self, cancel: bool = False) -> None:
-        self._pool.shutdown(wait=True, cancel_futures=cancel)
-
-    def __enter__(self) -> "PngEncoder":
+    def __enter__(self) -> "PngWriter":
         return self
 
     def __exit__(self, kind, value, trace) -> None:
-        self.close(cancel=kind is not None)
+        self._pool.shutdown(wait=True, cancel_futures=kind is not None)
         if kind is None:
-            self.wait()
+            for future in self._pending:
+                future.result()
 
 
-def png(pixels: np.ndarray) -> bytes:
-    """The content of a PNG file: uint8 [H, W, 3]."""
-    file = BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG", compress_level=PNG_LEVEL)
-    return file.getvalue()
+def write_png(pixels: np.ndarray, path: Path) -> None:
+    """uint8 [H, W, 3]."""
+    Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL)
