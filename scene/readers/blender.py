@@ -26,8 +26,10 @@ def read(folder: Path, images: str = "", depths: str = "", derived: Path | None 
     views, missing = _read_split(folder, "train", depths)
     if (folder / "transforms_test.json").is_file():
         more, more_missing = _read_split(folder, "test", depths)
-        for view in views + more:
-            view.held_out = view in more
+        for view in views:
+            view.held_out = False
+        for view in more:
+            view.held_out = True
         views, missing = views + more, missing + more_missing
     return Dataset(
         format=NAME,
