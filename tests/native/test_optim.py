@@ -154,3 +154,49 @@ def test_wrong_arguments_are_named(device):
     half.grad = torch.ones_like(half)
     with pytest.raises(ValueError, match=r"params\[0\] must be float32 .*, got \[4\] float16"):
         FusedAdam([half]).step()
+
+
+def strided(tensor):
+    """The same numbers in another order of memory, as np.vstack(...).T of COLMAP's points leaves them."""
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def take_steps(kind, layout, device, **settings):
+    """Three steps of a table [101, 3], visible in part: its values and both moments."""
+    groups = make_groups(torch.float32, device)[:1]
+    param = groups[0]["params"][0] = torch.nn.Parameter(layout(groups[0]["params"][0].detach()))
+    optimizer = kind(groups, lr=0.0, **settings)
+    visible = torch.arange(101, device=device) % 3 > 0
+    for step in range(1, 4):
+        set_gradients(groups, step)
+        optimizer.step(visible, 101) if kind is SparseGaussianAdam else optimizer.step()
+    state = optimizer.state[param]
+    return param, state["exp_avg"], state["exp_avg_sq"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", [SparseGaussianAdam, FusedAdam])
+def test_parameters_of_any_layout(kind, device):
+    expected = take_steps(kind, torch.Tensor.contiguous, device, eps=1e-15)
+    result = take_steps(kind, strided, device, eps=1e-15)
+    assert not result[0].is_contiguous() and result[1].abs().max() > 0
+    for ours, truth in zip(result, expected):
+        assert torch.equal(ours, truth)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_moments_of_any_layout(device):
+    """torch.optim.Adam makes moments in the layout of the parameter; they come in by its state dict."""
+    results = []
+    for layout in (torch.Tensor.contiguous, strided):
+        groups = make_groups(torch.float32, device)[:1]
+        groups[0]["params"][0] = torch.nn.Parameter(layout(groups[0]["params"][0].detach()))
+        theirs, ours = torch.optim.Adam(groups, lr=0.0, eps=1e-15), FusedAdam(groups, lr=0.0, eps=1e-15)
+        train(theirs, groups, 2)
+        state = theirs.state_dict()
+        ours.load_state_dict({**state, "param_groups": ours.state_dict()["param_groups"]})
+        moment = ours.state[groups[0]["params"][0]]["exp_avg"]
+        assert moment.is_contiguous() == (layout is torch.Tensor.contiguous)
+        results.append([*train(ours, groups, 3, start=2), moment])
+    for a, b in zip(*results):
+        assert torch.equal(a, b)

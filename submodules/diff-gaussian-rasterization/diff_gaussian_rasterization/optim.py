@@ -59,8 +59,8 @@ class FusedAdam(_QuickStart, torch.optim.Optimizer):
             )
             for column, value in zip(batches[key], row):
                 column.append(value)
-        for (step, (beta1, beta2), eps, _, _), (params, grads, avgs, avg_sqs, lrs) in batches.items():
-            torch.ops.tilesplat.adam_step(params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, step, None)
+        for (step, betas, eps, _, _), rows in batches.items():
+            _step(*rows, betas, eps, step, None)
         return loss
 
     def begin_step(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[float], tuple, float, int]:
@@ -108,10 +108,8 @@ class SparseGaussianAdam(_QuickStart, torch.optim.Adam):
             row = (param, param.grad.contiguous(), state["exp_avg"], state["exp_avg_sq"], float(group["lr"]))
             for column, value in zip(batches[key], row):
                 column.append(value)
-        for ((beta1, beta2), eps), (params, grads, avgs, avg_sqs, lrs) in batches.items():
-            torch.ops.tilesplat.adam_step(
-                params, grads, avgs, avg_sqs, lrs, beta1, beta2, eps, 1, visibility.contiguous()
-            )
+        for (betas, eps), rows in batches.items():
+            _step(*rows, betas, eps, 1, visibility.contiguous())
 
 
 def _state(state: dict, param: Tensor) -> dict:
@@ -121,3 +119,17 @@ def _state(state: dict, param: Tensor) -> dict:
         moments = [torch.zeros_like(param, memory_format=torch.contiguous_format) for _ in range(2)]
         state.update(step=torch.tensor(0.0), exp_avg=moments[0], exp_avg_sq=moments[1])
     return state
+
+
+def _step(
+    params: list[Tensor], grads: list[Tensor], avgs: list[Tensor], avg_sqs: list[Tensor], lrs: list[float],
+    betas: tuple[float, float], eps: float, step: int, visible: Tensor | None,
+) -> None:  # fmt: skip
+    """One native call. What is not contiguous moves as a copy, which is copied back."""
+    moving = (params, avgs, avg_sqs)
+    dense = [[tensor.contiguous() for tensor in column] for column in moving]
+    torch.ops.tilesplat.adam_step(dense[0], grads, *dense[1:], lrs, *betas, eps, step, visible)
+    for tensors, copies in zip(moving, dense):
+        for tensor, copy in zip(tensors, copies):
+            if copy is not tensor:
+                tensor.copy_(copy)
