@@ -5,17 +5,20 @@
     accelerated  a separate `dc` beside `shs`
 
 Matrices are the original's: transposed, acting on row vectors. `means2D` receives the screen gradient in NDC
-units.
+units. The original reads opacities and what describes the camera by their elements, whatever their shape: so
+does this.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .api import mark_visible, rasterize
+from .types import describe, expect_tensor
 
 
 class GaussianRasterizationSettings(NamedTuple):
@@ -30,7 +33,7 @@ class GaussianRasterizationSettings(NamedTuple):
     sh_degree: int
     campos: Tensor  # [3]
     prefiltered: bool  # not used
-    debug: bool  # a failing call leaves its arguments in snapshot_fw.dump
+    debug: bool = False  # a failing call leaves its arguments in snapshot_fw.dump; the first release has none
     antialiasing: bool | None = None  # None: a caller of 2023, who expects two results
 
 
@@ -41,7 +44,8 @@ class GaussianRasterizer(nn.Module):
 
     def markVisible(self, positions: Tensor) -> Tensor:
         """Which positions [N, 3] are in front of the camera: bool [N]."""
-        return mark_visible(positions, self.raster_settings.viewmatrix.T)
+        _expect_points("positions", positions)
+        return mark_visible(positions, _fit("viewmatrix", self.raster_settings.viewmatrix, positions, 4, 4).T)
 
     def forward(self, means3D: Tensor, means2D: Tensor, opacities: Tensor, *args, **kwargs):
         """Render: forward(means3D, means2D, opacities, [dc,] shs, colors_precomp, scales, rotations,
@@ -51,33 +55,16 @@ class GaussianRasterizer(nn.Module):
         alone, or colors_precomp [N, 3]; scales [N, 3] with rotations [N, 4], or cov3D_precomp [N, 6]. Returns
         color [3, H, W], radii [N] int32 and, since 2024, inverse depth [1, H, W].
         """
-        given = _arguments(args, kwargs)
-        shs, colors, dc = given["shs"], given["colors_precomp"], given["dc"]
-        scales, rotations, cov3d = given["scales"], given["rotations"], given["cov3D_precomp"]
-        if (shs is None and dc is None) == (colors is None):
-            raise Exception("Please provide exactly one of either SHs or precomputed colors!")
-        if (scales is None or rotations is None) == (cov3d is None) or (scales is None) != (
-            rotations is None
-        ):
-            raise Exception(
-                "Please provide exactly one of either scale/rotation pair or precomputed 3D covariance!"
-            )
-        if shs is not None and dc is None:
-            dc, shs = _SplitConstant.apply(shs)
-
         settings = self.raster_settings
-        arguments = {
-            "means": means3D, "quats": rotations, "scales": scales, "opacities": opacities,
-            "sh_dc": dc, "sh_rest": shs, "colors": colors, "cov3d": cov3d, "means2d": means2D,
-            **_camera(settings), "background": settings.bg, "sh_degree": settings.sh_degree if colors is None
-            else 0, "scale_modifier": settings.scale_modifier, "antialiasing": bool(settings.antialiasing),
+        given = {
+            "means3D": means3D, "means2D": means2D, "opacities": opacities, **_arguments(args, kwargs),
         }  # fmt: skip
+        _expect_one_of_each(given)
         try:
-            out = rasterize(**arguments)
+            out = rasterize(**_gaussians(given, settings), **_camera(settings, means3D))
         except Exception:
             if settings.debug:
-                torch.save(arguments, "snapshot_fw.dump")
-                print("\nAn error occurred in forward. Its arguments are in snapshot_fw.dump.")
+                _leave_snapshot({**given, **settings._asdict()})
             raise
         if settings.antialiasing is None:
             return out.image, out.radii
@@ -85,11 +72,13 @@ class GaussianRasterizer(nn.Module):
 
 
 NAMES = ("shs", "colors_precomp", "scales", "rotations", "cov3D_precomp")
+MAX_DEGREE = 3  # some models have coefficients of higher degrees, which the original does not evaluate
+MAX_SIZE = 1 << 16  # pixels
 
 
 def _arguments(args: tuple, kwargs: dict) -> dict:
     """What follows opacities, by name. The accelerated rasterizer has one argument more: dc, before shs."""
-    separate_dc = len(args) > len(NAMES) or (len(args) > 1 and args[1] is not None and args[1].dim() == 3)
+    separate_dc = len(args) > len(NAMES) or (len(args) > 1 and getattr(args[1], "ndim", 0) == 3)
     names = ("dc", *NAMES) if separate_dc else NAMES
     if len(args) > len(names):
         raise TypeError(f"forward takes at most {3 + len(names)} arguments, got {3 + len(args)}")
@@ -105,26 +94,144 @@ def _arguments(args: tuple, kwargs: dict) -> dict:
     return {name: given.get(name) for name in ("dc", *NAMES)}
 
 
-def _camera(settings: GaussianRasterizationSettings) -> dict:
+def _expect_one_of_each(given: dict) -> None:
+    """Colors and shapes can be told in two ways each."""
+    shs, dc, colors = given["shs"], given["dc"], given["colors_precomp"]
+    if (shs is None and dc is None) == (colors is None):
+        raise Exception("Please provide exactly one of either SHs or precomputed colors!")
+    scales, rotations, cov3d = given["scales"], given["rotations"], given["cov3D_precomp"]
+    if (scales is None or rotations is None) == (cov3d is None) or (scales is None) != (rotations is None):
+        raise Exception(
+            "Please provide exactly one of either scale/rotation pair or precomputed 3D covariance!"
+        )
+
+
+def _leave_snapshot(arguments: dict) -> None:
+    try:
+        torch.save(arguments, "snapshot_fw.dump")
+        print("\nAn error occurred in forward. Its arguments are in snapshot_fw.dump.")
+    except Exception as error:  # the caller is to see what went wrong first
+        print(f"\nAn error occurred in forward. snapshot_fw.dump cannot be written: {error}")
+
+
+# ---- arguments in the shapes that rasterize() wants, or an error in the caller's words ---------------------
+
+
+def _gaussians(given: dict, settings: GaussianRasterizationSettings) -> dict:
+    """Gaussians, colors and means2D."""
+    means, means2d = given["means3D"], given["means2D"]
+    _expect_points("means3D", means)
+    if means2d is not None:
+        expect_tensor("means2D", means2d)
+        if means2d.shape != means.shape:
+            raise ValueError(f"means2D must be {list(means.shape)}, got {list(means2d.shape)}")
+
+    def rows(name: str, *shape: int) -> Tensor | None:
+        value = given[name]
+        return None if value is None else _fit(name, value, means, len(means), *shape, rows=True)
+
+    dc, rest, degree = _harmonics(given, settings)
+    return {
+        "means": means, "means2d": means2d,
+        "opacities": _fit("opacities", given["opacities"], means, len(means), 1),
+        "quats": rows("rotations", 4), "scales": rows("scales", 3), "cov3d": rows("cov3D_precomp", 6),
+        "colors": rows("colors_precomp", 3), "sh_dc": dc, "sh_rest": rest, "sh_degree": degree,
+        "scale_modifier": _number("scale_modifier", settings.scale_modifier),
+        "antialiasing": bool(settings.antialiasing),
+    }  # fmt: skip
+
+
+def _harmonics(
+    given: dict, settings: GaussianRasterizationSettings
+) -> tuple[Tensor | None, Tensor | None, int]:
+    """The constant coefficients, those of other degrees, and the degree to evaluate."""
+    means, dc, shs = given["means3D"], given["dc"], given["shs"]
+    if given["colors_precomp"] is not None:
+        return None, None, 0
+    degree = min(_whole("sh_degree", settings.sh_degree, 0), MAX_DEGREE)
+    constant = 1 if dc is None else 0  # of the coefficients in shs
+    needed, most = (degree + 1) ** 2 - 1 + constant, (MAX_DEGREE + 1) ** 2 - 1 + constant
+    if dc is not None:
+        dc = _fit("dc", dc, means, len(means), 1, 3, rows=True)
+    if shs is None and needed == 0:
+        return dc, None, degree
+    expect_tensor("shs", shs)
+    count = max(needed, shs.shape[1] if shs.dim() == 3 else 0)
+    shs = _fit("shs", shs, means, len(means), count, 3, rows=True)
+    if count > most:
+        shs = shs[:, :most]
+    return (*_SplitConstant.apply(shs), degree) if dc is None else (dc, shs, degree)
+
+
+def _camera(settings: GaussianRasterizationSettings, means: Tensor) -> dict:
     """World-to-camera and K from the original's two matrices, without waiting for the device.
 
     The projection matrix P has (r+l)/(r-l) in row 0, column 2: the principal point's offset from the center,
     in half image widths. projmatrix = viewmatrix P^T, so its first column is P00 view_x + P02 view_z, and the
     rotation's columns are orthonormal: P02 is the first column's component along view_z.
     """
-    view, width, height = settings.viewmatrix, settings.image_width, settings.image_height
+    width = _whole("image_width", settings.image_width, 1, MAX_SIZE)
+    height = _whole("image_height", settings.image_height, 1, MAX_SIZE)
+    view = _fit("viewmatrix", settings.viewmatrix, means, 4, 4)
+    projection = _fit("projmatrix", settings.projmatrix, means, 4, 4)
     with torch.no_grad():
         forward = view[:3, 2]
-        offset = (forward @ settings.projmatrix[:3, :2]) / (forward @ forward)  # [2]
+        offset = (forward @ projection[:3, :2]) / (forward @ forward)  # [2]
         K = torch.zeros(3, 3, dtype=view.dtype, device=view.device)
-        K[0, 0].fill_(width / (2 * settings.tanfovx))
-        K[1, 1].fill_(height / (2 * settings.tanfovy))
+        K[0, 0].fill_(width / (2 * _tangent("tanfovx", settings.tanfovx)))
+        K[1, 1].fill_(height / (2 * _tangent("tanfovy", settings.tanfovy)))
         K[2, 2].fill_(1)
         K[0, 2] = (1 + offset[0]) * (0.5 * width)
         K[1, 2] = (1 + offset[1]) * (0.5 * height)
     # A pose that is being optimized carries the camera's center along; otherwise campos says where it is.
-    center = None if view.requires_grad else settings.campos
-    return {"world_to_camera": view.T, "K": K, "width": width, "height": height, "camera_center": center}
+    center = None if view.requires_grad else _fit("campos", settings.campos, means, 3)
+    return {
+        "world_to_camera": view.T, "K": K, "width": width, "height": height, "camera_center": center,
+        "background": _fit("bg", settings.bg, means, 3),
+    }  # fmt: skip
+
+
+def _expect_points(name: str, points: Tensor) -> None:
+    expect_tensor(name, points)
+    dtypes = (torch.float32, torch.float64) if points.device.type == "cpu" else (torch.float32,)
+    if points.dim() != 2 or points.shape[1] != 3 or points.dtype not in dtypes:
+        raise ValueError(f"{name} must be [N, 3] float32 on {points.device}, got {describe(points)}")
+
+
+def _fit(name: str, value: Tensor, like: Tensor, *shape: int, rows: bool = False) -> Tensor:
+    """`value` in this shape, if it has as many elements; with `rows`, its last extent must agree, too."""
+    expect_tensor(name, value)
+    fits = value.numel() == math.prod(shape) and (not rows or value.shape[-1:] == shape[-1:])
+    if not fits or value.dtype != like.dtype or value.device != like.device:
+        wanted = describe(like).removeprefix(str(list(like.shape)))
+        raise ValueError(f"{name} must be {list(shape)}{wanted}, got {describe(value)}")
+    return value if value.shape == shape else value.reshape(shape)
+
+
+def _number(name: str, value: object) -> float:
+    """A number, or a tensor or array of one element."""
+    try:
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{name} must be a number, got {value!r}") from None
+
+
+def _whole(name: str, value: object, least: int, most: float = math.inf) -> int:
+    number = _number(name, value)
+    if not number.is_integer() or not least <= number <= most:
+        limits = f"{least} or more" if most == math.inf else f"{least} to {most}"
+        raise ValueError(f"{name} must be a whole number, {limits}, got {value}")
+    return int(number)
+
+
+def _tangent(name: str, value: object) -> float | Tensor:
+    """A number, or a tensor without dimensions, which stays where it is."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        return value.reshape(())
+    tangent = _number(name, value)
+    if tangent == 0:
+        raise ValueError(f"{name} must not be 0")
+    return tangent
 
 
 class _SplitConstant(torch.autograd.Function):

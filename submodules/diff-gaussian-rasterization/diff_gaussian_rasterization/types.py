@@ -33,3 +33,22 @@ class ScreenStats:
     def zeros(cls, count: int, device: torch.device | str, absolute: bool = False) -> ScreenStats:
         """Fresh statistics for `count` Gaussians; with `absolute`, the third kind too."""
         return cls(*(torch.zeros(count, device=device) for _ in range(3 if absolute else 2)))
+
+
+def describe(tensor: Tensor) -> str:
+    """As the native errors do: [6, 2] float32 on cpu"""
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
+
+
+def expect_tensor(name: str, value: object) -> None:
+    """Lists and arrays of numpy are not converted in silence: that would cost a copy in every call."""
+    if not isinstance(value, Tensor):
+        advice = "" if value is None else ", which torch.as_tensor() makes of it"
+        raise TypeError(f"{name} must be a tensor{advice}, got {type(value).__name__}")
+
+
+def expect_tensors(**arguments: Tensor | None) -> None:
+    """Each is a tensor, or was not given."""
+    for name, value in arguments.items():
+        if value is not None:
+            expect_tensor(name, value)
