@@ -50,6 +50,7 @@ class Scene:
     antialiasing: bool = False
     raw: bool = False
     camera_center: Tensor | None = field(default=None)
+    near: float = 0.2
 
     def to(self, *args) -> Scene:
         """Like Tensor.to, for every tensor; the copies are leaves."""

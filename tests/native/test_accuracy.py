@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diff_gaussian_rasterization import ScreenStats, rasterize, reference
+from diff_gaussian_rasterization import ScreenStats, mark_visible, rasterize, reference
 
 from tests.native.scenes import (
     DEVICES,
@@ -30,6 +30,8 @@ OPTIONS = {
     "camera center": lambda: make_scene(200, seed=10).but(camera_center=torch.tensor([1.0, -0.5, -2.5])),
     "inside the cloud": lambda: make_scene(400, seed=11, spread=2.5),
     "opaque": lambda: make_scene(200, seed=12, max_opacity=1.0),
+    "far near plane": lambda: make_scene(200, seed=13).but(near=3.0),
+    "near plane at the camera": lambda: make_scene(400, seed=14, spread=2.5).but(near=0.05),
 }
 PER_SPLAT = ("means", "quats", "scales", "opacities", "sh_dc", "sh_rest")
 
@@ -57,6 +59,36 @@ def compare(scenes, device, share=0.0):
 def test_options(option, device):
     truth = compare(OPTIONS[option](), device)
     assert_not_blank(truth.image, 0.05)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_near_plane(device):
+    """Nothing up to it is drawn, all beyond it is; the published distance is the default."""
+    scene = make_scene(200, seed=13).to(torch.float32)
+    z = scene.means @ scene.world_to_camera[2, :3] + scene.world_to_camera[2, 3]
+    assert 20 < (z > 3).sum() < 180 and (z > 0.2).all()
+    on_device = scene.to(device)
+    everything = rasterize(**on_device.arguments())
+    cut = rasterize(**on_device.but(near=3.0).arguments())
+    assert torch.equal(cut.radii.cpu(), torch.where(z > 3, everything.radii.cpu(), 0))
+    default = {k: v for k, v in on_device.arguments().items() if k != "near"}
+    assert torch.equal(rasterize(**default).image, everything.image)
+    for near in (3.0, 0.2):
+        visible = mark_visible(on_device.means, on_device.world_to_camera, near)
+        assert torch.equal(visible.cpu(), z > near)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_tiny_scene_with_a_tiny_near_plane(device):
+    """A scene 4096 times smaller looks the same if the near plane moves along."""
+    scene, by = make_scene(200, seed=15).to(torch.float32).to(device), 2.0**-12
+    pose = scene.world_to_camera.clone()
+    pose[:3, 3] *= by
+    tiny = scene.but(means=scene.means * by, scales=scene.scales * by, world_to_camera=pose)
+    truth, out = rasterize(**scene.arguments()), rasterize(**tiny.but(near=0.2 * by).arguments())
+    assert_not_blank(truth.image, 0.05)
+    assert torch.allclose(out.image, truth.image, atol=1e-5) and torch.equal(out.radii, truth.radii)
+    assert (rasterize(**tiny.arguments()).radii == 0).all()
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -6,6 +6,8 @@ import torch
 from diff_gaussian_rasterization import knn_mean_dist2, photometric_loss, rasterize, reference, ssim
 
 from tests.native.scenes import (
+    DEVICES,
+    Scene,
     assert_not_blank,
     cotangents,
     make_scene,
@@ -134,3 +136,78 @@ def test_photometric_loss_passes_gradcheck():
 def test_double_neighbors():
     points = torch.randn(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(knn_mean_dist2(points), reference.knn_mean_dist2(points), rtol=1e-12)
+
+
+def many_faint(device) -> Scene:
+    """Hundreds of splats behind each other: a GPU's backward then begins in the middle of a tile's list."""
+    scene = make_scene(2000, (33, 20), seed=1, degree=0, scale=0.15, max_opacity=0.15).to(torch.float32)
+    scene = scene.to(device)
+    for leaf in scene.leaves().values():
+        leaf.requires_grad_()
+    return scene
+
+
+def wiped(picture, mask):
+    result = picture * mask
+    picture.data.zero_()  # behind autograd's back
+    return result
+
+
+IN_PLACE = {
+    "clamp_": (lambda p, mask: p.clamp_(0.2, 0.6).mul_(mask), lambda p, mask: p.clamp(0.2, 0.6) * mask),
+    "zero_": (wiped, lambda p, mask: p * mask),
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("output", ["image", "alpha", "inv_depth"])
+@pytest.mark.parametrize("change", IN_PLACE)
+def test_pictures_may_be_changed_before_the_backward(change, output, device):
+    """The original's may: image.clamp_(), image *= mask."""
+    mask = torch.linspace(0, 1, 33, device=device)
+    grads = []
+    for function in IN_PLACE[change]:
+        scene = many_faint(device)
+        picture = getattr(rasterize(**scene.arguments()), output)
+        assert_not_blank(picture.detach(), 0.01)
+        function(picture, mask).square().sum().backward()
+        grads.append([leaf.grad for leaf in scene.leaves().values() if leaf.numel()])
+    assert grads[0][0].abs().max() > 0
+    for a, b in zip(*grads):  # the order of sums on a GPU changes from run to run
+        assert torch.equal(a, b) if device == "cpu" else relative_error(a, b) < 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", ["radii", "means", "opacities", "background"])
+def test_what_the_backward_reads_again_may_not_be_changed(name, device):
+    scene = many_faint(device)
+    out = rasterize(**scene.arguments())
+    with torch.no_grad():
+        (out.radii if name == "radii" else getattr(scene, name)).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.image.sum().backward()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_image_of_a_loss_may_be_changed_before_the_backward(device):
+    image = torch.rand(3, 20, 33, device=device, requires_grad=True)
+    grads = []
+    for wipe in (False, True):
+        picture = image * 1.0
+        loss, _ = photometric_loss(picture, torch.zeros_like(image))
+        if wipe:
+            picture.zero_()
+        grads.append(torch.autograd.grad(loss, image)[0])
+    assert torch.equal(*grads) and grads[0].abs().max() > 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_kept_for_the_backward_may_travel(device):
+    """As with torch.autograd.graph.save_on_cpu: other tensors come back, with the same numbers."""
+    grads = []
+    for pack in (lambda t: t, torch.clone):
+        scene = many_faint(device)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            rasterize(**scene.arguments()).image.square().sum().backward()
+        grads.append(scene.means.grad)
+    assert relative_error(*grads) < 1e-4

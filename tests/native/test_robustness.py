@@ -1,9 +1,20 @@
 """Hostile inputs: a finite image or a clear error, never a crash. Wrong ones: an error that names the
 argument."""
 
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import mark_visible, rasterize, reference
+from diff_gaussian_rasterization import (
+    knn_mean_dist2,
+    mark_visible,
+    photometric_loss,
+    rasterize,
+    reference,
+    ssim,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -140,6 +151,9 @@ WRONG = [
     ("width", lambda v: 0, r"width must be 1 to 65536, got 0"),
     ("height", lambda v: -3, r"height must be 1 to 65536, got -3"),
     ("sh_degree", lambda v: 4, r"sh_degree must be 0, 1, 2 or 3, got 4"),
+    ("near", lambda v: -0.1, r"near must be a finite number, 0 or more, got -0\.1"),
+    ("near", lambda v: NAN, r"near must be a finite number, 0 or more, got nan"),
+    ("near", lambda v: INF, r"near must be a finite number, 0 or more, got inf"),
 ]
 
 
@@ -177,3 +191,145 @@ def test_float16_on_the_cpu_says_what_is_wanted():
         ValueError, match=r"means must be \[N, 3\] float32 on cpu, got \[6, 3\] float16 on cpu"
     ):
         rasterize(**scene.arguments())
+
+
+@pytest.mark.parametrize("kind", [list, np.array])
+def test_what_is_no_tensor_is_named(kind):
+    scene, rows, picture = make_scene(6).to(torch.float32), kind([[0.0, 0.0, 1.0]]), torch.zeros(3, 20, 20)
+    got = f"must be a tensor.*got {'list' if kind is list else 'ndarray'}$"
+    for name in ("means", "quats", "scales", "opacities", "sh_dc", "world_to_camera", "K", "background"):
+        with pytest.raises(TypeError, match=f"^{name} {got}"):
+            rasterize(**{**scene.arguments(), name: rows})
+    for name, call in {
+        "means": lambda: mark_visible(rows, scene.world_to_camera),
+        "points": lambda: knn_mean_dist2(rows),
+        "b": lambda: ssim(picture, rows),
+        "target": lambda: photometric_loss(picture, rows),
+    }.items():
+        with pytest.raises(TypeError, match=f"^{name} {got}"):
+            call()
+
+
+# ---- what an operator keeps for its backward comes back through the caller's hands -------------------------
+
+
+def kept(device):
+    """The operator's arguments, what it kept, and a gradient of the image."""
+    s = make_scene(60, (40, 33)).to(torch.float32).to(device)
+    inputs = (
+        s.means, s.quats, s.scales, None, s.opacities, s.sh_dc, s.sh_rest, None, s.world_to_camera, s.K, None,
+        s.background, s.width, s.height, s.sh_degree, 1.0, False, False,
+    )  # fmt: skip
+    image, _, _, radii, state = torch.ops.tilesplat.rasterize(*inputs, True)
+    return inputs, radii, state, torch.ones_like(image)
+
+
+def backward(inputs, radii, state, grad):
+    wanted = [True] * 11
+    return torch.ops.tilesplat.rasterize_backward(
+        *inputs, radii, state, grad, None, None, wanted, None, None, None
+    )
+
+
+def misaligned(tensor):
+    flat = torch.cat([tensor.flatten()[:1], tensor.flatten()])
+    return flat[1:].view(tensor.shape)
+
+
+MISFITS = {
+    "short": lambda t: t[: len(t) // 2],
+    "long": lambda t: torch.cat([t, t]),
+    "flat": lambda t: t[None],
+    "of another type": lambda t: t.to(torch.float16),
+    "not contiguous": lambda t: torch.stack([t, t], -1)[..., 0],
+    "misaligned": misaligned,
+    "on another device": lambda t: t.to("meta"),
+}
+STATE_COUNT = {"cpu": 10, "cuda": 7}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_kept_tensors_are_checked(misfit, device):
+    inputs, radii, state, grad = kept(device)
+    assert len(state) == STATE_COUNT[device] and backward(inputs, radii, state, grad)[0].abs().max() > 0
+    for i in range(len(state)):
+        if misfit == "not contiguous" and state[i].numel() == 1:
+            continue  # it always is
+        altered = [MISFITS[misfit](t) if k == i else t for k, t in enumerate(state)]
+        with pytest.raises((ValueError, NotImplementedError), match=r"state\[\d+\] must be|Meta"):
+            backward(inputs, radii, altered, grad)
+    with pytest.raises(ValueError, match=f"state must be .* {len(state)} tensors, got {len(state) - 1}"):
+        backward(inputs, radii, state[:-1], grad)
+    with pytest.raises(ValueError, match=r"radii must be \[60\] int32"):
+        backward(inputs, radii[:-1], state, grad)
+
+
+INDICES = {"visible": 1, "visible_count": 2, "slots": 3, "tile_begin": 4, "tile_order": 5, "entries": 8}
+VALUES = {"splats": 0, "transmittance": 6, "last": 7, "touched": 9}
+
+
+@pytest.mark.parametrize("value", [-1, 2**30])
+@pytest.mark.parametrize("name", INDICES)
+def test_altered_indices_are_noticed_on_the_cpu(name, value):
+    inputs, radii, state, grad = kept("cpu")
+    state[INDICES[name]].fill_(value)
+    with pytest.raises(ValueError, match="state must be .* its numbers have been altered"):
+        backward(inputs, radii, state, grad)
+
+
+@pytest.mark.parametrize("name", ["entries", "slots"])
+def test_one_altered_index_is_noticed_on_the_cpu(name):
+    inputs, radii, state, grad = kept("cpu")
+    state[INDICES[name]][radii.nonzero()[-1].item(), 1] = 2**30
+    with pytest.raises(ValueError, match="state must be .* its numbers have been altered"):
+        backward(inputs, radii, state, grad)
+
+
+@pytest.mark.parametrize("value", [-1, 2**15 - 1])
+@pytest.mark.parametrize("name", VALUES)
+def test_altered_values_lead_nowhere(name, value):
+    """They give other gradients; none of them is an index."""
+    inputs, radii, state, grad = kept("cpu")
+    state[VALUES[name]].fill_(value)
+    assert all(g.shape for g in backward(inputs, radii, state, grad))
+
+
+# ids, ranges, totals, trace; pairs, offsets and order
+GPU_INDICES = [(1, False), (2, False), (5, False), (6, False), (7, True), (8, True), (9, True)]
+ALTERED = """
+import torch
+from tests.native.test_robustness import backward, kept
+torch.use_deterministic_algorithms({ordered})
+inputs, radii, state, grad = kept("cuda")
+backward(inputs, radii, state, grad)
+torch.cuda.synchronize()
+state[{index}].fill_(-1 if state[{index}].is_signed() else 255)
+backward(inputs, radii, state, grad)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
+@pytest.mark.parametrize("index, ordered", GPU_INDICES)
+def test_altered_indices_stop_the_gpu(index, ordered):
+    """As with PyTorch's own indexing: an assertion, which ends the process's use of the GPU."""
+    code = ALTERED.format(index=index, ordered=ordered)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode != 0 and "device-side assert" in out.stderr, out.stderr
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("misfit", [name for name in MISFITS if name != "on another device"])
+def test_what_ssim_kept_is_checked(misfit, device):
+    a, b = torch.rand(2, 1, 3, 20, 20, device=device)
+    value, (state,) = torch.ops.tilesplat.ssim(a, b, False, True)
+    grad = torch.ones_like(value)
+    assert torch.ops.tilesplat.ssim_backward(a, b, False, [state], grad).abs().max() > 0
+    with pytest.raises(ValueError, match=r"state\[0\] must be"):
+        torch.ops.tilesplat.ssim_backward(a, b, False, [MISFITS[misfit](state)], grad)
+    with pytest.raises(ValueError, match=r"state must be .* 1 tensors, got 0"):
+        torch.ops.tilesplat.ssim_backward(a, b, False, [], grad)
+    with pytest.raises(ValueError, match=r"grad must be \[\] float32 on \S+, got \[2\] float32"):
+        torch.ops.tilesplat.ssim_backward(a, b, False, [state], torch.ones(2, device=device))

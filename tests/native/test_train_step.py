@@ -403,3 +403,24 @@ def test_no_row_is_forgotten_when_steps_are_taken_elsewhere():
         take_steps(step, out, scene, 5, 5, lambda step: looking(scene, True))
     step.settle()
     take_steps(step, out, scene, 5, 6, lambda step: looking(scene, False))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("i", range(6))
+def test_every_parameter_has_a_row_per_gaussian(i, device):
+    scene = training_scene(50)
+    target = target_like(scene, torch.uint8).to(device)
+    out = fresh(scene, device, torch.float32, absolute=False)
+    for tensors in (out.params, out.exp_avg, out.exp_avg_sq):
+        tensors[i] = tensors[i][:-1].contiguous()
+    expected = rf"{NAMES[i or 1]} must be \[{50 if i else 49}, .*\] float32 .*, got \[{49 if i else 50}, "
+    with pytest.raises(ValueError, match=expected):
+        fused_step(out, scene, 1, target, None, device)
+    if device == "cpu":
+        return  # where no row waits
+    account = (
+        torch.zeros(len(out.params[0]), dtype=torch.int32, device=device),
+        torch.zeros(128, 8).to(device),
+    )
+    with pytest.raises(ValueError, match=expected):
+        torch.ops.tilesplat.settle(out.params, out.exp_avg, out.exp_avg_sq, BETAS[1], EPS, 1, *account)

@@ -8,6 +8,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <cmath>
 #include <sstream>
 
 #define GAUSSIANS                                                                    \
@@ -18,20 +19,22 @@
 
 TORCH_LIBRARY(tilesplat, m) {
     // Gaussians and a camera -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W], radii int32 [N], and what the
-    // backward wants to find again. With `raw`, scales are logarithms, opacities logits and quats unnormalized.
-    m.def("rasterize(" GAUSSIANS CAMERA SETTINGS ", bool keep) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
+    // backward wants to find again: all of it, so that the images are the caller's to change. With `raw`, scales are
+    // logarithms, opacities logits and quats unnormalized. What is not farther away than `near` is not drawn.
+    m.def("rasterize(" GAUSSIANS CAMERA SETTINGS
+          ", bool keep, float near=0.2) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
 
     // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
     // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not `wanted`.
     // Adds to the densification statistics, each float32 [N], where they are given.
     m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS
           ", "
-          "Tensor image, Tensor alpha, Tensor radii, Tensor[] state, "
+          "Tensor radii, Tensor[] state, "
           "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool[11] wanted, "
           "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
 
-    // bool [N]: in front of the near plane, z > 0.2.
-    m.def("mark_visible(Tensor means, Tensor world_to_camera) -> Tensor");
+    // bool [N]: in front of the near plane, z > near.
+    m.def("mark_visible(Tensor means, Tensor world_to_camera, float near=0.2) -> Tensor");
 
     // Mean SSIM of a and b [B, C, H, W], 11 x 11 Gaussian window, sigma 1.5; `valid` leaves out windows over the border.
     // `train` keeps what the gradient for a needs.
@@ -151,26 +154,24 @@ std::string describe(const Tensor& tensor) {
            (tensor.is_contiguous() ? "" : ", not contiguous");
 }
 
-void check_tensor(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape, at::ScalarType dtype,
+void check_tensor(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device) {
-    const at::IntArrayRef expected(shape.begin(), shape.size());
-    const bool ok = tensor.defined() && same_shape(tensor.sizes(), expected) && tensor.scalar_type() == dtype &&
+    const bool ok = tensor.defined() && same_shape(tensor.sizes(), shape) && tensor.scalar_type() == dtype &&
                     tensor.device() == device && tensor.is_contiguous();
-    TILESPLAT_CHECK(ok, name, " must be ", describe(expected, dtype, device),
+    TILESPLAT_CHECK(ok, name, " must be ", describe(shape, dtype, device),
                     tensor.defined() && !tensor.is_contiguous() ? ", contiguous" : "", ", got ", describe(tensor));
 }
 
-void check_tensor(const OptionalTensor& tensor, const char* name, std::initializer_list<int64_t> shape,
-                  at::ScalarType dtype, at::Device device) {
+void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                  at::Device device) {
     if (tensor) check_tensor(*tensor, name, shape, dtype, device);
 }
 
 void check_inputs(const RasterizeInputs& in, bool allow_double) {
     const auto& [means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
                  background, width, height, sh_degree] = in;
-    check_leading(means, "means", {kAny, 3}, allow_double);
+    check_points(means, "means", allow_double);
     const int64_t N = means.size(0);
-    TILESPLAT_CHECK(N <= INT32_MAX, "means must have at most ", INT32_MAX, " rows, got ", N);
     TILESPLAT_CHECK(quats.has_value() == scales.has_value() && quats.has_value() != cov3d.has_value(),
                     "exactly one of (quats and scales) and cov3d must be given, got quats ",
                     describe(quats.value_or(Tensor())), ", scales ", describe(scales.value_or(Tensor())), ", cov3d ",
@@ -201,14 +202,32 @@ void check_inputs(const RasterizeInputs& in, bool allow_double) {
     TILESPLAT_CHECK(height >= 1 && height <= kMaxSize, "height must be 1 to ", kMaxSize, ", got ", height);
 }
 
-void check_backward(const RasterizeInputs& in, const Tensor& image, const Tensor& alpha, const Tensor& radii,
-                    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+void check_near(double near_depth) {
+    TILESPLAT_CHECK(near_depth >= 0 && std::isfinite(near_depth), "near must be a finite number, 0 or more, got ",
+                    near_depth);
+}
+
+void check_state(const std::vector<Tensor>& state, const StateLayout& expected, at::Device device) {
+    TILESPLAT_CHECK(state.size() == expected.size(), "state must be what the forward returned on ", device.str(), ": ",
+                    expected.size(), " tensors, got ", state.size());
+    for (size_t i = 0; i < state.size(); ++i) {
+        const std::string name = "state[" + std::to_string(i) + "]";
+        check_tensor(state[i], name.c_str(), expected[i].shape, expected[i].dtype, device);
+        TILESPLAT_CHECK(reinterpret_cast<uintptr_t>(state[i].const_data_ptr()) % 16 == 0, name,
+                        " must be aligned to 16 bytes, as all new tensors are");
+    }
+}
+
+int64_t state_rows(const std::vector<Tensor>& state, size_t i) {
+    return i < state.size() && state[i].defined() && state[i].dim() ? state[i].size(0) : 0;
+}
+
+void check_backward(const RasterizeInputs& in, const Tensor& radii, const Tensor& grad_image,
+                    const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
                     const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                     const OptionalTensor& abs_grad_norm_sum) {
     const Tensor& means = in.means;
     const int64_t N = in.count();
-    CHECK_TENSOR(image, means, 3, in.height, in.width);
-    CHECK_TENSOR(alpha, means, 1, in.height, in.width);
     CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);
     CHECK_TENSOR(grad_image, means, 3, in.height, in.width);
     CHECK_TENSOR(grad_alpha, means, 1, in.height, in.width);
@@ -224,6 +243,10 @@ void check_ssim(const Tensor& a, const Tensor& b, bool valid, bool allow_double)
     TILESPLAT_CHECK(a.numel() > 0, "a must not be empty, got ", describe(a));
     TILESPLAT_CHECK(!valid || (a.size(2) >= 11 && a.size(3) >= 11),
                     "a must be at least 11 x 11 for padding \"valid\", got ", describe(a));
+}
+
+void check_ssim_grad(const Tensor& grad, const Tensor& a) {
+    check_tensor(grad, "grad", {}, a.scalar_type(), a.device());
 }
 
 void check_photometric(const Tensor& image, const Tensor& target, const OptionalTensor& mask, bool allow_double) {
@@ -266,6 +289,16 @@ void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_
 void check_train_params(at::TensorList params) {
     TILESPLAT_CHECK(params.size() == 6, "params must be means, sh_dc, sh_rest, opacities, scales and quats, got ",
                     params.size(), " tensors");
+    const Tensor &means = params[0], &sh_dc = params[1], &sh_rest = params[2], &opacities = params[3],
+                 &scales = params[4], &quats = params[5];
+    check_points(means, "means", true);
+    const int64_t N = means.size(0), rest = sh_rest.dim() == 3 ? sh_rest.size(1) : 0;
+    CHECK_TENSOR(sh_dc, means, N, 1, 3);
+    CHECK_TENSOR(sh_rest, means, N, rest, 3);
+    TILESPLAT_CHECK(rest <= 15, "sh_rest must have at most 15 coefficients per channel, got ", rest);
+    check_opacities(opacities, means);
+    CHECK_TENSOR(scales, means, N, 3);
+    CHECK_TENSOR(quats, means, N, 4);
 }
 
 std::pair<int64_t, int64_t> check_target_size(const Tensor& target) {
@@ -281,7 +314,6 @@ void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorLis
     check_inputs(in, allow_double);
     check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, allow_double);
     TILESPLAT_CHECK(step >= 1 && step <= INT32_MAX, "step must be at least 1, got ", step);
-    TILESPLAT_CHECK(in.rest() <= 15, "sh_rest must have at most 15 coefficients per channel, got ", in.rest());
     const Tensor& means = in.means;
     const int64_t N = in.count();
     const bool bytes = target.scalar_type() == at::kByte;
@@ -296,6 +328,7 @@ void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorLis
 
 void check_points(const Tensor& points, const char* name, bool allow_double) {
     check_leading(points, name, {kAny, 3}, allow_double);
+    TILESPLAT_CHECK(points.size(0) <= INT32_MAX, name, " must have at most ", INT32_MAX, " rows, got ", points.size(0));
 }
 
 }  // namespace gs

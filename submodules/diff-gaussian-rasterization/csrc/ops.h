@@ -8,7 +8,6 @@
 #include <c10/util/Exception.h>
 
 #include <array>
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,10 +24,10 @@ constexpr int64_t kAny = -1;
 std::string describe(const Tensor& tensor);
 
 // Throws unless `tensor` is contiguous and has this shape, dtype and device.
-void check_tensor(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape, at::ScalarType dtype,
+void check_tensor(const Tensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
                   at::Device device);
-void check_tensor(const OptionalTensor& tensor, const char* name, std::initializer_list<int64_t> shape,
-                  at::ScalarType dtype, at::Device device);
+void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRef shape, at::ScalarType dtype,
+                  at::Device device);
 
 // Throws `ValueError` in Python: for numbers and combinations, where there is no tensor to describe.
 #define TILESPLAT_CHECK(condition, ...) TORCH_CHECK_VALUE(condition, __VA_ARGS__)
@@ -66,14 +65,32 @@ void check_inputs(const RasterizeInputs& in, bool allow_double);
 // Which gradients `rasterize_backward` is asked for, in the order in which it returns them.
 using GradsWanted = std::array<bool, 11>;
 
-// The cotangents and statistics of `rasterize_backward`.
-void check_backward(const RasterizeInputs& in, const Tensor& image, const Tensor& alpha, const Tensor& radii,
-                    const Tensor& grad_image, const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
+// The near plane is at a finite depth of 0 or more: what lies behind the camera has no place in the image.
+void check_near(double near_depth);
+
+// What a forward keeps for its backward: shape and dtype of every tensor. The caller holds it meanwhile, and hands in
+// whatever it likes.
+struct StateTensor {
+    std::vector<int64_t> shape;
+    at::ScalarType dtype;
+};
+using StateLayout = std::vector<StateTensor>;
+void check_state(const std::vector<Tensor>& state, const StateLayout& expected, at::Device device);
+
+// Rows of state[i], which is yet to be checked.
+int64_t state_rows(const std::vector<Tensor>& state, size_t i);
+
+// Radii, cotangents and statistics of `rasterize_backward`.
+void check_backward(const RasterizeInputs& in, const Tensor& radii, const Tensor& grad_image,
+                    const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
                     const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                     const OptionalTensor& abs_grad_norm_sum);
 
 // a and b are [B, C, H, W]; at least 11 x 11 when `valid`.
 void check_ssim(const Tensor& a, const Tensor& b, bool valid, bool allow_double);
+
+// grad [] of the mean, like a.
+void check_ssim_grad(const Tensor& grad, const Tensor& a);
 
 // image [3, H, W] float; target the same or uint8; mask [H, W].
 void check_photometric(const Tensor& image, const Tensor& target, const OptionalTensor& mask, bool allow_double);
@@ -82,7 +99,7 @@ void check_photometric(const Tensor& image, const Tensor& target, const Optional
 void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, const OptionalTensor& visible, bool allow_double);
 
-// The six parameters of `train_step`: means, sh_dc, sh_rest, opacities, scales, quats.
+// The six parameters of `train_step` and `settle`: means, sh_dc, sh_rest, opacities, scales, quats.
 void check_train_params(at::TensorList params);
 
 // Height and width of target [3, H, W].

@@ -90,9 +90,14 @@ gs::Gaussians<T> gaussians(const RasterizeInputs& in, double scale_modifier, boo
 }
 
 template <typename T>
-gs::View<T> view(const RasterizeInputs& in) {
-    return {data<T>(in.world_to_camera), data<T>(in.K), data<T>(in.camera_center),
-            data<T>(in.background),      int(in.width), int(in.height)};
+gs::View<T> view(const RasterizeInputs& in, double near_depth = gs::kNearDepth) {
+    return {data<T>(in.world_to_camera),
+            data<T>(in.K),
+            data<T>(in.camera_center),
+            data<T>(in.background),
+            int(in.width),
+            int(in.height),
+            T(near_depth)};
 }
 
 // The order of the tensors in `state`.
@@ -131,23 +136,56 @@ Frame<T> frame_of(const RasterizeInputs& in, const std::vector<Tensor>& state) {
     return f;
 }
 
-template <typename T>
-std::vector<Tensor> new_state(const RasterizeInputs& in) {
-    constexpr at::ScalarType number = sizeof(T) == 8 ? at::kDouble : at::kFloat;
+StateLayout state_layout(const RasterizeInputs& in, int64_t entries) {
+    const at::ScalarType number = in.means.scalar_type();
     const int64_t N = in.count(), chunks = (N + gs::cpu::kChunk - 1) / gs::cpu::kChunk;
     const int64_t tiles = ((in.width + 15) / 16) * ((in.height + 15) / 16);
-    std::vector<Tensor> state(kStateCount);
-    state[kSplats] = pooled({N, 16}, number);
-    state[kVisible] = pooled({N}, at::kInt);
-    state[kVisibleCount] = pooled({chunks}, at::kInt);
-    state[kSlots] = pooled({N, 2}, at::kInt);
-    state[kTileBegin] = pooled({tiles + 1}, at::kLong);
-    state[kTileOrder] = pooled({tiles}, at::kInt);
-    state[kTransmittance] = pooled({tiles, 256}, number);
-    state[kLast] = pooled({tiles, 256}, at::kInt);
-    state[kEntries] = pooled({0, 2}, at::kInt);
-    state[kTouched] = pooled({0}, at::kShort);
+    StateLayout layout(kStateCount);
+    layout[kSplats] = {{N, 16}, number};
+    layout[kVisible] = {{N}, at::kInt};
+    layout[kVisibleCount] = {{chunks}, at::kInt};
+    layout[kSlots] = {{N, 2}, at::kInt};
+    layout[kTileBegin] = {{tiles + 1}, at::kLong};
+    layout[kTileOrder] = {{tiles}, at::kInt};
+    layout[kTransmittance] = {{tiles, 256}, number};
+    layout[kLast] = {{tiles, 256}, at::kInt};
+    layout[kEntries] = {{entries, 2}, at::kInt};
+    layout[kTouched] = {{entries}, at::kShort};
+    return layout;
+}
+
+std::vector<Tensor> new_state(const RasterizeInputs& in) {
+    std::vector<Tensor> state;
+    for (const auto& [shape, dtype] : state_layout(in, 0)) state.push_back(pooled(shape, dtype));
     return state;
+}
+
+// Whether every index in a state leads into the state: whoever kept it may have written to it.
+template <typename T>
+bool within_bounds(const Frame<T>& f, int64_t entries) {
+    const auto below = [](int64_t value, int64_t limit) { return uint64_t(value) < uint64_t(limit); };
+    bool tiles = f.tile_begin[0] == 0 && f.tile_begin[f.tiles()] == entries;
+    for (int64_t t = 0; t < f.tiles(); ++t)
+        tiles &= f.tile_begin[t] <= f.tile_begin[t + 1] && below(f.tile_order[t], f.tiles());
+    std::atomic<bool> all{tiles};
+    constexpr int64_t kTask = 1 << 14;
+    cpu::parallel((entries + kTask - 1) / kTask, [&](int64_t task) {
+        bool good = true;
+        for (int64_t i = task * kTask; i < std::min(entries, (task + 1) * kTask); ++i)
+            good &= below(f.entries[i].splat, f.count) & below(f.entries[i].slot, entries);
+        if (!good) all = false;
+    });
+    cpu::parallel(f.chunks(), [&](int64_t chunk) {
+        const int64_t first = chunk * cpu::kChunk, rows = std::min<int64_t>(cpu::kChunk, f.count - first);
+        const int32_t* visible = f.visible + first;
+        bool good = below(f.visible_count[chunk], rows + 1);
+        for (int32_t i = 0; good && i < f.visible_count[chunk]; ++i) {
+            good = below(visible[i] - first, rows);
+            if (good) good = f.slots[visible[i]].begin <= f.slots[visible[i]].end && f.slots[visible[i]].end <= entries;
+        }
+        if (!good) all = false;
+    });
+    return all;
 }
 
 // Project, bin, blend. Entries get their memory as soon as their number is known.
@@ -176,15 +214,16 @@ void render(const gs::Gaussians<T>& g, const gs::View<T>& v, Frame<T>& f, std::v
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
 
 template <typename T>
-Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
+Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
+                        double near_depth) {
     const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
-    const gs::View<T> v = view<T>(in);
+    const gs::View<T> v = view<T>(in, near_depth);
     const at::ScalarType number = in.means.scalar_type();
     const int64_t N = in.count(), H = in.height, W = in.width;
 
     Tensor color = pooled({3, H, W}, number), alpha = pooled({1, H, W}, number), inv_depth = pooled({1, H, W}, number);
     Tensor radii = pooled({N}, at::kInt);
-    std::vector<Tensor> state = new_state<T>(in);
+    std::vector<Tensor> state = new_state(in);
     Frame<T> f = frame_of<T>(in, state);
 
     render(g, v, f, state, {data<T>(color), data<T>(alpha), data<T>(inv_depth), data<int32_t>(radii)});
@@ -196,12 +235,13 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
                      int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-                     bool /*keep*/) {
+                     bool /*keep*/, double near_depth) {
     const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
                              world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, true);
-    return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw)
-                                              : rasterize_as<float>(in, scale_modifier, antialiasing, raw);
+    check_near(near_depth);
+    return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw, near_depth)
+                                              : rasterize_as<float>(in, scale_modifier, antialiasing, raw, near_depth);
 }
 
 // The order of the tensors that rasterize_backward returns.
@@ -229,6 +269,8 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     const auto& kernels = cpu::kernels<T>();
     const Frame<T> f = frame_of<T>(in, state);
     const at::ScalarType number = in.means.scalar_type();
+    TILESPLAT_CHECK(within_bounds(f, state[kEntries].size(0)),
+                    "state must be what rasterize returned for these inputs, but its numbers have been altered");
 
     std::vector<Tensor> grads(kGradsCount);
     const auto like = [&](const OptionalTensor& input) {
@@ -265,24 +307,19 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     return grads;
 }
 
-std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                                       const OptionalTensor& cov3d, const Tensor& opacities,
-                                       const OptionalTensor& sh_dc, const OptionalTensor& sh_rest,
-                                       const OptionalTensor& colors, const Tensor& world_to_camera, const Tensor& K,
-                                       const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                                       int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing,
-                                       bool raw, const Tensor& image, const Tensor& alpha, const Tensor& radii,
-                                       const std::vector<Tensor>& state, const Tensor& grad_image,
-                                       const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
-                                       GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-                                       const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+std::vector<Tensor> rasterize_backward(
+    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
+    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
+    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
+    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
+    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
+    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
     const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
                              world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, true);
-    check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
-                   abs_grad_norm_sum);
-    TILESPLAT_CHECK(state.size() == kStateCount, "state must be what rasterize returned on the cpu: ", int(kStateCount),
-                    " tensors, got ", state.size());
+    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
+    check_state(state, state_layout(in, state_rows(state, kEntries)), means.device());
     const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits),
                                         data<float>(abs_grad_norm_sum)};
     const auto run = [&](auto zero) {
@@ -293,13 +330,15 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
 }
 
-Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera) {
+Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera, double near_depth) {
     check_points(means, "means", true);
+    check_near(near_depth);
     CHECK_TENSOR(world_to_camera, means, 4, 4);
     Tensor out = at::empty({means.size(0)}, at::TensorOptions().dtype(at::kBool));
     const auto run = [&](auto zero) {
         using T = decltype(zero);
-        cpu::mark_visible(data<T>(means), means.size(0), data<T>(world_to_camera), out.mutable_data_ptr<bool>());
+        cpu::mark_visible(data<T>(means), means.size(0), data<T>(world_to_camera), T(near_depth),
+                          out.mutable_data_ptr<bool>());
     };
     means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
     return out;
@@ -343,8 +382,8 @@ std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, b
 Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state,
                      const Tensor& grad) {
     check_ssim(a, b, valid, true);
-    TILESPLAT_CHECK(state.size() == 1 && state[0].sizes() == a.sizes(),
-                    "state must be what ssim with train=True returned on the cpu, got ", state.size(), " tensors");
+    check_state(state, {{a.sizes().vec(), a.scalar_type()}}, a.device());
+    check_ssim_grad(grad, a);
     return at::mul(state[0], grad);
 }
 
@@ -428,7 +467,7 @@ void train_as(const RasterizeInputs& in, bool antialiasing, const Tensor& target
     const gs::Gaussians<T> g = gaussians<T>(in, 1.0, antialiasing, true);
     const gs::View<T> v = view<T>(in);
     const auto& kernels = cpu::kernels<T>();
-    std::vector<Tensor> state = new_state<T>(in);
+    std::vector<Tensor> state = new_state(in);
     Frame<T> f = frame_of<T>(in, state);
     const int64_t pixels = in.width * in.height;
     cpu::Buffer image(3 * pixels * sizeof(T)), radii(g.count * sizeof(int32_t)), grad(3 * pixels * sizeof(T));

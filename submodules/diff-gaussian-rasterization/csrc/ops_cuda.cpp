@@ -7,6 +7,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
+#include <ATen/ops/clone.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
@@ -73,9 +74,14 @@ Gaussians<float> gaussians(const RasterizeInputs& in, double scale_modifier, boo
     return g;
 }
 
-View<float> view(const RasterizeInputs& in) {
-    return {data<float>(in.world_to_camera), data<float>(in.K), data<float>(in.camera_center),
-            data<float>(in.background),      int(in.width),     int(in.height)};
+View<float> view(const RasterizeInputs& in, double near_depth = kNearDepth) {
+    return {data<float>(in.world_to_camera),
+            data<float>(in.K),
+            data<float>(in.camera_center),
+            data<float>(in.background),
+            int(in.width),
+            int(in.height),
+            float(near_depth)};
 }
 
 // Gaussians as one camera sees them.
@@ -185,6 +191,7 @@ enum State {
     kSplats,
     kIds,
     kRanges,
+    kImage,
     kInvDepth,
     kTotals,
     kTrace,
@@ -195,6 +202,24 @@ enum State {
     kOrderedStateCount
 };
 
+constexpr int64_t kSplatFloats = sizeof(cuda::Splat) / sizeof(float), kTotalsCount = 4;
+static_assert(sizeof(cuda::Totals) == kTotalsCount * sizeof(int64_t));
+
+StateLayout state_layout(const RasterizeInputs& in, int64_t entries, bool ordered) {
+    const cuda::TileGrid grid{int(in.width), int(in.height)};
+    StateLayout layout(kStateCount);
+    layout[kSplats] = {{in.count(), kSplatFloats}, at::kFloat};
+    layout[kIds] = {{entries}, at::kInt};
+    layout[kRanges] = {{grid.tiles(), 2}, at::kInt};
+    layout[kImage] = {{3, in.height, in.width}, at::kFloat};
+    layout[kInvDepth] = {{1, in.height, in.width}, at::kFloat};
+    layout[kTotals] = {{kTotalsCount}, at::kLong};
+    layout[kTrace] = {{int64_t(cuda::trace_bytes(grid, entries, true))}, at::kByte};
+    if (ordered)
+        layout.insert(layout.end(), {{{entries}, at::kInt}, {{in.count()}, at::kInt}, {{in.count()}, at::kInt}});
+    return layout;
+}
+
 constexpr int kCameraGrad = 8, kBackgroundGrad = 9;  // among the gradients of rasterize_backward
 
 using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
@@ -203,14 +228,16 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
                      const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
                      const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
                      const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep) {
+                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep,
+                     double near_depth) {
     const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
                              world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, false);
+    check_near(near_depth);
     const Device device(means);
     const cuda::TileGrid grid{int(width), int(height)};
     Counted counted(device.stream);
-    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in), grid,
+    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in, near_depth), grid,
                               counted.place());
     counted.enqueued();
     const Tensor order = depth_order(device, projected);
@@ -226,30 +253,27 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
          keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{}, projected.screen.totals},
         device.stream);
     std::vector<Tensor> state;
-    if (keep) state = {projected.splats, lists.ids, projected.ranges, inv_depth, projected.totals, trace};
+    if (keep)
+        state = {projected.splats, lists.ids, projected.ranges, at::clone(color), at::clone(inv_depth),
+                 projected.totals, trace};
     if (lists.pairs.defined()) state.insert(state.end(), {lists.pairs, lists.offsets, order});
     return {color, alpha, inv_depth, projected.radii, state};
 }
 
-std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                                       const OptionalTensor& cov3d, const Tensor& opacities,
-                                       const OptionalTensor& sh_dc, const OptionalTensor& sh_rest,
-                                       const OptionalTensor& colors, const Tensor& world_to_camera, const Tensor& K,
-                                       const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                                       int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing,
-                                       bool raw, const Tensor& image, const Tensor& alpha, const Tensor& radii,
-                                       const std::vector<Tensor>& state, const Tensor& grad_image,
-                                       const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
-                                       GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-                                       const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+std::vector<Tensor> rasterize_backward(
+    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
+    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
+    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
+    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
+    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
+    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
     const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
                              world_to_camera, K,     camera_center, background, width,     height, sh_degree};
     check_inputs(in, false);
-    check_backward(in, image, alpha, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits,
-                   abs_grad_norm_sum);
-    TILESPLAT_CHECK(state.size() == kStateCount || state.size() == kOrderedStateCount,
-                    "state must be what rasterize returned on cuda: ", int(kStateCount), " or ",
-                    int(kOrderedStateCount), " tensors, got ", state.size());
+    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
+    const bool ordered = state.size() == kOrderedStateCount;
+    check_state(state, state_layout(in, state_rows(state, kIds), ordered), means.device());
     const Device device(means);
     const int64_t N = in.count();
     const cuda::TileGrid grid{int(width), int(height)};
@@ -266,16 +290,15 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
                                  trace,
                                  data<cuda::Totals>(state[kTotals]),
                                  data<float>(background),
-                                 data<float>(image),
+                                 data<float>(state[kImage]),
                                  data<float>(state[kInvDepth]),
                                  data<float>(grad_image),
                                  data<float>(grad_alpha),
                                  data<float>(grad_inv_depth),
                                  abs_grad_norm_sum.has_value(),
                                  data<float>(splat_grads)};
-    const Tensor records = state.size() == kOrderedStateCount
-                               ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder])
-                               : Tensor();
+    const Tensor records = ordered ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder]) : Tensor();
+    cuda::check_kept(blend, N, device.stream);
     cuda::blend_backward(blend, device.stream);
 
     const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
@@ -310,13 +333,14 @@ std::vector<Tensor> rasterize_backward(const Tensor& means, const OptionalTensor
     return grads;
 }
 
-Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera) {
+Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera, double near_depth) {
     check_points(means, "means", false);
+    check_near(near_depth);
     CHECK_TENSOR(world_to_camera, means, 4, 4);
     const Device device(means);
     const Tensor visible = device.empty({means.size(0)}, at::kBool);
-    cuda::mark_visible(means.size(0), data<float>(means), data<float>(world_to_camera), data<bool>(visible),
-                       device.stream);
+    cuda::mark_visible(means.size(0), data<float>(means), data<float>(world_to_camera), float(near_depth),
+                       data<bool>(visible), device.stream);
     return visible;
 }
 
@@ -356,10 +380,8 @@ std::tuple<Tensor, std::vector<Tensor>> ssim(const Tensor& a, const Tensor& b, b
 Tensor ssim_backward(const Tensor& a, const Tensor& b, bool valid, const std::vector<Tensor>& state,
                      const Tensor& grad) {
     check_ssim(a, b, valid, false);
-    TILESPLAT_CHECK(state.size() == 1, "state must be what ssim with train=True returned, got ", state.size(),
-                    " tensors");
-    TILESPLAT_CHECK(grad.numel() == 1 && grad.scalar_type() == at::kFloat && grad.device() == a.device(),
-                    "grad must be one float32 on ", a.device().str(), ", got ", describe(grad));
+    check_state(state, {{{3, a.size(0), a.size(1), a.size(2), a.size(3)}, at::kFloat}}, a.device());
+    check_ssim_grad(grad, a);
     const Device device(a);
     SsimCall call(device, a.size(0) * a.size(1), a.size(2), a.size(3), valid);
     const Tensor g_a = at::empty_like(a);
@@ -436,7 +458,6 @@ void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_a
 
 Tensor knn_mean_dist2(const Tensor& points) {
     check_points(points, "points", false);
-    TILESPLAT_CHECK(points.size(0) <= INT32_MAX, "points must have at most ", INT32_MAX, " rows, got ", points.size(0));
     const Device device(points);
     const int64_t N = points.size(0);
     const Tensor result = device.empty({N});
@@ -560,13 +581,10 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
 void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
             int64_t step, const Tensor& moved_at, const Tensor& missed) {
     check_train_params(params);
-    const Tensor &means = params[0], &sh_rest = params[2];
-    const int64_t N = means.size(0), rest = sh_rest.size(1);
-    const std::vector<double> rates(params.size(), 0.0);
-    check_adam(params, params, exp_avg, exp_avg_sq, rates, std::nullopt, false);
+    check_adam(params, params, exp_avg, exp_avg_sq, std::vector<double>(params.size(), 0.0), std::nullopt, false);
     TILESPLAT_CHECK(step >= 0 && step <= INT32_MAX, "step must be at least 0, got ", step);
-    CHECK_TENSOR(means, means, N, 3);
-    CHECK_TENSOR(sh_rest, means, N, rest, 3);
+    const Tensor& means = params[0];
+    const int64_t N = means.size(0), rest = params[2].size(1);
     const Device device(means);
     const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], 0.0); };
     const float scaled_eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
-from .types import Rendered, ScreenStats
+from .types import Rendered, ScreenStats, expect_tensors
 
 
 def rasterize(
@@ -40,6 +40,7 @@ def rasterize(
     camera_center: Tensor | None = None,  # [3]
     means2d: Tensor | None = None,  # [N, 3]
     stats: ScreenStats | None = None,
+    near: float = 0.2,
 ) -> Rendered:
     """Render Gaussians from one camera.
 
@@ -53,20 +54,28 @@ def rasterize(
 
     `raw`: scales are logarithms, opacities logits, and quats of any length; their activations happen in the
     kernel. Otherwise everything is used as it is; quaternions are not normalized. `scale_modifier` multiplies
-    the scales. `antialiasing` dims small splats by as much as the pixel filter widens them.
+    the scales. `antialiasing` dims small splats by as much as the pixel filter widens them. Gaussians no
+    farther than `near` in front of the camera are not drawn; 0.2 is the published distance, in the scene's
+    units.
 
     Gradients flow to every Gaussian tensor, background and world_to_camera: for those that require it. No
     gradient reaches K and camera_center. `means2d` is only a carrier: its values are not read, and its
     gradient is that of the projected means in NDC units, third column 0. `stats` collects the same for
-    densification in every backward.
+    densification in every backward. The images may be changed in place before the backward, radii and inputs
+    not.
     """
+    expect_tensors(
+        means=means, quats=quats, scales=scales, opacities=opacities, sh_dc=sh_dc, sh_rest=sh_rest,
+        colors=colors, cov3d=cov3d, world_to_camera=world_to_camera, K=K, background=background,
+        camera_center=camera_center, means2d=means2d,
+    )  # fmt: skip
     differentiable = (
         means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background, means2d,
     )  # fmt: skip
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     return Rendered(*_Rasterize.apply(
         *differentiable, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
-        keep,
+        keep, near,
     ))  # fmt: skip
 
 
@@ -75,7 +84,7 @@ class _Rasterize(torch.autograd.Function):
     def forward(
         ctx, means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background,
         means2d, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
-        keep,
+        keep, near,
     ):  # fmt: skip
         if means2d is not None and means2d.shape != means.shape:
             raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
@@ -83,8 +92,8 @@ class _Rasterize(torch.autograd.Function):
         camera = (world_to_camera, K, camera_center, background)
         inputs = tuple(None if t is None else t.contiguous() for t in tensors + camera)
         settings = (width, height, sh_degree, scale_modifier, antialiasing, raw)
-        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings, keep)
-        ctx.save_for_backward(*inputs, image, alpha, radii, *state)
+        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings, keep, near)
+        ctx.save_for_backward(*inputs, radii, *state)
         ctx.input_count, ctx.settings, ctx.stats = len(inputs), settings, stats
         differentiable = (*tensors, world_to_camera, background, means2d)
         ctx.shapes = [None if t is None else t.shape for t in differentiable]
@@ -96,19 +105,20 @@ class _Rasterize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_image, grad_alpha, grad_inv_depth, _radii):
         saved, count, stats = ctx.saved_tensors, ctx.input_count, ctx.stats
-        inputs, (image, alpha, radii), state = saved[:count], saved[count : count + 3], saved[count + 3 :]
+        inputs, radii, state = saved[:count], saved[count], saved[count + 1 :]
         wanted = ctx.needs_input_grad
         if grad_image is None and grad_alpha is None and grad_inv_depth is None:
             return (None,) * len(wanted)
-        grad_image = torch.zeros_like(image) if grad_image is None else grad_image.contiguous()
-        grad_alpha, grad_inv_depth = (
-            None if g is None else g.contiguous() for g in (grad_alpha, grad_inv_depth)
+        if grad_image is None:
+            grad_image = inputs[0].new_zeros(3, ctx.settings[1], ctx.settings[0])
+        grad_image, grad_alpha, grad_inv_depth = (
+            None if g is None else g.contiguous() for g in (grad_image, grad_alpha, grad_inv_depth)
         )
         counters = (
             (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
         )
         grads = torch.ops.tilesplat.rasterize_backward(
-            *inputs, *ctx.settings, image, alpha, radii, list(state), grad_image, grad_alpha, grad_inv_depth,
+            *inputs, *ctx.settings, radii, list(state), grad_image, grad_alpha, grad_inv_depth,
             wanted[:11], *counters,
         )  # fmt: skip
         # The first eleven arguments, in their order. An empty tensor's gradient comes back as [0], whatever
@@ -117,8 +127,9 @@ class _Rasterize(torch.autograd.Function):
         return (*grads, *(None,) * (len(wanted) - len(grads)))
 
 
-def mark_visible(means: Tensor, world_to_camera: Tensor) -> Tensor:
-    """Which means [N, 3] are in front of the near plane, z > 0.2: bool [N]."""
+def mark_visible(means: Tensor, world_to_camera: Tensor, near: float = 0.2) -> Tensor:
+    """Which means [N, 3] are in front of the near plane, z > near: bool [N]."""
+    expect_tensors(means=means, world_to_camera=world_to_camera)
     return torch.ops.tilesplat.mark_visible(
-        means.detach().contiguous(), world_to_camera.detach().contiguous()
+        means.detach().contiguous(), world_to_camera.detach().contiguous(), near
     )

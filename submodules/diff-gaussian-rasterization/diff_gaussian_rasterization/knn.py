@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
+from .types import expect_tensors
 
 
 def knn_mean_dist2(points: Tensor) -> Tensor:
@@ -13,4 +14,5 @@ def knn_mean_dist2(points: Tensor) -> Tensor:
 
     Duplicates of a point are among its others, at distance 0.
     """
+    expect_tensors(points=points)
     return torch.ops.tilesplat.knn_mean_dist2(points.detach().contiguous())

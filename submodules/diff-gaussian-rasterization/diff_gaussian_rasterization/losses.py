@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
+from .types import expect_tensors
 
 
 def photometric_loss(
@@ -20,6 +21,7 @@ def photometric_loss(
     The image is clamped to [0, 1] first, as a viewer will do: no gradient reaches what is outside.
     Loss and gradient come from the same pass; no gradient reaches target and mask.
     """
+    expect_tensors(image=image, target=target, mask=mask)
     loss, l1 = _PhotometricLoss.apply(image, target, mask, lambda_dssim)
     return loss, l1
 
@@ -50,6 +52,7 @@ def ssim(a: Tensor, b: Tensor, padding: str = "same", train: bool = True) -> Ten
     """
     if padding not in ("same", "valid"):
         raise ValueError(f'padding must be "same" or "valid", got {padding!r}')
+    expect_tensors(a=a, b=b)
     if a.dim() == 3 and b.dim() == 3:
         a, b = a[None], b[None]
     return _SSIM.apply(a, b, padding == "valid", train)

@@ -67,6 +67,7 @@ def rasterize(
     camera_center: Tensor | None = None,  # [3]
     means2d: Tensor | None = None,  # [N, 3]
     stats: ScreenStats | None = None,
+    near: float = NEAR_DEPTH,
 ) -> Rendered:
     """As api.rasterize, which says what each argument is."""
     if raw:
@@ -78,7 +79,7 @@ def rasterize(
     else:
         cov3d = unpack_symmetric(cov3d)
 
-    splats = project(means, cov3d, opacities.flatten(), world_to_camera, K, width, height, antialiasing)
+    splats = project(means, cov3d, opacities.flatten(), world_to_camera, K, width, height, antialiasing, near)
     if colors is None:
         if camera_center is None:
             camera_center = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
@@ -177,12 +178,13 @@ def project(
     width: int,
     height: int,
     antialiasing: bool,
+    near: float = NEAR_DEPTH,
 ) -> Splats:
     """EWA splatting: a Gaussian through a pinhole is, to first order, a Gaussian on the image."""
     R, t = world_to_camera[:3, :3], world_to_camera[:3, 3]
     fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     points = means @ R.T + t
-    in_front = points[:, 2] > NEAR_DEPTH
+    in_front = points[:, 2] > near
     # What is not drawn must not poison the gradients of what is: it is computed as if it stood at (0, 0, 1).
     x, y, z = torch.where(in_front[:, None], points, points.new_tensor([0.0, 0.0, 1.0])).unbind(-1)
     means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)

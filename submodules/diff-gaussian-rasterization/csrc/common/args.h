@@ -31,6 +31,7 @@ struct View {
     const T* camera_center;    // [3], or null: derived from world_to_camera
     const T* background;       // [3]
     int width, height;
+    T near_depth;  // splats this close to the camera plane, or behind it, are skipped
 };
 
 template <typename T>

@@ -145,11 +145,11 @@ void knn(const T* points, int64_t count, T* mean_dist2) {
 }
 
 template <typename T>
-void visible(const T* means, int64_t count, const T* world_to_camera, bool* out) {
+void visible(const T* means, int64_t count, const T* world_to_camera, T near_depth, bool* out) {
     const T* w = world_to_camera + 8;
     for (int64_t i = 0; i < count; ++i) {
         const T* m = means + 3 * i;
-        out[i] = w[0] * m[0] + w[1] * m[1] + w[2] * m[2] + w[3] > T(kNearDepth);
+        out[i] = w[0] * m[0] + w[1] * m[1] + w[2] * m[2] + w[3] > near_depth;
     }
 }
 
@@ -157,11 +157,11 @@ void visible(const T* means, int64_t count, const T* world_to_camera, bool* out)
 
 void knn_mean_dist2(const float* points, int64_t count, float* out) { knn(points, count, out); }
 void knn_mean_dist2(const double* points, int64_t count, double* out) { knn(points, count, out); }
-void mark_visible(const float* means, int64_t n, const float* world_to_camera, bool* out) {
-    visible(means, n, world_to_camera, out);
+void mark_visible(const float* means, int64_t n, const float* world_to_camera, float near_depth, bool* out) {
+    visible(means, n, world_to_camera, near_depth, out);
 }
-void mark_visible(const double* means, int64_t n, const double* world_to_camera, bool* out) {
-    visible(means, n, world_to_camera, out);
+void mark_visible(const double* means, int64_t n, const double* world_to_camera, double near_depth, bool* out) {
+    visible(means, n, world_to_camera, near_depth, out);
 }
 
 }  // namespace gs::cpu

@@ -152,8 +152,8 @@ GS_INLINE F poison(F x) { return x * F(0); }
 // The fields of a Splat, in its order, and the depth behind them.
 constexpr int kFields = 12;
 
-static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, const Frame<Number>& f, int64_t chunk,
-                          int32_t* radii, DepthKey<Number>* keys) {
+static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, F near_depth, const Frame<Number>& f,
+                          int64_t chunk, int32_t* radii, DepthKey<Number>* keys) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < g.count ? begin + kChunk : g.count;
     alignas(64) Number field[kFields][kChunk + kLanes];
     alignas(64) Number means[3][kChunk + kLanes];
@@ -183,7 +183,7 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
         const F bad = poison(m.x) + poison(m.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
                       poison(opacity) + poison(splat_radius(s.wide)) + poison(s.p.z);
         const M drawn =
-            first_lanes(lanes) & (s.p.z > F(kNearDepth)) & (s.det != zero) & (bad == zero) & !(x1 <= x0) & !(y1 <= y0);
+            first_lanes(lanes) & (s.p.z > near_depth) & (s.det != zero) & (bad == zero) & !(x1 <= x0) & !(y1 <= y0);
         // What rounding has made other than an ellipse is in view, but shows nowhere.
         const M shown = (s.conic.xx > zero) & (s.conic.yy > zero) & (s.det > zero) & (opacity > zero);
         const F bias = select(shown, log(opacity) * F(kLog2e), F(-1e30));
@@ -244,7 +244,7 @@ static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, c
 static void project(const Gaussians<Number>& g, const View<Number>& v, const Frame<Number>& f, int32_t* radii,
                     DepthKey<Number>* keys) {
     const Camera<F> camera = broadcast_camera(v);
-    parallel(f.chunks(), [&](int64_t chunk) { project_chunk(g, camera, f, chunk, radii, keys); });
+    parallel(f.chunks(), [&](int64_t chunk) { project_chunk(g, camera, F(v.near_depth), f, chunk, radii, keys); });
 }
 
 }  // namespace gs::cpu::GS_ISA

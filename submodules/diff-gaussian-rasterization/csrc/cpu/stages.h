@@ -158,7 +158,7 @@ void sort_pairs(uint64_t* keys, int32_t* values, int64_t count);
 // knn.cpp
 void knn_mean_dist2(const float* points, int64_t count, float* mean_dist2);
 void knn_mean_dist2(const double* points, int64_t count, double* mean_dist2);
-void mark_visible(const float* means, int64_t count, const float* world_to_camera, bool* visible);
-void mark_visible(const double* means, int64_t count, const double* world_to_camera, bool* visible);
+void mark_visible(const float* means, int64_t count, const float* world_to_camera, float near_depth, bool* visible);
+void mark_visible(const double* means, int64_t count, const double* world_to_camera, double near_depth, bool* visible);
 
 }  // namespace gs::cpu

@@ -21,10 +21,10 @@ struct Projected {
 };
 
 // False if the Gaussian is not in this view.
-__device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
-                                        const TileGrid& grid, Projected& out) {
+__device__ __forceinline__ bool project(const Gaussians<float>& g, const Camera<float>& camera, float near_depth,
+                                        int64_t i, const TileGrid& grid, Projected& out) {
     const Vec3<float> p = to_camera(camera, load3(g.means, i));
-    if (!(p.z > float(kNearDepth))) return false;
+    if (!(p.z > near_depth)) return false;
 
     const Shape shape = load_shape(g, i);
     const Sym2<float> sharp = project_covariance(camera, p, shape.cov);
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads)
 
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     Projected s{};
-    bool seen = i < g.count && project(g, camera, i, grid, s);
+    bool seen = i < g.count && project(g, camera, view.near_depth, i, grid, s);
     const unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
     TileSet set{};
     if (seen_lanes) {
@@ -174,11 +174,11 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    mark_visible_kernel(int64_t count, const float* means, const float* w, bool* visible) {
+    mark_visible_kernel(int64_t count, const float* means, const float* w, float near_depth, bool* visible) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= count) return;
     const Vec3<float> m = load3(means, i);
-    visible[i] = w[8] * m.x + w[9] * m.y + w[10] * m.z + w[11] > float(kNearDepth);
+    visible[i] = w[8] * m.x + w[9] * m.y + w[10] * m.z + w[11] > near_depth;
 }
 
 }  // namespace
@@ -205,10 +205,11 @@ void preprocess(const Gaussians<float>& gaussians, const View<float>& view, cons
     }
 }
 
-void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream) {
+void mark_visible(int64_t count, const float* means, const float* world_to_camera, float near_depth, bool* visible,
+                  Stream stream) {
     if (count == 0) return;
     mark_visible_kernel<<<blocks_for(count, kThreads), kThreads, 0, native(stream)>>>(count, means, world_to_camera,
-                                                                                      visible);
+                                                                                      near_depth, visible);
     check_launch("mark_visible_kernel");
 }
 

@@ -183,6 +183,10 @@ struct BlendBackward {
 constexpr int kRecords = 4;  // sums that a tile makes of a splat: one for each square of 8x8 pixels
 void blend_backward(const BlendBackward& args, Stream stream);
 
+// Stops the GPU, as PyTorch's own indexing does, if what blend_backward is about to read leads out of its memory: somebody
+// else kept it meanwhile. `count` splats; everything has the right size.
+void check_kept(const BlendBackward& args, int64_t count, Stream stream);
+
 // g_background[block, c] = sum over some of the pixels of the final transmittance times g_color[c].
 int64_t background_grad_blocks(const TileGrid& grid);
 void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
@@ -200,7 +204,8 @@ struct PreprocessBackward {
 int64_t preprocess_backward_blocks(int64_t count);
 void preprocess_backward(const PreprocessBackward& args, Stream stream);
 
-void mark_visible(int64_t count, const float* means, const float* world_to_camera, bool* visible, Stream stream);
+void mark_visible(int64_t count, const float* means, const float* world_to_camera, float near_depth, bool* visible,
+                  Stream stream);
 
 // ---- losses: images as planes, `planes` of [height, width] ---------------------------------------------------------
 

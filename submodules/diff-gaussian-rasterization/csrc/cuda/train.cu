@@ -235,7 +235,7 @@ __device__ __forceinline__ Vec3<float> drifted3(const Trained& t, int64_t i, flo
 __device__ __forceinline__ bool near_the_image(const View<float>& view, const Camera<float>& camera, Vec3<float> mean,
                                                Vec3<float> log_scale) {
     const Vec3<float> at = to_camera(camera, mean);
-    if (at.z <= float(kNearDepth)) return false;
+    if (at.z <= view.near_depth) return false;
     const float sigma = expf(max(log_scale.x, max(log_scale.y, log_scale.z)));
     const float jx = camera.fx * camera.fx * (1.f + camera.limit_x * camera.limit_x);
     const float jy = camera.fy * camera.fy * (1.f + camera.limit_y * camera.limit_y);
@@ -269,7 +269,7 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
     if (!__syncthreads_or(moves)) return;
     Missed& own = missed[threadIdx.x];
     if (moves) {
-        own = p.waiting.missed[moved_at % kWindow];
+        own = p.waiting.missed[uint32_t(moved_at) % kWindow];
         moves = p.all || may_be_seen(p, camera, i, own);
     }
     moving.set(moves);
