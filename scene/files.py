@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,9 @@ def is_file(path: Path) -> bool:
 def open_own(path: Path, flags: int) -> int:
     """A descriptor of a file that we keep in a folder: not of what a link there leads to, and a pipe is not
     waited for."""
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise DataError(f"{path} must be a plain file, got a link, a folder or a pipe")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise DataError(f"{path} must be a plain file, got a link, a folder or a pipe")
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # if it has just become one; not under Windows
         flags |= getattr(os, name, 0)
     return os.open(path, flags, 0o666)

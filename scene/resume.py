@@ -166,11 +166,13 @@ def _lock(folder: Path) -> int:
     then there is a new file, or none, and it begins again.
     """
     for _ in range(LOCK_ATTEMPTS):
-        folder.mkdir(parents=True, exist_ok=True)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             handle = open_own(folder / LOCK, os.O_RDWR | os.O_CREAT)
-        except FileNotFoundError:  # the folder was empty, and is gone
-            continue
+        except (FileNotFoundError, FileExistsError):
+            if folder.is_symlink():
+                raise
+            continue  # the folder was empty, and is gone
         if _locked(handle, folder) and _is_at(handle, folder / LOCK):
             return handle
         os.close(handle)
