@@ -9,6 +9,7 @@ import math
 import os
 import shlex
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
@@ -441,8 +442,15 @@ def _tensorboard(folder: Path, first: int, log: Callable[[str], None]):
     except ImportError:
         log("tensorboard is not installed: no TensorBoard events will be written")
         return None
+    threading.excepthook = _thread_failed
     try:
         return SummaryWriter(str(folder), purge_step=first)
     except Exception as error:  # no room, or no file of that name possible
         log(f"no TensorBoard events: {error}; training goes on")
         return None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread keeps its error for who writes next, and a line tells it: no traceback, too."""
+    if type(failure.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+        threading.__excepthook__(failure)
