@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from arguments import ConvertParams, parse_convert
 from capture import photos as capture_photos
@@ -30,6 +29,7 @@ from scene.layout import draw_layout
 from scene.lens import MODELS
 from scene.readers import colmap, read_dataset
 from utils import commands
+from utils.terminal import progress, say
 
 FEATURE_SIZES = (3200, 2400, 1600, 1000)  # longer side of photos while features are looked for
 FEATURE_BYTES_PER_PIXEL = 400  # while features are looked for; 310 measured at 3200x1800
@@ -78,7 +78,7 @@ def convert(params: ConvertParams) -> None:
             )
     capture.work.mkdir(parents=True, exist_ok=True)
     engine = make_engine(params, capture)
-    print(f"Engine: {engine.name}")
+    say(f"Engine: {engine.name}")
     if params.skip_matching:
         photos, bad = None, []
     else:
@@ -131,14 +131,14 @@ def reconstruct(
     for photo in photos:
         groups.setdefault(photo.camera, []).append(photo.name)
     threads, size = feature_limits(photos)
-    print(f"Cameras: {len(groups)} ({params.camera}), by size, make and focal length of the photos")
+    say(f"Cameras: {len(groups)} ({params.camera}), by size, make and focal length of the photos")
     engine.features(list(groups.values()), params.camera, threads, size)
 
     matcher = params.matcher
     if matcher == "auto":
         matcher = choose_matcher(len(photos), is_video, bool(params.vocab_tree))
     pairs = len(photos) * (len(photos) - 1) // 2 if matcher == "exhaustive" else 14 * len(photos)
-    print(f"Matcher: {matcher}, about {pairs:,} pairs")
+    say(f"Matcher: {matcher}, about {pairs:,} pairs")
     engine.match(matcher, params.vocab_tree, pairs)
     find_poses(params, capture, engine, len(photos))
 
@@ -154,7 +154,7 @@ def feature_limits(photos: list[Photo]) -> tuple[int, int]:
     fitting = [size for size in sizes if FEATURE_BYTES_PER_PIXEL * shape * size**2 <= budget()]
     size = fitting[0] if fitting else sizes[-1]
     if size < full:
-        print(f"Memory is scarce: features are looked for in photos reduced to {size} pixels")
+        say(f"Memory is scarce: features are looked for in photos reduced to {size} pixels")
     return workers(FEATURE_BYTES_PER_PIXEL * shape * size**2), size
 
 
@@ -166,7 +166,7 @@ def choose_matcher(count: int, is_video: bool, vocab_tree: bool) -> str:
         return "exhaustive"
     if vocab_tree:
         return "vocab_tree"
-    print(
+    say(
         f"{count} photos make {count * (count - 1) // 2:,} pairs, which takes long. If they were taken one "
         "beside the other and are named in that order, --matcher sequential is faster; else --vocab_tree"
     )
@@ -191,7 +191,7 @@ def find_poses(params: ConvertParams, capture: Capture, engine: Engine, count: i
         tries[models] = len(colmap.read_model(model)[1]) * (1 - folded)
         if folded <= MAX_FOLDED or params.mapper == "global":
             break
-        print(f"{100 * folded:.0f} % of the matching pairs contradict the reconstruction; trying again")
+        say(f"{100 * folded:.0f} % of the matching pairs contradict the reconstruction; trying again")
     if not tries:
         raise DataError(
             f"{capture.source}: no reconstruction came out. Photos need to overlap by more than half, be "
@@ -263,7 +263,7 @@ def undistort(capture: Capture, engine: Engine, model: Path) -> None:
 def resize(folder: Path) -> None:
     """images_2, images_4 and images_8, as train.py -i wants them."""
     paths = capture_photos.find(folder / "images")
-    for path in tqdm(paths, "Making smaller copies"):
+    for path in progress(paths, "Making smaller copies"):
         with Image.open(path) as image:
             image.load()
             for factor in RESIZED:
@@ -294,26 +294,26 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
     }
     write_json(capture.folder / "report.json", numbers, indent=1)
     draw_layout(dataset.views, [], points).save(capture.folder / REPORT)
-    print(
+    say(
         f"Registered {len(registered)} of {numbers['photos']} photos; {len(points):,} points, each seen by "
         f"{numbers['photos per point']} photos, {numbers['reprojection error in pixels']} pixels off"
     )
     if folded > MAX_FOLDED:
-        print(
+        say(
             f"Warning: {100 * folded:.0f} % of the matching pairs contradict this reconstruction. Either it "
             "is folded, or things that look alike were taken for each other; look at the picture"
         )
     for message in bad[:5]:
-        print(f"Left out: {message}")
+        say(f"Left out: {message}")
     if lost:
-        print(f"Not registered: {some(lost, 8)}")
+        say(f"Not registered: {some(lost, 8)}")
     if len(lost) > 0.1 * len(names):
-        print(
+        say(
             "What helps: more overlap between neighbors, no blur, no plain walls filling the picture; "
             "--camera OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
         )
-    print(f"Cameras and points: {capture.folder / REPORT}")
-    print(f"Next: python train.py -s {shlex.quote(str(capture.folder))}")
+    say(f"Cameras and points: {capture.folder / REPORT}")
+    say(f"Next: python train.py -s {shlex.quote(str(capture.folder))}")
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from diff_gaussian_rasterization import ssim
 from torch import Tensor
-from tqdm import tqdm
 
 from arguments import MetricsParams, parse_metrics, pick_device
 from scene.files import DataError, read_json, write_json
 from utils import commands, lpips
 from utils.image import psnr, read_image, ssim_where, to_float
+from utils.terminal import progress, say
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
 READ_AHEAD = 4  # pairs decoded while one is being scored
@@ -63,15 +63,15 @@ def score_model(model: Path, distance: Callable | None, device: torch.device) ->
         results[method.name] = {metric: _mean(values) for metric, values in scores.items()}
     write_json(model / "results.json", results, indent=1)
     write_json(model / "per_view.json", per_view, indent=1)
-    print(_table(model, per_view, results))
+    say(*_table(model, per_view, results))
 
 
 def _score_method(method: Path, distance: Callable | None, device: torch.device) -> Scores:
     names = _picture_names(method)
     scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}}
     pairs = _read_pairs(method, names)
-    for name, (render, truth, mask) in tqdm(
-        zip(names, pairs), desc=f"Scoring {method.name}", total=len(names), disable=None
+    for name, (render, truth, mask) in progress(
+        zip(names, pairs), desc=f"Scoring {method.name}", total=len(names)
     ):
         if render.shape != truth.shape:
             sizes = [f"{image.shape[2]}x{image.shape[1]}" for image in (truth, render)]
@@ -126,7 +126,7 @@ def _mean(values: dict[str, float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
+def _table(model: Path, per_view: dict[str, Scores], results: dict) -> list[str]:
     """One line per method, and the view that came out worst, by the name of its photograph."""
     lines = [f"{model}", f"  {'method':<16}{'views':>6}{'PSNR':>9}{'SSIM':>9}{'LPIPS':>9}  worst view"]
     for method, means in results.items():
@@ -138,7 +138,7 @@ def _table(model: Path, per_view: dict[str, Scores], results: dict) -> str:
                  for m, digits in (("PSNR", 3), ("SSIM", 4), ("LPIPS", 4))]  # fmt: skip
         name = _image_names(model / "test" / method).get(worst, worst)
         lines.append(f"  {method:<16}{len(psnrs):>6}{''.join(shown)}  {name} ({psnrs[worst]:.2f} dB)")
-    return "\n".join(lines)
+    return lines
 
 
 def _image_names(method: Path) -> dict[str, str]:
@@ -154,9 +154,9 @@ def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | No
     try:
         distance = lpips.load(params.lpips, params.lpips_weights, device)
     except lpips.WeightsMissing as message:
-        print(message)
+        say(*str(message).splitlines())
         return None
-    print(f"LPIPS: {params.lpips}, version 0.1, pictures in [0, 1] (the original's convention)")
+    say(f"LPIPS: {params.lpips}, version 0.1, pictures in [0, 1] (the original's convention)")
     return distance
 
 

@@ -10,8 +10,6 @@ masks/, too. The options of the run are read from the model folder.
 import sys
 from pathlib import Path
 
-from tqdm import tqdm
-
 from arguments import ModelParams, PipelineParams, RenderParams, parse_render, pick_device
 from gaussian_renderer import render_pair
 from scene import Camera, Scene, load_gaussians
@@ -19,6 +17,7 @@ from scene.files import write_json
 from scene.gaussian_model import GaussianModel
 from utils import commands
 from utils.image import PngWriter
+from utils.terminal import progress, say
 
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
@@ -30,7 +29,7 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         ("test", scene.test_cameras, options.skip_test),
     ]:
         if not cameras and not skip and not options.quiet:
-            print(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
+            say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
             folder = Path(model.model_path) / name / f"ours_{iteration}"
             _render_set(
@@ -53,7 +52,7 @@ def _render_set(
         (folder / part).mkdir(parents=True, exist_ok=True)
     names, masked = {}, set()
     with PngWriter() as files:
-        for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
+        for index, camera in enumerate(progress(cameras, desc=f"Rendering {name} views", disable=quiet)):
             image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
             file = f"{index:05d}.png"
             files.write(image, folder / "renders" / file)
@@ -65,7 +64,7 @@ def _render_set(
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)
     if not quiet:
-        print(f"{len(names)} {name} views: {folder}")
+        say(f"{len(names)} {name} views: {folder}")
     # What an earlier rendering, perhaps of more views, left behind would be scored along.
     for part, written in (("renders", names.keys()), ("gt", names.keys()), ("masks", masked)):
         for leftover in {path.name for path in (folder / part).glob("*.png")} - written:

@@ -43,8 +43,9 @@ from scene.memory import grow_in_place, out_of_memory, step_that_fits
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
-from utils.report import READ_EVERY, Report, Stopwatch, Summary, Told, peak_memory
+from utils.report import READ_EVERY, Report, Stopwatch, Summary, Told, failures_in_log, peak_memory
 from utils.schedules import log_linear
+from utils.terminal import say
 from utils.views import ViewQueue, spread
 
 
@@ -60,7 +61,7 @@ def train(
     folder = Path(model.model_path)
     resume.check_folder(folder, run, opt.iterations)
     if run.resume and resume.finished(folder) >= opt.iterations:
-        print(f"{folder} is finished; with more --iterations it goes on")
+        say(f"{folder} is finished; with more --iterations it goes on")
         return None
     scene = Scene(model, device, run.seed, quiet=run.quiet)
 
@@ -75,7 +76,7 @@ def train(
         notes.append(f"SH degree {gaussians.sh_degree}, as in the checkpoint, not {model.sh_degree}")
         model = replace(model, sh_degree=gaussians.sh_degree)
     started -= told.seconds + told.left_out  # of the processes before this one
-    resume.clear(folder, resume.WRITTEN if run.overwrite else resume.TORN)
+    resume.clear(folder, run.overwrite)
     save_config(folder, model, opt, pipe, replace(run, resume=False, overwrite=False))
     scene.write_inputs()
 
@@ -184,8 +185,8 @@ def stop_early(
         path = checkpoints.write(iteration)
     scene.save(gaussians, iteration, pipe.antialiasing)
     report.log(
-        f"Stopped after iteration {iteration}; the model and {path} are saved. To go on:\n"
-        f"  {resume.how_to_resume(path.parent)}"
+        f"Stopped after iteration {iteration}; the model and {path} are saved. To go on:",
+        f"  {resume.how_to_resume(path.parent)}",
     )
     raise commands.Stopped(signal)
 
@@ -298,7 +299,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.autograd.set_detect_anomaly(run.detect_anomaly)
 
     def work() -> None:
-        with resume.alone_in(Path(model.model_path)):
+        folder = Path(model.model_path)
+        with resume.alone_in(folder), failures_in_log(folder):
             train(model, opt, pipe, run)
 
     return commands.run("train.py", work)

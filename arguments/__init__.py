@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+from utils.terminal import plain
+
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
 LONGEST = 300  # characters of a message about a file
@@ -461,7 +463,7 @@ def _help(f: dataclasses.Field) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n(--help lists every flag)\n")
+        self.exit(2, f"{self.prog}: error: {plain(message)}\n(--help lists every flag)\n")
 
 
 def _given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:

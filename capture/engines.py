@@ -14,9 +14,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from scene.files import DataError
+from utils.terminal import progress
 
 TOLERANCE = 1e-6  # of global bundle adjustment, the original's
 WORKER = Path(__file__).with_name("worker.py")
@@ -203,7 +202,7 @@ def run(
         file.flush()
         process = subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         try:
-            with tqdm(total=total, desc=description) as bar:
+            with progress(total=total, desc=description) as bar:
                 while process.poll() is None:
                     time.sleep(0.3)
                     bar.update(min(max(done(), bar.n), total) - bar.n)

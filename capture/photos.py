@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
-from tqdm import tqdm
 
 from capture.memory import workers
 from scene.files import BAD_IMAGE, DataError, atomic_write, image_size, some
+from utils.terminal import progress
 
 AS_THEY_ARE = {".jpg", ".jpeg", ".png"}
 TO_CONVERT = {".tif", ".tiff", ".webp", ".bmp"}
@@ -56,7 +56,7 @@ def prepare(folder: Path, paths: list[Path], out: Path) -> tuple[list[Photo], li
 
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit is below what telephones take by now
     with ThreadPoolExecutor(workers(BYTES_PER_PIXEL * max(map(_pixels, paths)))) as pool:
-        results = list(tqdm(pool.map(one, paths), "Preparing photos", len(paths)))
+        results = list(progress(pool.map(one, paths), "Preparing photos", len(paths)))
     good = [result for result in results if isinstance(result, Photo)]
     bad = [result for result in results if isinstance(result, str)]
     if not good:

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scene.files import DataError
+from utils.terminal import progress
 
 ENDINGS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp"}
 LOOKED_AT = 640  # sharpness is measured at this width: smaller blur does not hurt, and noise counts less
@@ -35,7 +35,7 @@ def extract_frames(video: Path, folder: Path, count: int) -> list[Path]:
     # The header's number of frames can be wrong, so stretches end by time, and the last is what is left.
     stretch = max(total / count, 1.0)
     written, best, best_sharpness = [], None, -1.0
-    with tqdm(total=total, desc="Looking for sharp frames") as bar:
+    with progress(total=total, desc="Looking for sharp frames") as bar:
         for number in range(1 << 30):
             there, frame = capture.read()
             if number and (not there or number >= (len(written) + 1) * stretch) and best is not None:

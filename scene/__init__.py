@@ -34,6 +34,7 @@ from scene.readers import View, read_dataset
 from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 from scene.sweep import points_from_photos
+from utils.terminal import say
 
 __all__ = [
     "Camera",
@@ -75,7 +76,7 @@ class Scene:
         if model.data_device != "cpu" and not model.data_device.startswith("cuda"):
             raise DataError(f"data_device must be cuda or cpu, got {model.data_device}")
         self._model, self._device, self._seed = model, device, seed
-        self._say: Callable[[str], None] = (lambda text: None) if quiet else print
+        self._say: Callable[[str], None] = (lambda text: None) if quiet else say
         depths = model.depths if for_training else ""
         folder = Path(model.model_path)
         self._dataset = read_dataset(
@@ -310,7 +311,7 @@ def saved_iterations(model_path: str | Path) -> list[int]:
     found = []
     for ply in Path(model_path).glob("point_cloud/iteration_*/point_cloud.ply"):
         number = ply.parent.name.removeprefix("iteration_")
-        if number.isdecimal():
+        if number.isdecimal() and number == str(int(number)):
             found.append(int(number))
     return sorted(found)
 

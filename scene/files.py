@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,17 @@ def is_file(path: Path) -> bool:
         return False
 
 
+def open_own(path: Path, flags: int) -> int:
+    """A descriptor of a file that we keep in a folder: not of what a link there leads to, and a pipe is not
+    waited for."""
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise DataError(f"{path} must be a plain file, got a link, a folder or a pipe")
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # if it has just become one; not under Windows
+        flags |= getattr(os, name, 0)
+    return os.open(path, flags, 0o666)
+
+
 @contextmanager
 def atomic_write(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
     """A binary file to write to. `path` holds all of it once the block ends, and is untouched if it fails.
@@ -46,7 +58,8 @@ def atomic_write(path: str | os.PathLike, size: int = 0) -> Iterator[BinaryIO]:
         raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} ({room})", str(path))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)  # of a killed process that had our number
+        with open(temporary, "xb") as file:  # x: follows no link
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -18,11 +18,11 @@ import torch
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
-from tqdm import tqdm
 
 from scene.files import BAD_IMAGE, DataError, atomic_write
 from scene.lens import Lens, undistort
 from scene.readers.views import DepthMap
+from utils.terminal import progress
 
 MAX_WIDTH = 1600  # of -r -1
 DOWNSCALES = (1, 2, 4, 8)
@@ -245,7 +245,7 @@ def _decode_all(pictures: Sequence[Picture], on_device: bool, quiet: bool) -> No
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         done = pool.map(lambda picture: picture.keep(picture.decode(), on_device), pictures)
-        for _ in tqdm(done, "Loading images", len(pictures), disable=quiet):
+        for _ in progress(done, "Loading images", len(pictures), disable=quiet):
             pass
     finally:
         pool.shutdown(cancel_futures=True)  # after an error, not before all others are decoded

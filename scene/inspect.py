@@ -22,6 +22,7 @@ from scene.readers import Dataset, View, read_dataset
 from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 from utils import commands
+from utils.terminal import say
 
 
 def summary(
@@ -133,12 +134,12 @@ def main(argv: list[str] | None = None) -> int:
         dataset = read_dataset(args.dataset, args.images, args.depths, args.model_path, True, args.masks)
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
-        print("\n".join(lines))
+        say(*lines)
         output = args.output or Path(f"{args.dataset.resolve().name}_layout.png")
         if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise DataError(f"{output}: the picture must end in .png or .jpg")
         draw_layout(dataset.views, test, points).save(output)
-        print(f"  layout   {output}")
+        say(f"  layout   {output}")
 
     return commands.run("scene.inspect", work)
 

@@ -36,7 +36,8 @@ def out_of_memory(error: BaseException) -> bool:
 
 def in_short(error: BaseException) -> str:
     """PyTorch says much about its memory; what to do is not among it."""
-    return f"{str(error).partition('. ')[0]}; smaller photos (-r), or --data_device cpu, may help"
+    what = str(error).partition(". ")[0] or "out of memory"
+    return f"{what}; smaller photos (-r), or --data_device cpu, may help"
 
 
 def step_that_fits(

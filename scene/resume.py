@@ -2,35 +2,42 @@
 that was cut off goes on."""
 
 import json
+import os
+import re
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 from arguments import CONFIG_FILE, ConfigError, RunParams
 from scene import checkpoint, saved_iterations
 from scene.density import AdaptiveDensityControl
-from scene.files import DataError
+from scene.files import DataError, open_own
 from scene.gaussian_model import GaussianModel
 from utils.report import READ_EVERY, Told
+from utils.terminal import say
 from utils.views import ViewQueue
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
-MODELS = "point_cloud/iteration_*/point_cloud.ply"
 SUMMARY = "summary.json"
 LOCK = ".training"
-TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
-WRITTEN = (
-    "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
-    "exposure.json", "point_cloud/iteration_*/exposure.json",
-    # what render.py, metrics.py and utils.contact_sheet made of it, and would tell of a model that is gone
-    *(f"{views}/ours_*/{files}" for views in ("train", "test")
-      for files in ("renders/[0-9]*.png", "gt/[0-9]*.png", "masks/[0-9]*.png", "names.json")),
-    "results.json", "per_view.json", "contact_sheet.png",
-)  # fmt: skip
+LOCK_ATTEMPTS = 1000
+N = "(0|[1-9][0-9]*)"  # a number as we write it
+CHECKPOINT = re.compile(rf"chkpnt{N}\.pth")
+INPUTS = re.compile(r"config\.json|cfg_args|split\.json|cameras\.json|input\.ply")
+RESULTS = re.compile(
+    rf"{CHECKPOINT.pattern}|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
+    rf"exposure\.json|point_cloud/iteration_{N}/(point_cloud\.ply|exposure\.json)"
+)
+# What render.py, metrics.py and utils.contact_sheet made of them, and would tell of a model that is gone.
+VIEWS = re.compile(
+    rf"(train|test)/ours_{N}/(names\.json|(renders|gt|masks)/[0-9]{{5,}}\.png)|"
+    r"results\.json|per_view\.json|contact_sheet\.png"
+)
+PLACES = ("*", "point_cloud/iteration_*/*", "t*/ours_*/*", "t*/ours_*/*/*")
+TORN = re.compile(r"\.(.+)\.[0-9]+\.tmp")  # what a killed process was writing
 
 
 class Checkpoints:
@@ -116,9 +123,9 @@ class Checkpoints:
 
 def found(folder: Path) -> dict[int, Path]:
     """Iteration -> checkpoint, the newest first."""
-    numbers = [path.stem.removeprefix("chkpnt") for path in folder.glob("chkpnt*.pth")]
-    newest_first = sorted((int(n) for n in numbers if n.isascii() and n.isdecimal()), reverse=True)
-    return {n: folder / f"chkpnt{n}.pth" for n in newest_first}
+    files = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("chkpnt*.pth"))
+    numbered = {int(match[1]): path for match, path in files if match and path.is_file()}
+    return dict(sorted(numbered.items(), reverse=True))
 
 
 def finished(folder: Path) -> int:
@@ -139,30 +146,67 @@ def alone_in(folder: Path) -> Iterator[None]:
     """Two processes that train into one folder would spoil each other's work: the second is refused."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; -m names another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        with open(folder / LOCK, "w") as file:
-            _lock(file)
-            try:
-                yield
-            finally:
-                (folder / LOCK).unlink(missing_ok=True)
+        handle = _lock(folder)
+        try:
+            yield
+        finally:
+            _unlock(handle, folder / LOCK)
     finally:
         with suppress(OSError):
-            folder.rmdir()  # if nothing came of it
+            for path in made:
+                path.rmdir()  # if nothing came of it
 
 
-def _lock(file: IO) -> None:
-    """Until the file is closed, or the process ends however it may."""
+def _lock(folder: Path) -> int:
+    """A descriptor of the lock file, locked until it is closed or the process ends however it may.
+
+    Whoever removes the file holds its lock. A lock on a file that was removed meanwhile is worth nothing:
+    then there is a new file, or none, and it begins again.
+    """
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = open_own(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        except (FileNotFoundError, FileExistsError):
+            if folder.is_symlink():
+                raise
+            continue  # the folder was empty, and is gone
+        if _locked(handle, folder) and _is_at(handle, folder / LOCK):
+            return handle
+        os.close(handle)
+    raise ConfigError(f"{folder}: other processes keep training into it; -m names another folder")
+
+
+def _locked(handle: int, folder: Path) -> bool:
+    """Raises if another process has the lock. Where there are no locks, everybody has it."""
     try:
         import fcntl
 
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        folder = Path(file.name).parent
+        os.close(handle)
         raise ConfigError(f"{folder}: another process is training into it; -m names another folder") from None
-    except (ImportError, OSError):  # Windows, and file systems that cannot
+    except ImportError:  # Windows
         pass
+    except OSError as error:
+        say(f"{folder} cannot be locked ({error}): see that no other run trains into it")
+    return True
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    with suppress(OSError):
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    return False
+
+
+def _unlock(handle: int, path: Path) -> None:
+    """The file goes while it is locked: who has opened it by now finds that it is not there any more."""
+    if _is_at(handle, path):
+        with suppress(OSError):
+            path.unlink()
+    os.close(handle)
 
 
 def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
@@ -182,20 +226,31 @@ def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
             )
         return
     own_start = run.start_checkpoint and Path(run.start_checkpoint).resolve().is_relative_to(folder.resolve())
-    if not own_start and (found(folder) or any(folder.glob(MODELS))):
+    if not own_start and (found(folder) or saved_iterations(folder)):
         raise ConfigError(
             f"{folder} has the results of an earlier run: --resume goes on with it, --overwrite starts over, "
             "-m names another folder"
         )
 
 
-def clear(folder: Path, patterns: tuple[str, ...] = WRITTEN) -> None:
-    """Remove what an earlier run left, and nothing else; folders, too, as viewers look for the last one."""
-    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+def clear(folder: Path, overwrite: bool) -> None:
+    """Remove what a killed run was writing; to overwrite, the results of an earlier run as well, and nothing
+    else. Folders, too, as viewers look for the last one."""
+    for path in [path for place in PLACES for path in folder.glob(place)]:
+        if not _to_remove(path, folder, overwrite) or not (path.is_file() or path.is_symlink()):
+            continue
         path.unlink()
         with suppress(OSError):  # not empty yet
             for parent in path.relative_to(folder).parents[:-1]:
                 (folder / parent).rmdir()
+
+
+def _to_remove(path: Path, folder: Path, overwrite: bool) -> bool:
+    torn = TORN.fullmatch(path.name)
+    name = (path.with_name(torn[1]) if torn else path).relative_to(folder).as_posix()
+    if RESULTS.fullmatch(name):
+        return bool(torn) or overwrite
+    return bool(torn and INPUTS.fullmatch(name)) or bool(overwrite and VIEWS.fullmatch(name))
 
 
 def how_to_resume(folder: Path) -> str:

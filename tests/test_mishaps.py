@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +15,11 @@ import torch
 
 import train
 from scene import files
-from scene.files import atomic_write, write_json
+from scene.files import DataError, atomic_write, write_json
 from scene.ply import load_ply
 from scene.resume import found
 from tests import tiny_scenes
+from utils import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -114,6 +116,117 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(scene, tmp_path, monk
     assert train.main(["-s", str(scene), "-m", str(tmp_path / "m"), *SHORT, "--quiet"]) == 0
 
 
+FULL = """
+import os, subprocess, sys
+disk = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", sys.argv[2], "none", disk], check=True)
+import torch, train
+from utils import report
+torch.set_num_threads(1)
+tensorboard = report._tensorboard
+
+def when_full(*arguments):
+    files = []
+    try:
+        while True:
+            files.append(open(f"{disk}/{len(files)}", "wb", buffering=0))
+            files[-1].write(bytes(100_000) if "size" in sys.argv[2] else b"")
+    except OSError:
+        board = tensorboard(*arguments)
+    for number, file in enumerate(files):
+        file.close()
+        os.unlink(f"{disk}/{number}")
+    return board
+
+report._tensorboard = when_full
+sys.exit(train.main(sys.argv[3:]))
+"""
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0,
+    reason="needs user namespaces, for a small disk",
+)
+@pytest.mark.parametrize("limit", ["size=2m", "nr_inodes=30"])
+def test_no_room_for_curves(limit, scene, tmp_path):
+    """A real disk on which not a byte, or not a file more has room while TensorBoard begins."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    train_there = ["-s", str(scene), "-m", str(disk / "m"), *SHORT, "--checkpoint_every", "-1"]
+    done = subprocess.run(
+        [*NAMESPACE, sys.executable, "-c", FULL, str(disk), limit, *train_there],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "no TensorBoard events: [Errno 28] No space left on device" in done.stdout, done.stdout
+    assert "Done: 60 iterations" in done.stdout
+    assert "Traceback" not in done.stderr, done.stderr
+
+
+def test_no_curves_at_a_start_and_when_resumed(scene, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", full)
+    folder = tmp_path / "m"
+    for options in (["-s", str(scene), *SHORT], ["--resume", "--iterations", "70"]):
+        assert train.main([*options, "-m", str(folder), "--no-quiet"]) == 0
+        told = capsys.readouterr().out
+        assert "no TensorBoard events: [Errno 28] No space left on device; training goes on" in told
+
+
+# Why a run ended is in its log
+
+
+def last_words(folder: Path) -> str:
+    return (folder / "train.log").read_text().rpartition("Ended: ")[2]
+
+
+def test_the_log_says_why_a_run_ended(scene, tmp_path, monkeypatch, capsys):
+    """The line that the user sees; of a mistake of ours its traceback, with names escaped."""
+    common = ["-s", str(scene), *SHORT, "--quiet"]
+
+    def ended(folder: str, error: BaseException) -> str:
+        def fail(*arguments):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train, "step_that_fits", fail)
+            if commands.in_a_line(error) is None:
+                with pytest.raises(type(error)):
+                    train.main([*common, "-m", str(tmp_path / folder)])
+            else:
+                assert train.main([*common, "-m", str(tmp_path / folder)]) in (1, 130)
+        return last_words(tmp_path / folder)
+
+    told = ended("data", DataError("photo\x1b\n.png: is torn"))
+    assert told.startswith("photo\\x1b\\n.png: is torn. There is no checkpoint") and told.count("\n") == 1
+    assert capsys.readouterr().err == "train.py: " + told
+    told = ended("memory", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."))
+    assert told == "CUDA out of memory; smaller photos (-r), or --data_device cpu, may help\n"
+    assert ended("stop", KeyboardInterrupt()) == "interrupted\n"
+    told = ended("mistake", ZeroDivisionError("a\x1bb"))
+    assert told.startswith("Traceback (most recent call last):\n") and "in learn" not in told
+    assert told.endswith("ZeroDivisionError: a\\x1bb\n") and "train.py" in told
+
+
+def test_the_log_says_why_a_run_did_not_begin(scene, tmp_path, monkeypatch):
+    """Out of memory while photos are loaded is worth a log; what was refused leaves nothing."""
+
+    def full(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(train, "Scene", full)
+    folder = tmp_path / "m"
+    assert train.main(["-s", str(scene), "-m", str(folder), *SHORT]) == 1
+    assert last_words(folder) == "out of memory; smaller photos (-r), or --data_device cpu, may help\n"
+    before = (folder / "train.log").read_bytes()
+    monkeypatch.undo()
+    assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(folder), *SHORT]) == 1
+    assert (folder / "train.log").read_bytes() == before
+
+
 # Not a number
 
 
@@ -177,6 +290,7 @@ def test_divergence_ends_the_run_with_a_checkpoint_from_before(
     told = capsys.readouterr().err
     assert re.match(rf"train.py: {message}: [\d,]+ of [\d,]+ Gaussians are not finite", told), told
     assert f"train.py -m {folder} --resume" in told and "iteration 30" in told and told.count("\n") == 1
+    assert "train.py: " + last_words(folder) == told
     assert list(found(folder)) == [30, 20]
     assert train.main(["-m", str(folder), "--resume", "--quiet"]) == 0
     name = "point_cloud/iteration_60/point_cloud.ply"

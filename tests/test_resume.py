@@ -21,10 +21,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import render
 import train
-from arguments import RunParams
-from scene import checkpoint
-from scene.resume import Checkpoints, found
+from arguments import ConfigError, RunParams
+from scene import checkpoint, saved_iterations
+from scene.files import DataError
+from scene.resume import Checkpoints, alone_in, clear, found
 from tests import tiny_scenes
 from tests.test_viewer import message
 
@@ -172,7 +174,9 @@ def test_killed_at_random_moments(way, scene, tmp_path):
 # Ctrl-C and SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["Ctrl-C", "SIGTERM", "SIGHUP"]
+)
 def test_asked_to_stop(number, scene, tmp_path):
     """It leaves a checkpoint and the model, says how to go on, and what is said works."""
     long = [word if word != "70" else "100000" for word in SHORT]
@@ -212,6 +216,61 @@ def test_asked_to_stop_while_a_viewer_pauses_training(scene, tmp_path):
         os.kill(process.pid, signal.SIGTERM)
         assert ended(process, folder) == 143
     assert "Stopped after iteration" in said(folder)
+
+
+# Output that goes away
+
+
+def listener(kind: str, path: Path) -> tuple[str, int]:
+    """Where a run is to write to, and a descriptor whose closing ends that."""
+    if kind == "full":
+        return "/dev/full", os.open(os.devnull, os.O_RDONLY)
+    if kind == "head":
+        os.mkfifo(path)
+        return str(path), os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    ours, theirs = os.openpty()
+    return os.ttyname(theirs), ours  # theirs stays open, so that the name stays
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+@pytest.mark.parametrize("kind", ["full", "head", "terminal"])
+def test_output_that_goes_away_does_not_end_a_run(kind, scene, tmp_path):
+    """`> /dev/full`, `| head -1`, and a terminal that is closed while nohup keeps SIGHUP away."""
+    folder = tmp_path / "m"
+    arguments = ["-s", str(scene), *[word if word != "70" else "400" for word in SHORT], "-m", str(folder)]
+    path, end = listener(kind, tmp_path / "pipe")
+    process = PROCESSES.Process(target=work, args=(arguments, path))
+    process.start()
+    wait_for(lambda: len(found(folder)) > 0, process)
+    os.close(end)
+    process.join(120)
+    assert process.exitcode == 0
+    assert max(found(folder)) == 399 and json.loads((folder / "summary.json").read_text())
+    log = (folder / "train.log").read_text()
+    assert "Done: 400 iterations" in log and "[   400]  test" in log, log
+
+
+def in_a_terminal(arguments: list[str], path: str) -> None:
+    os.setsid()
+    os.open(path, os.O_RDWR)  # the terminal of this session
+    work(arguments, path)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs pseudo-terminals")
+def test_a_terminal_that_is_closed_is_asked_to_stop(scene, tmp_path):
+    folder = tmp_path / "m"
+    arguments = ["-s", str(scene), *[word if word != "70" else "100000" for word in SHORT], "-m", str(folder)]
+    ours, theirs = os.openpty()
+    process = PROCESSES.Process(target=in_a_terminal, args=(arguments, os.ttyname(theirs)))
+    process.start()
+    wait_for(lambda: len(found(folder)) > 0, process)
+    os.close(theirs)
+    os.close(ours)
+    process.join(60)
+    assert process.exitcode == 128 + signal.SIGHUP
+    stopped = int(re.search(r"Stopped after iteration (\d+)", (folder / "train.log").read_text())[1])
+    assert max(found(folder)) == stopped
+    assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
 
 
 def wait_for(what, process, seconds: float = 60) -> None:
@@ -359,6 +418,135 @@ def test_two_processes_and_one_folder(scene, tmp_path, capsys):
     assert "is a file" in capsys.readouterr().err
     assert train.main(["-s", str(tmp_path / "nowhere"), "-m", str(tmp_path / "n")]) == 1
     assert not (tmp_path / "n").exists()
+
+
+def enter(folder: Path, inside: Path, seconds: float, results) -> None:
+    """Go in and out of a folder, and see whether somebody else is there."""
+    deadline, entered, met = time.monotonic() + seconds, 0, 0
+    while time.monotonic() < deadline:
+        try:
+            with alone_in(folder):
+                entered += 1
+                try:
+                    os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+                    time.sleep(0.0005 * random.random())
+                    inside.unlink()
+                except FileExistsError:
+                    met += 1
+        except ConfigError:
+            pass
+    results.put((entered, met))
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["folder stays", "folder comes and goes"])
+def test_never_two_in_one_folder(there, tmp_path):
+    """Four processes that come and go; each is refused or alone."""
+    folder, results = tmp_path / "m", PROCESSES.Queue()
+    if there:
+        folder.mkdir()
+    crowd = [PROCESSES.Process(target=enter, args=(folder, tmp_path / "in", 2.0, results)) for _ in range(4)]
+    for process in crowd:
+        process.start()
+    counts = [results.get(timeout=60) for _ in crowd]
+    for process in crowd:
+        process.join(20)
+        assert process.exitcode == 0
+    assert sum(met for _, met in counts) == 0, counts
+    assert sum(entered for entered, _ in counts) > 100, counts
+    assert not list(tmp_path.glob("m/*")) and (folder.exists() or not there)
+
+
+def test_a_folder_is_left_as_it_was_found(tmp_path):
+    ours, fresh = tmp_path / "ours", tmp_path / "a" / "b"
+    ours.mkdir()
+    for folder in (ours, fresh):
+        with pytest.raises(DataError), alone_in(folder):
+            assert (folder / ".training").is_file()
+            raise DataError("refused")
+    assert ours.is_dir() and not list(ours.iterdir()) and not (tmp_path / "a").exists()
+
+
+def test_a_lock_that_cannot_be_removed_is_no_failure(tmp_path, monkeypatch):
+    unlink = Path.unlink
+
+    def refuse(path, *arguments, **options):
+        if path.name == ".training":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        unlink(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(2):
+        with alone_in(tmp_path):
+            pass
+    assert (tmp_path / ".training").is_file()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "folder"])
+def test_links_and_pipes_instead_of_our_files(kind, scene, tmp_path, capsys):
+    """Neither written to nor waited for: as a lock it is refused, as a log it is done without."""
+    folder, other = tmp_path / "m", tmp_path / "other.txt"
+    folder.mkdir()
+    if kind == "link":
+        other.write_text("mine")
+
+    def make(path: Path) -> Path:
+        path.mkdir() if kind == "folder" else os.mkfifo(path) if kind == "pipe" else path.symlink_to(other)
+        return path
+
+    arguments = ["-s", str(scene), "-m", str(folder), *SHORT, "--iterations", "5"]
+    lock = make(folder / ".training")
+    assert train.main(arguments) == 1
+    assert f"{lock} must be a plain file" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == [".training"]
+    lock.rmdir() if kind == "folder" else lock.unlink()
+
+    make(folder / "train.log")
+    make(folder / f".summary.json.{os.getpid()}.tmp") if "link" in kind else None
+    assert train.main(arguments) == 0
+    assert "no log file: " in capsys.readouterr().out
+    assert (folder / "summary.json").is_file() and not (folder / ".training").exists()
+    assert other.exists() == (kind == "link") and (kind != "link" or other.read_text() == "mine")
+
+
+def test_overwriting_removes_what_a_run_writes_and_nothing_else(scene, tmp_path):
+    folder = tmp_path / "m"
+    options = ["-s", str(scene), "-m", str(folder), *SHORT, "--iterations", "10", "--test_iterations", "7"]
+    assert train.main([*options, "--quiet"]) == 0
+    assert render.main(["-m", str(folder), "--quiet"]) == 0
+    written = {path for path in folder.rglob("*") if path.is_file()}
+    inputs = {
+        folder / name for name in ("config.json", "cfg_args", "split.json", "cameras.json", "input.ply")
+    }
+    mine = [
+        "chkpnt_mine.pth", "chkpnt7_best.pth", "chkpnt007.pth", "chkpnt7.pth.bak", ".chkpnt_mine.pth.1.tmp",
+        "events.out.tfevents.mine", "train.log.1", "summary.json.old", ".notes.12.tmp",
+        "point_cloud/foo", "point_cloud/iteration_10/foo.ply", "point_cloud/iteration_best/point_cloud.ply",
+        "point_cloud/iteration_10_best/point_cloud.ply", "point_cloud/iteration_08/point_cloud.ply",
+        "test/ours_10/renders/0_mine.png", "test/ours_10/renders/00000.jpg",
+        "test/ours_mine/renders/00000.png",
+        "test/ours_10/other/00000.png", "tests/ours_10/renders/00000.png", "train/ours_10/notes.json",
+    ]  # fmt: skip
+    torn = [
+        ".chkpnt7.pth.123.tmp", ".config.json.123.tmp", "point_cloud/iteration_10/.point_cloud.ply.1.tmp",
+    ]  # fmt: skip
+    for name in [*mine, *torn]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine")
+    (folder / "chkpnt9.pth").mkdir()  # a folder is nothing of ours
+    (tmp_path / "mine.pth").write_text("mine")
+    (folder / "chkpnt8.pth").symlink_to(tmp_path / "mine.pth")
+    assert len(found(folder)) == 2 and saved_iterations(folder) == [10]
+
+    clear(folder, overwrite=False)
+    assert not any((folder / name).exists() for name in torn) and all(path.exists() for path in written)
+    clear(folder, overwrite=True)
+    left = {path for path in folder.rglob("*") if path.is_file()}
+    assert left == inputs | {folder / name for name in mine}
+    assert (folder / "chkpnt9.pth").is_dir() and (tmp_path / "mine.pth").read_text() == "mine"
+    assert not (folder / "chkpnt8.pth").is_symlink()
+    assert train.main([*options, "--quiet", "--overwrite"]) == 0
+    assert all((folder / name).read_text() == "mine" for name in mine)
 
 
 def test_a_run_that_is_refused_changes_nothing(cut_off, tmp_path, capsys):

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from arguments import ConfigError
 from scene.files import DataError
 from scene.memory import in_short, out_of_memory
+from utils import terminal
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; not under Windows
+if HANGUP:
+    SIGNALS[HANGUP] = "hung up"
 
 
 class Stopped(KeyboardInterrupt):
@@ -23,28 +27,39 @@ class Stopped(KeyboardInterrupt):
 
 def run(name: str, work: Callable[[], None]) -> int:
     """Do the work of the command `name`; returns its exit code, 128 + n for signal n, as shells have it."""
-    try:
-        with _handled_by(_stop):
-            work()
-    except KeyboardInterrupt as stop:
-        number = getattr(stop, "number", signal.SIGINT)
-        print(f"\n{name}: {SIGNALS[number]}", file=sys.stderr)
-        return 128 + number
-    except (ConfigError, DataError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        print(f"{name}: {in_short(error)}", file=sys.stderr)
-        return 1
+    with terminal.spared():
+        try:
+            with _handled_by(_stop):
+                work()
+        except BaseException as error:
+            if (reason := in_a_line(error)) is None:
+                raise
+            stopped = isinstance(error, KeyboardInterrupt)
+            print("\n" * stopped + f"{name}: {terminal.plain(reason)}", file=sys.stderr)
+            return 128 + _number(error) if stopped else 1
     return 0
+
+
+def in_a_line(error: BaseException) -> str | None:
+    """Why the work ended, for the user; None of a mistake of ours, which needs its traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return SIGNALS[_number(error)]
+    if isinstance(error, ConfigError | DataError | OSError):
+        return str(error)
+    if isinstance(error, RuntimeError | MemoryError) and out_of_memory(error):
+        return in_short(error)
+    return None
+
+
+def _number(stop: KeyboardInterrupt) -> int:
+    return getattr(stop, "number", signal.SIGINT)
 
 
 class Patience:
     """Lets what must not be cut in two end first: inside its block, a signal is remembered in `asked`.
 
-    A second signal, or one inside of at_once(), raises Stopped as usual.
+    A second signal, or one inside of at_once(), raises Stopped as usual. SIGHUP is never the second: a shell
+    sends it once more to what it has started, and systemd after SIGTERM.
     """
 
     def __init__(self):
@@ -70,22 +85,26 @@ class Patience:
             self._waits = True
 
     def _remember(self, number: int, frame) -> None:
-        again, self.asked = self.asked, number
+        again = self.asked and number != HANGUP
+        self.asked = self.asked or number
         if again or not self._waits:
             raise Stopped(number)
 
 
 def _stop(number: int, frame) -> None:
+    if number == HANGUP:
+        signal.signal(HANGUP, signal.SIG_IGN)  # the one that the shell sends, too, while we clean up
     raise Stopped(number)
 
 
 @contextmanager
 def _handled_by(handler: Callable) -> Iterator[None]:
-    """Only a main thread gets signals; elsewhere this does nothing."""
+    """Only a main thread gets signals; elsewhere this does nothing. nohup ignores SIGHUP, and so do we."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    ignored = {HANGUP} if HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN else set()
+    before = {number: signal.signal(number, handler) for number in SIGNALS if number not in ignored}
     try:
         yield
     finally:

@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scene.files import DataError
 from utils import commands
+from utils.terminal import say
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
 HEATS = np.array(
@@ -130,7 +131,7 @@ def main() -> int:
         if to.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise DataError(f"{to}: the picture must end in .png or .jpg")
         draw(method, max(args.views, 1)).save(to)
-        print(f"Contact sheet: {to}")
+        say(f"Contact sheet: {to}")
 
     return commands.run("contact_sheet", work)
 

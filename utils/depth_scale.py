@@ -21,13 +21,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from scene.files import DataError, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
 from scene.readers.views import View
 from utils import commands
+from utils.terminal import progress, say
 
 DIVISOR = 65536.0  # of the map's integers, the same as in training
 MIN_POINTS = 10  # more than these are needed
@@ -164,7 +164,7 @@ def depth_params(source: Path, depths: Path, images: str = "images") -> dict[str
     out."""
     dataset = colmap.read(source, images)
     features, params = read_features(colmap.model_folder(source)), {}
-    for view in tqdm(dataset.views, desc="Aligning depth maps", disable=None):
+    for view in progress(dataset.views, desc="Aligning depth maps"):
         stem = view.name.rsplit(".", 1)[0]
         path = depths / f"{stem}.png"
         if path.is_file():
@@ -207,9 +207,7 @@ def align_all(args: argparse.Namespace) -> None:
     else:
         output = _write_where_allowed([colmap.model_folder(args.source_path), depths], params)
     without = sum(p["scale"] <= 0 for p in params.values())
-    print(
-        f"{output}: {len(params) - without} maps aligned, {without} not usable (few points, or no contrast)"
-    )
+    say(f"{output}: {len(params) - without} maps aligned, {without} not usable (few points, or no contrast)")
 
 
 def _write_where_allowed(folders: list[Path], params: dict) -> Path:

@@ -9,7 +9,9 @@ import math
 import os
 import shlex
 import sys
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,15 +23,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from scene.files import write_json
+from arguments import ConfigError
+from scene.files import DataError, open_own, write_json
 from scene.memory import out_of_memory
+from utils import commands
 from utils.image import masked_mean, psnr, psnr_by_channel, to_float, to_uint8
+from utils.terminal import plain, progress
 
 READ_EVERY = 10
 LOSSES = 3  # total, L1, depth
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
 JPEG_QUALITY = 90
+LOG = "train.log"
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -38,19 +44,52 @@ class Log:
 
     def __init__(self, folder: Path, quiet: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = open(folder / "train.log", "a", encoding="utf-8")  # noqa: SIM115
-        self._quiet = quiet
+        self._quiet, self._file = quiet, None
+        try:
+            handle = open_own(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            self._file = open(handle, "a", encoding="utf-8")  # noqa: SIM115
+        except (OSError, DataError) as error:
+            self(f"no log file: {error}; training goes on")
 
-    def __call__(self, text: str) -> None:
+    def __call__(self, *lines: str) -> None:
+        text = "\n".join(map(plain, lines))
         with contextlib.suppress(OSError):  # a full disk
-            self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-            self._file.flush()
+            if self._file:
+                self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+                self._file.flush()
         if not self._quiet:
             tqdm.write(text)
+            sys.stdout.flush()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
-            self._file.close()
+            if self._file:
+                self._file.close()
+
+
+@contextmanager
+def failures_in_log(folder: Path) -> Iterator[None]:
+    """Why a run ended is in its log, too, for whoever comes back in the morning. A run that was refused, or
+    interrupted before it began, changes nothing."""
+    before = _changed(folder / LOG)
+    try:
+        yield
+    except BaseException as error:
+        reason = commands.in_a_line(error)
+        lines = traceback.format_exc().splitlines() if reason is None else [reason]
+        begun = _changed(folder / LOG) != before
+        if begun or not isinstance(error, KeyboardInterrupt | ConfigError | DataError):
+            log = Log(folder, quiet=True)
+            log(f"Ended: {lines[0]}", *lines[1:])
+            log.close()
+        raise
+
+
+def _changed(path: Path) -> int | None:
+    """When, in nanoseconds; None if there is no such file."""
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime_ns
+    return None
 
 
 class Deferred:
@@ -199,14 +238,7 @@ class Report:
         self._device = device
         self._deferred = Deferred(device, self.told.waiting)
         self._zero = torch.zeros((), device=device)
-        self._bar = tqdm(
-            total=last,
-            initial=first - 1,
-            desc="Training",
-            disable=quiet,
-            smoothing=0.1,
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        )
+        self._bar = progress(desc="Training", total=last, initial=first - 1, disable=quiet)
         self._last = last
         self._now = first - 1, 0  # iteration, number of Gaussians
         self._bad: tuple[int, float] | None = None  # the first loss that was not finite, until it is told
@@ -312,7 +344,7 @@ class Report:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
         write_json(folder / "summary.json", asdict(summary), indent=1)
-        self.log(summary.text())
+        self.log(*summary.lines())
 
     @contextmanager
     def spare_the_run(self) -> Iterator[None]:
@@ -350,13 +382,14 @@ class Summary:
     model_path: str
     point_cloud: str
 
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         lines = [f"Done: {self.iterations:,} iterations, {self.gaussians:,} Gaussians on {self.device}"]
         for name, by_iteration in self.scores.items():
             last = max(by_iteration)
             scores = by_iteration[last]
             lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
-        lines += [
+        return [
+            *lines,
             f"  time        {self.optimization_seconds:.1f} s optimization, "
             f"{self.evaluation_and_saving_seconds:.1f} s evaluation and saving, "
             f"{self.total_seconds:.1f} s in all",
@@ -364,7 +397,6 @@ class Summary:
             f"  model       {self.point_cloud}",
             f"  next        python render.py -m {shlex.quote(self.model_path)}",
         ]
-        return "\n".join(lines)
 
 
 def memory_in_use(device: torch.device) -> int:
@@ -410,4 +442,15 @@ def _tensorboard(folder: Path, first: int, log: Callable[[str], None]):
     except ImportError:
         log("tensorboard is not installed: no TensorBoard events will be written")
         return None
-    return SummaryWriter(str(folder), purge_step=first)
+    threading.excepthook = _thread_failed
+    try:
+        return SummaryWriter(str(folder), purge_step=first)
+    except Exception as error:  # no room, or no file of that name possible
+        log(f"no TensorBoard events: {error}; training goes on")
+        return None
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread keeps its error for who writes next, and a line tells it: no traceback, too."""
+    if type(failure.thread).__module__ != "tensorboard.summary.writer.event_file_writer":
+        threading.__excepthook__(failure)
