@@ -40,6 +40,7 @@ from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
 from scene.health import CHECK_EVERY, heal
 from scene.memory import grow_in_place, out_of_memory, step_that_fits
+from scene.points import numpy_seed
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
@@ -282,7 +283,7 @@ def summarize(
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(numpy_seed(seed))
     torch.manual_seed(seed)
 
 

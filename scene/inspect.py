@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import MOST, number
 from scene import extent
 from scene.files import DataError, image_size, some
 from scene.layout import draw_layout
@@ -123,7 +124,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-d", "--depths", default="", help="folder of inverse depth maps")
     parser.add_argument("-m", "--model_path", type=Path, help="model folder, where depth_params.json may be")
     parser.add_argument("--masks", default="", help="folder of masks")
-    parser.add_argument("--llffhold", type=int, default=8, help="every n-th view by name is a test view")
+    parser.add_argument(
+        "--llffhold",
+        type=number(int, 0, MOST),
+        default=8,
+        help="every n-th view by name is a test view, 0: none",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
     )

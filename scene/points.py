@@ -29,13 +29,18 @@ class PointCloud:
         """This cloud, or so many of its points drawn at random if it has more. 0: any number."""
         if count == 0 or len(self) <= count:
             return self
-        kept = np.sort(np.random.RandomState(seed).permutation(len(self))[:count])
+        kept = np.sort(np.random.RandomState(numpy_seed(seed)).permutation(len(self))[:count])
         return PointCloud(self.xyz[kept], self.rgb[kept])
+
+
+def numpy_seed(seed: int) -> int | list[int]:
+    """What NumPy's older generator takes: one word of 32 bits, or several."""
+    return seed if seed < 2**32 else [seed & 0xFFFFFFFF, seed >> 32]
 
 
 def uniform_points(count: int, low: np.ndarray, high: np.ndarray, seed: int) -> PointCloud:
     """Gray points, uniform in a box. With seed 0 the original draws the same numbers."""
-    unit = np.random.RandomState(seed).random_sample((count, 3))
+    unit = np.random.RandomState(numpy_seed(seed)).random_sample((count, 3))
     xyz = unit * (high - low) + low
     return PointCloud(xyz.astype(np.float32), np.full((count, 3), GRAY, np.float32))
 
@@ -64,7 +69,7 @@ def nearest_to_axes(centers: np.ndarray, axes: np.ndarray) -> np.ndarray:
 def points_in_view(views: "list[View]", count: int, seed: int) -> PointCloud:
     """Gray points in what the cameras see: a random view, pixel and depth, as many near as far in the picture
     (uniform in 1 / depth)."""
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(numpy_seed(seed))
     centers = np.array([view.center for view in views])  # [V, 3]
     rotations = np.array([view.world_to_camera[:3, :3] for view in views])
     distance = np.linalg.norm(nearest_to_axes(centers, rotations[:, 2]) - centers, axis=1).clip(1e-6)
