@@ -328,7 +328,10 @@ def parse_metrics(argv: list[str] | None = None) -> MetricsParams:
 
 
 def pick_device(name: str = ""):
-    """The torch device to compute on: the one named, else the GPU if there is one, else the CPU."""
+    """The torch device to compute on: the one named, else the GPU if there is one, else the CPU.
+
+    Of several GPUs it becomes the current one: streams and events that name no device are then on it.
+    """
     import torch  # here, not above: --help must not wait for it
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -340,6 +343,13 @@ def pick_device(name: str = ""):
         raise ConfigError(f"device must be cpu, cuda or one of several GPUs, such as cuda:1, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name}, but PyTorch sees no GPU; use --device cpu")
+    if device.type == "cpu":
+        return torch.device("cpu")  # cpu:1 is no other one
+    if device.index is not None:
+        last = torch.cuda.device_count() - 1
+        if not 0 <= device.index <= last:
+            raise ConfigError(f"device is {name}, but the GPUs that PyTorch sees are cuda:0 to cuda:{last}")
+        torch.cuda.set_device(device)
     return device
 
 

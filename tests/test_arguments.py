@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from arguments import (
     LAST_SEED,
@@ -322,7 +323,19 @@ def test_metrics_takes_several_folders(capsys):
 
 
 def test_device_names():
-    assert pick_device("cpu").type == "cpu"
+    assert pick_device("cpu") == pick_device("cpu:3") == torch.device("cpu")
     for name in ("gpu", "mps", "meta"):  # no device of PyTorch's, or none that the kernels are for
         with pytest.raises(ConfigError, match=f"device must be cpu, cuda or .* got '{name}'"):
+            pick_device(name)
+
+
+def test_one_of_several_gpus_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+    assert pick_device() == torch.device("cuda") and len(current) == 1
+    for name in ("cuda:2", "cuda:127", "cuda:1000"):
+        with pytest.raises(ConfigError, match=f"device is {name}, but the GPUs .* are cuda:0 to cuda:1$"):
             pick_device(name)

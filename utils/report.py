@@ -57,7 +57,7 @@ class Deferred:
     """Values of device tensors, some iterations later and without waiting for the device."""
 
     def __init__(self, device: torch.device, collected: list[tuple[int, list[Tensor]]] | None = None):
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._collected = [] if collected is None else collected  # (iteration, scalars on the device)
         self._travelling: tuple[list[int], Tensor, object] | None = None
 
@@ -72,10 +72,10 @@ class Deferred:
         values = torch.stack([v for _, row in self._collected for v in row]).view(len(iterations), -1)
         self._collected.clear()
         arrived = None
-        if self._on_gpu:
+        if self._device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self._device))  # it may not be the current device's
         self._travelling = (iterations, values, arrived)
 
     def receive(self) -> list[tuple[int, list[float]]]:
