@@ -119,6 +119,7 @@ class ModelParams:
     data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
     eval: bool = arg(False, "hold out test views")
     llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
+    normalize: bool = arg(False, "train around the origin, at a size that suits the near plane")
     random_init: int = arg(
         0, "start from this many random points instead", minimum=0, const=100_000, maximum=MOST_POINTS
     )
