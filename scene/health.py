@@ -17,7 +17,7 @@ class Diverged(DataError):
 
 @torch.no_grad()
 def drop_unusable(gaussians: GaussianModel, density: AdaptiveDensityControl, origin: str) -> list[str]:
-    """A model to start from may have any number of Gaussians that are not finite. Returns lines about them."""
+    """A model to start from may have many Gaussians that are not finite. Returns a line if it has some."""
     finite = gaussians.finite()
     if finite.all():
         return []
