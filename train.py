@@ -40,6 +40,7 @@ from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
 from scene.health import CHECK_EVERY, heal
 from scene.memory import grow_in_place, out_of_memory, step_that_fits
+from scene.points import numpy_seed
 from scene.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
@@ -70,7 +71,7 @@ def train(
     gaussians.setup_optimizer(opt)
     density = AdaptiveDensityControl.from_params(opt)
     queue, told = ViewQueue(len(scene.train_cameras), run.seed), Told()
-    checkpoints = Checkpoints(folder, run, gaussians, density, queue, told)
+    checkpoints = Checkpoints(folder, run, gaussians, density, queue, told, scene.fingerprint)
     done, notes = checkpoints.load(opt.iterations)
     if gaussians.sh_degree != model.sh_degree:
         notes.append(f"SH degree {gaussians.sh_degree}, as in the checkpoint, not {model.sh_degree}")
@@ -81,11 +82,12 @@ def train(
     scene.write_inputs()
 
     def show(request: Request) -> Tensor:
+        scene.enter(request.camera)
         return viewed(request, gaussians, pipe, scene.background)
 
     report = Report(folder, done + 1, opt.iterations, device, run.quiet, told)
     density.say = report.log
-    for note in notes:
+    for note in [*scene.warnings, *notes]:
         report.log(note)
     fused = None
     if can_fuse(gaussians, model, opt, pipe, run):
@@ -283,7 +285,7 @@ def summarize(
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(numpy_seed(seed))
     torch.manual_seed(seed)
 
 

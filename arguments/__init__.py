@@ -12,8 +12,10 @@ import ast
 import dataclasses
 import difflib
 import json
+import math
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -23,11 +25,21 @@ from utils.terminal import plain
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
 LONGEST = 300  # characters of a message about a file
+LONGEST_VALUE = 80  # of a value in a message
 MAX_FILE_BYTES = 1 << 20  # a configuration is a few kilobytes; anything larger is some other file
 
 
 class ConfigError(ValueError):
     """A flag or a configuration file is wrong. The message is meant for the user."""
+
+
+MOST = 2**31 - 1  # steps, Gaussians
+LARGE = 1e9  # rates, weights and thresholds; float32 has room for their products
+WIDEST = 1 << 16  # pixels
+MOST_FRAMES = 100_000  # of a video
+MOST_POINTS = 100_000_000  # that are made up
+LAST_SEED = 2**63 - 1
+LAST_PORT = 65_535
 
 
 def arg(
@@ -36,10 +48,16 @@ def arg(
     short: str = "",
     choices: tuple = (),
     minimum: float | None = None,
+    maximum: float | None = None,
     const: Any = None,
 ):
-    """A dataclass field that is also a flag. `const`: the value when the flag is given without one."""
-    metadata = {"help": help, "short": short, "choices": choices, "minimum": minimum, "const": const}
+    """A dataclass field that is also a flag. A number, and each of a list of them, is from minimum to
+    maximum, which is MOST for integers and LARGE for others unless it is given. `const`: the value when the
+    flag is given without one."""
+    if minimum is not None and maximum is None:
+        maximum = LARGE if isinstance(default, float) else MOST
+    metadata = {"help": help, "short": short, "choices": choices, "const": const}
+    metadata |= {"minimum": minimum, "maximum": maximum}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -91,13 +109,22 @@ class ModelParams:
         "COLMAP data also need depth_params.json: in the model folder, there, or in sparse/0",
         short="-d",
     )
-    resolution: int = arg(-1, "1, 2, 4, 8: divide by it; -1: at most 1600 wide; else: the width", short="-r")
+    resolution: int = arg(
+        -1,
+        "1, 2, 4, 8: divide by it; -1: at most 1600 wide; else: the width",
+        short="-r",
+        minimum=-1,
+        maximum=WIDEST,
+    )
     white_background: bool = arg(False, "train against white instead of black", short="-w")
     train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")
     data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
     eval: bool = arg(False, "hold out test views")
     llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
-    random_init: int = arg(0, "start from this many random points instead", minimum=0, const=100_000)
+    normalize: bool = arg(False, "train around the origin, at a size that suits the near plane")
+    random_init: int = arg(
+        0, "start from this many random points instead", minimum=0, const=100_000, maximum=MOST_POINTS
+    )
 
 
 @dataclass
@@ -117,7 +144,9 @@ class OptimizationParams:
     iterations: int = arg(30_000, "number of training steps", minimum=1)
     position_lr_init: float = arg(1.6e-4, "learning rate of positions / extent, at the start", minimum=0)
     position_lr_final: float = arg(1.6e-6, "the same at the end", minimum=0)
-    position_lr_delay_mult: float = arg(0.01, "no effect (kept for old scripts): positions do not ease in")
+    position_lr_delay_mult: float = arg(
+        0.01, "no effect (kept for old scripts): positions do not ease in", minimum=0, maximum=1
+    )
     position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
     feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
     opacity_lr: float = arg(0.025, "learning rate of opacity logits", minimum=0)
@@ -126,9 +155,11 @@ class OptimizationParams:
     exposure_lr_init: float = arg(0.01, "learning rate of exposures at the start", minimum=0)
     exposure_lr_final: float = arg(0.001, "learning rate of exposures at the end", minimum=0)
     exposure_lr_delay_steps: int = arg(0, "steps over which exposures ease in", minimum=0)
-    exposure_lr_delay_mult: float = arg(0.0, "fraction of the rate that they start from", minimum=0)
+    exposure_lr_delay_mult: float = arg(
+        0.0, "fraction of the rate that they start from", minimum=0, maximum=1
+    )
     percent_dense: float = arg(0.01, "above this size / extent Gaussians are split, not cloned", minimum=0)
-    lambda_dssim: float = arg(0.2, "weight of 1 - SSIM in the loss; the rest is L1", minimum=0)
+    lambda_dssim: float = arg(0.2, "weight of 1 - SSIM in the loss; the rest is L1", minimum=0, maximum=1)
     densification_interval: int = arg(100, "steps between densifications", minimum=1)
     opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
@@ -148,10 +179,12 @@ class RunParams:
     """This run"""
 
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
-    seed: int = arg(0, "seed of everything random", minimum=0)
-    test_iterations: list[int] = arg([7_000, 30_000], "steps at which to measure train and test views")
-    save_iterations: list[int] = arg([7_000, 30_000], "steps at which to save, besides the last")
-    checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint that stays")
+    seed: int = arg(0, "seed of everything random", minimum=0, maximum=LAST_SEED)
+    test_iterations: list[int] = arg(
+        [7_000, 30_000], "steps at which to measure train and test views", minimum=-1
+    )
+    save_iterations: list[int] = arg([7_000, 30_000], "steps at which to save, besides the last", minimum=-1)
+    checkpoint_iterations: list[int] = arg([], "steps at which to write a checkpoint that stays", minimum=-1)
     checkpoint_every: int = arg(
         0, "steps between checkpoints, of which 2 stay; 0: one every 5 minutes, -1: none", minimum=-1
     )
@@ -159,12 +192,14 @@ class RunParams:
     resume: bool = arg(False, "go on with the run in the output folder, with its options")
     overwrite: bool = arg(False, "start over in an output folder that was used")
     ip: str = arg("127.0.0.1", "address the live viewer connects to")
-    port: int = arg(6009, "port of the live viewer; the next free one if it is taken", minimum=0)
+    port: int = arg(
+        6009, "port of the live viewer; the next free one if it is taken", minimum=0, maximum=LAST_PORT
+    )
     disable_viewer: bool = arg(False, "no live viewer")
     quiet: bool = arg(False, "print errors only")
     fused: bool = arg(True, "take each iteration in one native call where the options allow it")
     deterministic: bool = arg(False, "the same bits from run to run: always so on a CPU, slower on a GPU")
-    debug_from: int = arg(-1, "turn --debug on at this step")
+    debug_from: int = arg(-1, "turn --debug on at this step", minimum=-1)
     detect_anomaly: bool = arg(False, "let PyTorch look for the source of NaNs (slow)")
 
 
@@ -172,7 +207,7 @@ class RunParams:
 class RenderParams:
     """This rendering"""
 
-    iteration: int = arg(-1, "which saved model; -1 for the latest")
+    iteration: int = arg(-1, "which saved model; -1 for the latest", minimum=-1)
     skip_train: bool = arg(False, "leave out the train views")
     skip_test: bool = arg(False, "leave out the test views")
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
@@ -193,7 +228,7 @@ class ConvertParams:
     matcher: str = arg("auto", "pairs of photos: by their number, or in order for a video", choices=MATCHERS)
     vocab_tree: str = arg("", "file with COLMAP's vocabulary tree: finds the pairs of many photos")
     mapper: str = arg("incremental", "global is faster for many photos", choices=("incremental", "global"))
-    frames: int = arg(150, "number of frames taken from a video", minimum=2)
+    frames: int = arg(150, "number of frames taken from a video", minimum=2, maximum=MOST_FRAMES)
 
 
 @dataclass
@@ -296,7 +331,10 @@ def parse_metrics(argv: list[str] | None = None) -> MetricsParams:
 
 
 def pick_device(name: str = ""):
-    """The torch device to compute on: the one named, else the GPU if there is one, else the CPU."""
+    """The torch device to compute on: the one named, else the GPU if there is one, else the CPU.
+
+    Of several GPUs it becomes the current one: streams and events that name no device are then on it.
+    """
     import torch  # here, not above: --help must not wait for it
 
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -308,6 +346,13 @@ def pick_device(name: str = ""):
         raise ConfigError(f"device must be cpu, cuda or one of several GPUs, such as cuda:1, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {name}, but PyTorch sees no GPU; use --device cpu")
+    if device.type == "cpu":
+        return torch.device("cpu")  # cpu:1 is no other one
+    if device.index is not None:
+        last = torch.cuda.device_count() - 1
+        if not 0 <= device.index <= last:
+            raise ConfigError(f"device is {name}, but the GPUs that PyTorch sees are cuda:0 to cuda:{last}")
+        torch.cuda.set_device(device)
     return device
 
 
@@ -400,19 +445,57 @@ def _validated(values: dict[str, Any], groups: tuple, origin: str | os.PathLike)
 
 def _checked(f: dataclasses.Field, value: Any) -> Any:
     if f.type is float and type(value) is int:
-        value = float(value)
-    choices, minimum = f.metadata["choices"], f.metadata["minimum"]
+        value = _as_float(value)
+    choices = f.metadata["choices"]
     if get_origin(f.type) is list:
         item = get_args(f.type)[0]
         if not (isinstance(value, list) and all(type(v) is item for v in value)):
-            raise ConfigError(f"{f.name} must be a list of {KINDS[item][1]}, got {value!r}")
+            raise ConfigError(f"{f.name} must be a list of {KINDS[item][1]}, got {_brief(value)}")
     elif type(value) is not f.type:
-        raise ConfigError(f"{f.name} must be {KINDS[f.type][0]}, got {value!r}")
+        raise ConfigError(f"{f.name} must be {KINDS[f.type][0]}, got {_brief(value)}")
     elif choices and value not in choices:
-        raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}, got {value}")
-    elif minimum is not None and not value >= minimum:
-        raise ConfigError(f"{f.name} must be at least {minimum}, got {value}")
+        raise ConfigError(f"{f.name} must be one of {', '.join(map(str, choices))}, got {_brief(value, str)}")
+    for number in value if isinstance(value, list) else [value]:
+        if wrong := out_of_range(number, f.metadata["minimum"], f.metadata["maximum"]):
+            raise ConfigError(f"{f.name} {wrong}")
     return value
+
+
+def out_of_range(value: float, minimum: float | None, maximum: float | None) -> str:
+    """What is wrong with a number, as in "must be at least 1, got 0"; nothing: an empty text."""
+    if minimum is not None and not value >= minimum:
+        return f"must be at least {minimum:,}, got {_brief(value)}"
+    if maximum is not None and not value <= maximum:
+        return f"must be at most {maximum:,}, got {_brief(value)}"
+    return ""
+
+
+def number(kind: type, minimum: float, maximum: float) -> Callable[[str], float]:
+    """How argparse reads a number of this range, for the commands whose flags are not in a dataclass."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"must be {KINDS[kind][0]}, got {_brief(text)}") from None
+        if wrong := out_of_range(value, minimum, maximum):
+            raise argparse.ArgumentTypeError(wrong)
+        return value
+
+    return parse
+
+
+def _as_float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _brief(value: Any, write: Callable[[Any], str] = repr) -> str:
+    """For a message: a number can have thousands of digits."""
+    text = write(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _check_schedules(opt: OptimizationParams) -> None:
@@ -463,6 +546,7 @@ def _help(f: dataclasses.Field) -> str:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
+        message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
         self.exit(2, f"{self.prog}: error: {plain(message)}\n(--help lists every flag)\n")
 
 

@@ -22,6 +22,8 @@ from diff_gaussian_rasterization import ScreenStats, TrainStep, rasterize
 from rasterizer import SYNTHETIC, Scene, counters, from_ply, stage_times, synthetic
 from torch import Tensor
 
+from arguments import WIDEST, number
+
 VIEWS = 20
 
 
@@ -170,8 +172,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--scene", default="gpu1m", help=f"{', '.join(SYNTHETIC)}, or a .ply")
-    parser.add_argument("--width", type=int, default=1297, help="of the image, for a .ply")
-    parser.add_argument("--height", type=int, default=840)
+    parser.add_argument("--width", type=number(int, 1, WIDEST), default=1297, help="of the image, for a .ply")
+    parser.add_argument("--height", type=number(int, 1, WIDEST), default=840)
     parser.add_argument("--kernels", action="store_true", help="list every kernel")
     args = parser.parse_args()
     if not torch.cuda.is_available():

@@ -28,6 +28,7 @@ from diff_gaussian_rasterization import FusedAdam, photometric_loss, rasterize, 
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from arguments import WIDEST, number  # noqa: E402
 from utils.geometry import morton_codes  # noqa: E402
 
 SH_DEGREE = 3
@@ -306,10 +307,12 @@ def main() -> None:
     best = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=["cpu", "cuda"], default=best)
     parser.add_argument("--scene", help=f"{', '.join(SYNTHETIC)}, or a .ply (default: cpu50k or gpu1m)")
-    parser.add_argument("--width", type=int, default=1297, help="of the image, for a .ply")
-    parser.add_argument("--height", type=int, default=840)
-    parser.add_argument("--seconds", type=float, default=2.0, help="to spend on each measurement")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
+    parser.add_argument("--width", type=number(int, 1, WIDEST), default=1297, help="of the image, for a .ply")
+    parser.add_argument("--height", type=number(int, 1, WIDEST), default=840)
+    parser.add_argument(
+        "--seconds", type=number(float, 0, 3600), default=2.0, help="to spend on each measurement"
+    )
+    parser.add_argument("--threads", type=number(int, 1, 1024), help="CPU threads (default: all)")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -13,6 +13,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from arguments import LAST_SEED, MOST, number  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -67,9 +70,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-s", "--scenes", nargs="+", required=True)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
-    parser.add_argument("--iterations", type=int, default=30_000)
-    parser.add_argument("--test_iterations", nargs="+", type=int, default=[7_000, 30_000])
+    parser.add_argument("--seeds", nargs="+", type=number(int, 0, LAST_SEED), default=[0])
+    parser.add_argument("--iterations", type=number(int, 1, MOST), default=30_000)
+    parser.add_argument("--test_iterations", nargs="+", type=number(int, -1, MOST), default=[7_000, 30_000])
     parser.add_argument("-o", "--output", type=Path, default=Path("output/bench"))
     args = parser.parse_args()
     tests = [i for i in args.test_iterations if i < args.iterations] + [args.iterations]

@@ -9,7 +9,18 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
+from arguments import MOST, number
+
 from .dataset import Options, photograph, write_blender, write_colmap
+
+RANGES = {
+    "width": (1, 10_000),
+    "height": (1, 10_000),
+    "views": (1, 10_000),
+    "points": (1, 10_000_000),
+    "seed": (0, MOST),
+    "blur_samples": (1, 1000),
+}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -19,10 +30,13 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--format", choices=("colmap", "blender"), default="colmap")
-    for name in ("width", "height", "views", "points", "seed", "blur_samples"):
-        parser.add_argument(f"--{name}", type=int, default=default[name])
+    for name, (least, most) in RANGES.items():
+        parser.add_argument(f"--{name}", type=number(int, least, most), default=default[name])
     parser.add_argument(
-        "--exposures", type=float, default=0.0, help="random color change of each view, e.g. 0.3"
+        "--exposures",
+        type=number(float, 0, 10),
+        default=0.0,
+        help="random color change of each view, e.g. 0.3",
     )
     parser.add_argument(
         "--blur", choices=("none", "motion", "defocus"), default="none", help="of the training views"
@@ -37,12 +51,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--text", action="store_true", help="COLMAP's text files instead of binary ones")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--workers",
+        type=number(int, 1, 1024),
+        default=os.cpu_count() or 1,
+        help="processes (default: all cores)",
     )
     args = parser.parse_args(argv)
-    for name in ("width", "height", "views", "points", "blur_samples", "workers"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
     for name in ("masks", "depths", "text"):
         if args.format == "blender" and getattr(args, name):
             parser.error(f"--{name} is for --format colmap")

@@ -16,6 +16,8 @@ import torch
 from arguments import ModelParams
 from scene.cameras import Camera
 from scene.files import DataError, atomic_write, image_size, some, write_json
+from scene.fingerprint import Fingerprint
+from scene.frame import OF_DATA, Similarity, fitting, move, warnings
 from scene.gaussian_model import GaussianModel
 from scene.images import (
     MAX_WIDTH,
@@ -31,7 +33,7 @@ from scene.lens import undistorted_size
 from scene.ply import load_ply, save_ply, write_points
 from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
-from scene.readers.views import ASPECT_TOLERANCE
+from scene.readers.views import ASPECT_TOLERANCE, Points
 from scene.split import split_views
 from scene.sweep import points_from_photos
 from utils.terminal import say
@@ -64,6 +66,8 @@ class Scene:
     test_cameras: list[Camera]
     extent: float  # radius of the scene: how far the train cameras are spread, and 10 % more
     background: torch.Tensor  # [3]
+    frame: Similarity  # from the data set's coordinates to those of everything here
+    warnings: list[str]  # about what is hard to train, for the log
 
     def __init__(
         self,
@@ -82,6 +86,7 @@ class Scene:
         self._dataset = read_dataset(
             Path(model.source_path), model.images, depths, folder, model.skip_missing, model.masks
         )
+        self.warnings = self._settle_frame(for_training)
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
         self._split = {
@@ -103,6 +108,7 @@ class Scene:
             self._camera(i, v, pictures[v], v in held_out, left if v in held_out else "")
             for i, v in enumerate(train, start=len(test))
         ]
+        self.fingerprint = Fingerprint.of(self._dataset.views, train, test, self.frame)
         self.exposure_names = [view.name for view in train]
         self.extent = extent(train)
         self.background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
@@ -125,23 +131,50 @@ class Scene:
         """What the run starts from, into the model folder: split.json, cameras.json and input.ply."""
         folder = Path(self._model.model_path)
         write_json(folder / "split.json", self._split, indent=1)
-        write_json(folder / "cameras.json", [_camera_json(i, view) for i, view in enumerate(self._views)])
+        self.frame.write(folder)
+        cameras = [_camera_json(i, view, self.frame) for i, view in enumerate(self._views)]
+        write_json(folder / "cameras.json", cameras)
         points, origin = self._points_and_origin
         if origin is not None and origin.suffix == ".ply":
             with open(origin, "rb") as source, atomic_write(folder / "input.ply") as target:
                 shutil.copyfileobj(source, target)
         else:
-            write_points(folder / "input.ply", points)
+            xyz = self.frame.leave(points.xyz)
+            xyz = xyz if self.frame.needs_doubles else xyz.astype(np.float32)
+            write_points(folder / "input.ply", PointCloud(xyz, points.rgb))
 
     def save(self, gaussians: GaussianModel, iteration: int, antialiasing: bool = False) -> Path:
         """Write the model as of this iteration into the model folder; returns the PLY's path."""
         folder = Path(self._model.model_path)
         path = folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
-        save_ply(gaussians, path, antialiasing)
+        save_ply(gaussians, path, antialiasing, self.frame)
         gaussians.save_exposures(folder / EXPOSURES)
         if gaussians.exposed:
             gaussians.save_exposures(path.with_name(EXPOSURES))
         return path
+
+    def enter(self, camera: Camera) -> None:
+        """Put a camera of somebody else, in the data set's coordinates, where the scene is."""
+        if not self.frame.trivial:
+            moved = self.frame.enter_camera(camera.world_to_camera.double().cpu().numpy())
+            camera.world_to_camera = torch.from_numpy(moved).to(camera.world_to_camera)
+
+    def _settle_frame(self, for_training: bool) -> list[str]:
+        """A model that is trained already has its frame. Returns warnings, for those who train."""
+        dataset = self._dataset
+        if not for_training:
+            self.frame = Similarity.stored(Path(self._model.model_path))
+            move(dataset, self.frame)
+            return []
+        self.frame = fitting(dataset) if self._model.normalize else OF_DATA
+        move(dataset, self.frame)
+        if self._model.normalize:
+            center = ", ".join(f"{x:.6g}" for x in self.frame.center)
+            self._say(f"Normalized: training is around ({center}), in units of {self.frame.unit:.4g}")
+        if (found := self._found) is None:
+            return warnings(dataset.views, None)
+        wrong = [f"Warning: of the points in {found.origin}, {found.wrong}"] if found.wrong else []
+        return wrong + warnings(dataset.views, found.cloud)
 
     # From views to cameras
 
@@ -217,15 +250,17 @@ class Scene:
     # Points
 
     @cached_property
+    def _found(self) -> Points | None:
+        return self._dataset.points()
+
+    @cached_property
     def _points_and_origin(self) -> tuple[PointCloud, Path | None]:
-        """The points, and the file they are from if they are from a file."""
-        found = self._dataset.read_points()
-        if found and not len(found[0]):
-            found = None
+        """The points, and the file they are from if that has just these."""
+        found = self._found if self._found and len(self._found.cloud) else None
         if found and not self._model.random_init:
-            self._say(f"Points: {len(found[0])} from {found[1]}")
-            return found[0], Path(found[1])
-        points, how = self._made_points(found[0] if found else None)
+            self._say(f"Points: {len(found.cloud)} from {found.origin}")
+            return found.cloud, None if found.wrong else Path(found.origin)
+        points, how = self._made_points(found.cloud if found else None)
         self._say(f"Points: {len(points)} {how}" + ("" if found else "; the data set has none"))
         return points, None
 
@@ -237,7 +272,8 @@ class Scene:
             where = f"in the bounds of the data set's points: {low.round(2)} to {high.round(2)}"
             return uniform_points(count, low, high, self._seed), f"random ones, {where}"
         if cube:
-            points = uniform_points(count or MADE_POINTS, np.full(3, -cube), np.full(3, cube), self._seed)
+            low, high = self.frame.enter(np.full(3, -cube)), self.frame.enter(np.full(3, cube))
+            points = uniform_points(count or MADE_POINTS, low, high, self._seed)
             return points, f"random ones, between {-cube} and {cube} in each coordinate"
         if count:
             return points_in_view(views, count, self._seed), "random ones, in what the cameras see"
@@ -289,14 +325,14 @@ def extent(views: list[View]) -> float:
     return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
 
 
-def _camera_json(number: int, view: View) -> dict:
+def _camera_json(number: int, view: View, frame: Similarity) -> dict:
     """One entry of cameras.json, as viewers read it: at the camera's own size, camera to world."""
     return {
         "id": number,
         "img_name": view.name,
         "width": view.width,
         "height": view.height,
-        "position": view.center.tolist(),
+        "position": frame.leave(view.center).tolist(),
         "rotation": view.world_to_camera[:3, :3].T.tolist(),
         "fy": float(view.intrinsics[1, 1]),
         "fx": float(view.intrinsics[0, 0]),
@@ -327,7 +363,7 @@ def load_gaussians(model_path: str | Path, iteration: int, device: torch.device)
         )
     iteration = saved[-1] if iteration == -1 else iteration
     path = Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
-    gaussians = load_ply(path, device)
+    gaussians = load_ply(path, device, Similarity.stored(Path(model_path)))
     for exposures in (path.with_name(EXPOSURES), Path(model_path) / EXPOSURES):  # the original has only these
         if exposures.is_file():
             gaussians.load_exposures(exposures)

@@ -18,6 +18,8 @@ import torch
 
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError, atomic_write
+from scene.fingerprint import Fingerprint
+from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS, GaussianModel
 from scene.ply import load_ply
 from utils.report import Told
@@ -36,8 +38,9 @@ def save(
     density: AdaptiveDensityControl,
     queue: ViewQueue,
     told: Told | None = None,
+    data: Fingerprint | None = None,
 ) -> None:
-    """Write the state after this iteration."""
+    """Write the state after this iteration, and of which data set it is."""
     state = {
         "format": FORMAT,
         "version": VERSION,
@@ -47,7 +50,7 @@ def save(
         "queue": queue.state_dict(),
         "random": _random_states(gaussians.device),
         "told": (told or Told()).state_dict(),
-    }
+    } | ({"data": data.state_dict()} if data else {})
     with atomic_write(path, _size(state)) as file:
         torch.save(state, file)
 
@@ -69,19 +72,24 @@ def load(
     density: AdaptiveDensityControl,
     queue: ViewQueue,
     told: Told | None = None,
+    data: Fingerprint | None = None,
     same_run: bool = True,
 ) -> int:
     """Put everything back as it was; returns the iteration it was after.
 
     A file of the original has no exposures, view queue and random states, a PLY has no moments either: what a
     file does not have stays as it is. So do view queue and scores if it is of another run, with other views.
+    A checkpoint of another data set is refused, unless it is of another run.
     """
-    state = read(path)
+    state = read(path, data.frame if data else OF_DATA)
     try:
+        other = data.difference(state.get("data")) if data and Path(path).suffix != ".ply" else ""
+        if other and same_run:
+            raise ValueError(other)
         _check(state, gaussians)
         gaussians.load_state_dict(state["gaussians"])
         density.load_state_dict(state["density"], gaussians.device)
-        same_views = same_run or state.get("queue", {}).get("count") == queue.count
+        same_views = same_run or (state.get("queue", {}).get("count") == queue.count and not other)
         if "queue" in state and same_views:
             queue.load_state_dict(state["queue"])
         if told and "told" in state and same_views:
@@ -96,10 +104,11 @@ def load(
         raise DataError(f"{path}: does not fit this run ({reason})") from None
 
 
-def read(path: str | os.PathLike) -> dict[str, Any]:
-    """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it."""
+def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]:
+    """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it. A
+    PLY is put into the frame."""
     if Path(path).suffix == ".ply":
-        return _from_ply(Path(path))
+        return _from_ply(Path(path), frame)
     try:
         _check_whole(path)
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
@@ -238,9 +247,9 @@ def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
 
 
-def _from_ply(path: Path) -> dict[str, Any]:
+def _from_ply(path: Path, frame: Similarity) -> dict[str, Any]:
     """A saved model; the iteration is in its folder's name."""
-    model = load_ply(path)
+    model = load_ply(path, frame=frame)
     number = path.parent.name.removeprefix("iteration_")
     gaussians = {
         "params": {name: value.detach() for name, value in model.params.items()},

@@ -70,7 +70,7 @@ class GaussianModel:
         exposure_names: list[str] | tuple[str, ...] = (),
     ) -> "GaussianModel":
         """One round, faint Gaussian per point, as large as the distance to its neighbors."""
-        xyz = torch.tensor(points.xyz, device=device)  # a copy: training writes to it
+        xyz = torch.tensor(points.xyz, dtype=torch.float32, device=device)  # a copy: training writes to it
         count = len(xyz)
         if count == 0:
             raise DataError("there are no points to start from; --random_init makes some")
@@ -294,6 +294,8 @@ class GaussianModel:
             values = torch.tensor(list(data.values()), dtype=torch.float32).reshape(len(data), 3, 4)
         except (TypeError, ValueError, RuntimeError):
             raise DataError(f"{path}: must hold a 3x4 list of numbers for each image name") from None
+        if not values.isfinite().all():
+            raise DataError(f"{path}: must hold finite numbers")
         self.set_exposures(list(data), values)
 
     # For checkpoints

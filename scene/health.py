@@ -16,6 +16,19 @@ class Diverged(DataError):
 
 
 @torch.no_grad()
+def drop_unusable(gaussians: GaussianModel, density: AdaptiveDensityControl, origin: str) -> list[str]:
+    """A model to start from may have many Gaussians that are not finite. Returns a line if it has some."""
+    finite = gaussians.finite()
+    if finite.all():
+        return []
+    if not finite.any():
+        raise DataError(f"{origin}: has no Gaussian whose numbers are finite")
+    gaussians.reindex(finite.nonzero()[:, 0])
+    density.stats = None
+    return [f"{origin}: {int((~finite).sum()):,} of {len(finite):,} Gaussians are left out, as not finite"]
+
+
+@torch.no_grad()
 def heal(gaussians: GaussianModel, density: AdaptiveDensityControl, when: str, known: bool = False) -> None:
     """Drop the Gaussians that are not finite. `when`, for the user; `known`: something is wrong already."""
     sums = torch.stack([value.sum() for value in [*gaussians.params.values(), gaussians.exposures]])

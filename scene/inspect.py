@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from arguments import MOST, number
 from scene import extent
 from scene.files import DataError, image_size, some
+from scene.frame import too_small_or_far
 from scene.layout import draw_layout
 from scene.points import PointCloud
 from scene.readers import Dataset, View, read_dataset
@@ -38,16 +40,18 @@ def summary(
     lines.append(
         f"  extent   {radius:.4g} (1.1 times the largest distance of a train camera from their mean)"
     )
-    found = dataset.read_points()
-    points = found[0] if found else None
+    found = dataset.points()
+    points = found.cloud if found else None
     if points is None or not len(points):
         start = "are random" if dataset.cube else "are made from the photos"
         lines.append(f"  points   none: those to start from {start}")
     else:
         low, high = np.percentile(points.xyz, [1, 99], axis=0)
         box = " to ".join("(" + ", ".join(f"{x:.3g}" for x in corner) + ")" for corner in (low, high))
-        lines.append(f"  points   {len(points):,} from {found[1]}, 98 % within {box}")
-    return lines + [f"  {note}" for note in dataset.notes + _warnings(views, train, points, radius)], points
+        lines.append(f"  points   {len(points):,} from {found.origin}, 98 % within {box}")
+    notes = dataset.notes + ([f"Warning: of the points, {found.wrong}"] if found and found.wrong else [])
+    notes += _warnings(views, train, points, radius) + too_small_or_far(views, points)
+    return lines + [f"  {note}" for note in notes], points
 
 
 def _counted(texts) -> str:
@@ -124,7 +128,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-d", "--depths", default="", help="folder of inverse depth maps")
     parser.add_argument("-m", "--model_path", type=Path, help="model folder, where depth_params.json may be")
     parser.add_argument("--masks", default="", help="folder of masks")
-    parser.add_argument("--llffhold", type=int, default=8, help="every n-th view by name is a test view")
+    parser.add_argument(
+        "--llffhold",
+        type=number(int, 0, MOST),
+        default=8,
+        help="every n-th view by name is a test view, 0: none",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
     )

@@ -5,6 +5,7 @@ the original's exact layout, because SIBR's reader counts on it.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
 from scene.files import DataError, atomic_write
+from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from scene.points import PointCloud
 
@@ -26,9 +28,18 @@ SIZES |= dict.fromkeys((b"double", b"float64"), 8)
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 
 
-def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -> None:
-    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot."""
+def save_ply(
+    gaussians: GaussianModel, path: Path, antialiasing: bool = False, frame: Similarity = OF_DATA
+) -> None:
+    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot.
+
+    Of a model that is in another frame, positions and sizes are written in the data set's coordinates; as
+    float64, where float32 is too coarse for these positions.
+    """
     p = {name: value.detach().float() for name, value in gaussians.params.items()}
+    if not frame.trivial:
+        p["xyz"] = torch.from_numpy(frame.leave(p["xyz"].cpu().numpy()))
+        p["scaling"] = (p["scaling"].double() + frame.log_unit).float()
     count, rest = p["f_rest"].shape[:2]
     rests = _numbered("f_rest_", 3 * rest)  # all of red, then green, then blue
     parts = [
@@ -49,11 +60,23 @@ def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -
         table[:, start : start + len(part)] = values.cpu().numpy()
         start += len(part)
     table = table.view([(name, "<f4") for name in names]).reshape(count)
+    if frame.needs_doubles:
+        table = table.astype([(name, "<f8" if name in "xyz" else "<f4") for name in names])
+        for i, name in enumerate("xyz"):
+            table[name] = p["xyz"][:, i].numpy()
     _write(path, table, comments)
 
 
-def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
-    """A trained model. All its SH degrees are active. Its scene extent is unknown, and 1."""
+def load_ply(
+    path: Path,
+    device: torch.device | str = "cpu",
+    frame: Similarity = OF_DATA,
+    say: Callable[[str], None] = print,
+) -> GaussianModel:
+    """A trained model, in this frame. All its SH degrees are active. Its scene extent is unknown, and 1.
+
+    Gaussians with numbers that are not finite are left out, and told.
+    """
     vertices = _Vertices(path)
     rest = len([name for name in vertices.names if name.startswith("f_rest_")])
     if rest not in REST_COUNTS:
@@ -62,13 +85,21 @@ def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
         vertices.columns(_numbered("f_rest_", rest)).reshape(len(vertices), 3, rest // 3).transpose(0, 2, 1)
     )
     arrays = {
-        "xyz": vertices.columns(["x", "y", "z"]),
+        "xyz": frame.enter(vertices.columns(["x", "y", "z"], np.float64)).astype(np.float32),
         "f_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
         "f_rest": f_rest,
         "opacity": vertices.columns(["opacity"]),
         "scaling": vertices.columns(_numbered("scale_", 3)),
         "rotation": vertices.columns(_numbered("rot_", 4)),
     }
+    if not frame.trivial:
+        arrays["scaling"] = (arrays["scaling"].astype(np.float64) - frame.log_unit).astype(np.float32)
+    finite = np.all([np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in arrays.values()], axis=0)
+    if len(finite) and not finite.any():
+        raise DataError(f"{path}: has no Gaussian whose numbers are all finite")
+    if not finite.all():
+        arrays = {name: a[finite] for name, a in arrays.items()}
+        say(f"{path}: {(~finite).sum():,} of {len(finite):,} Gaussians are left out, as they are not finite")
     params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
     return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
 
@@ -76,16 +107,20 @@ def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
 def read_points(path: Path) -> PointCloud:
     """Positions and colors; mid-gray where there are no colors."""
     vertices = _Vertices(path)
-    xyz = vertices.columns(["x", "y", "z"])
+    xyz = vertices.columns(["x", "y", "z"], np.float64)
     colors = ["red", "green", "blue"]
     if not set(colors) <= set(vertices.names):
-        return PointCloud(xyz, np.full_like(xyz, 0.5))
+        return PointCloud(xyz, np.full(xyz.shape, 0.5))
     return PointCloud(xyz, vertices.columns(colors) / np.float32(255))
 
 
 def write_points(path: Path, points: PointCloud) -> None:
-    """As the original writes input.ply: x y z and zero normals as float32, colors as uint8."""
-    table = np.zeros(len(points), POINT)
+    """As the original writes input.ply: x y z and zero normals as float32, colors as uint8.
+
+    Positions that were given as float64 are written as such.
+    """
+    kind = points.xyz.dtype.newbyteorder("<")
+    table = np.zeros(len(points), [(name, kind if name in "xyz" else of) for name, of in POINT])
     for i, name in enumerate(("x", "y", "z")):
         table[name] = points.xyz[:, i]
     for i, name in enumerate(("red", "green", "blue")):
@@ -110,14 +145,14 @@ class _Vertices:
     def __len__(self) -> int:
         return len(self._data)
 
-    def columns(self, names: list[str]) -> np.ndarray:
-        """These properties, side by side, as float32 [N, len(names)]."""
+    def columns(self, names: list[str], kind: type = np.float32) -> np.ndarray:
+        """These properties, side by side, as `kind` [N, len(names)]."""
         missing = [name for name in names if name not in self.names]
         if missing:
             raise DataError(f"{self.path}: lacks the vertex property {missing[0]}")
         if any(self._data.dtype[name].hasobject for name in names):
             raise DataError(f"{self.path}: one of {', '.join(names)} is a list property, must be a number")
-        table = np.empty((len(self), len(names)), np.float32)
+        table = np.empty((len(self), len(names)), kind)
         for start in range(0, len(self), ROWS_AT_ONCE):
             rows = self._data[start : start + ROWS_AT_ONCE]
             for i, name in enumerate(names):

@@ -8,17 +8,20 @@ import numpy as np
 if TYPE_CHECKING:
     from scene.readers.views import View
 
+FARTHEST = 1e12  # from the origin; beyond, float32 knows no scene
 GRAY = 127 / 255  # the original draws gray colors so close together that in 8 bits they are this one
 NEAR, FAR = 0.5, 5.0  # depths of points_in_view, in distances from the camera to what all cameras look at
 
 
 @dataclass
 class PointCloud:
-    xyz: np.ndarray  # [N, 3], made float32
+    xyz: np.ndarray  # [N, 3], float64 if it was read as such, else float32
     rgb: np.ndarray  # [N, 3], made float32; in 0..1
 
     def __post_init__(self):
-        self.xyz, self.rgb = np.asarray(self.xyz, np.float32), np.asarray(self.rgb, np.float32)
+        self.xyz, self.rgb = np.asarray(self.xyz), np.asarray(self.rgb, np.float32)
+        if self.xyz.dtype != np.float64:
+            self.xyz = self.xyz.astype(np.float32, copy=False)
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3 or self.rgb.shape != self.xyz.shape:
             raise ValueError(f"xyz and rgb must both be [N, 3], got {self.xyz.shape} and {self.rgb.shape}")
 
@@ -29,13 +32,30 @@ class PointCloud:
         """This cloud, or so many of its points drawn at random if it has more. 0: any number."""
         if count == 0 or len(self) <= count:
             return self
-        kept = np.sort(np.random.RandomState(seed).permutation(len(self))[:count])
+        kept = np.sort(np.random.RandomState(numpy_seed(seed)).permutation(len(self))[:count])
         return PointCloud(self.xyz[kept], self.rgb[kept])
+
+
+def usable(points: PointCloud, kind: type = np.float32) -> tuple[PointCloud, str]:
+    """The points that a scene can have, as `kind`, and in words what was wrong with others."""
+    keep = (np.abs(points.xyz) < FARTHEST).all(axis=1)  # numbers that are no numbers are not, either
+    xyz, rgb, wrong = points.xyz[keep].astype(kind), points.rgb[keep], []
+    if lost := len(points) - len(xyz):
+        wrong.append(f"{lost:,} are left out, as they are not finite or farther away than {FARTHEST:g}")
+    if colorless := int((~np.isfinite(rgb)).any(axis=1).sum()):
+        rgb = np.where(np.isfinite(rgb), rgb, np.float32(0.5))
+        wrong.append(f"{colorless:,} have colors that are not finite, and become gray")
+    return PointCloud(xyz, rgb.clip(0, 1)), "; ".join(wrong)
+
+
+def numpy_seed(seed: int) -> int | list[int]:
+    """What NumPy's older generator takes: one word of 32 bits, or several."""
+    return seed if seed < 2**32 else [seed & 0xFFFFFFFF, seed >> 32]
 
 
 def uniform_points(count: int, low: np.ndarray, high: np.ndarray, seed: int) -> PointCloud:
     """Gray points, uniform in a box. With seed 0 the original draws the same numbers."""
-    unit = np.random.RandomState(seed).random_sample((count, 3))
+    unit = np.random.RandomState(numpy_seed(seed)).random_sample((count, 3))
     xyz = unit * (high - low) + low
     return PointCloud(xyz.astype(np.float32), np.full((count, 3), GRAY, np.float32))
 
@@ -61,17 +81,23 @@ def nearest_to_axes(centers: np.ndarray, axes: np.ndarray) -> np.ndarray:
     )
 
 
+def depth_ranges(views: "list[View]") -> list[tuple[float, float]]:
+    """Nearest and farthest depth of what each view shows; guessed, where the data set does not say."""
+    centers = np.array([view.center for view in views])  # [V, 3]
+    axes = np.array([view.world_to_camera[2, :3] for view in views])
+    distance = np.linalg.norm(nearest_to_axes(centers, axes) - centers, axis=1).clip(1e-6)
+    return [view.depth_range or (NEAR * d, FAR * d) for view, d in zip(views, distance)]
+
+
 def points_in_view(views: "list[View]", count: int, seed: int) -> PointCloud:
     """Gray points in what the cameras see: a random view, pixel and depth, as many near as far in the picture
     (uniform in 1 / depth)."""
-    random = np.random.RandomState(seed)
+    random = np.random.RandomState(numpy_seed(seed))
     centers = np.array([view.center for view in views])  # [V, 3]
     rotations = np.array([view.world_to_camera[:3, :3] for view in views])
-    distance = np.linalg.norm(nearest_to_axes(centers, rotations[:, 2]) - centers, axis=1).clip(1e-6)
-    ranges = [view.depth_range or (NEAR * d, FAR * d) for view, d in zip(views, distance)]
 
     of = random.randint(len(views), size=count)  # the view of each point
-    near, far = np.array(ranges)[of].T
+    near, far = np.array(depth_ranges(views))[of].T
     depth = 1 / (1 / near + random.random_sample(count) * (1 / far - 1 / near))
     sizes = np.array([(view.width, view.height) for view in views], float)
     pixels = np.column_stack([random.random_sample((count, 2)) * sizes[of], np.ones(count)])

@@ -14,7 +14,9 @@ from arguments import CONFIG_FILE, ConfigError, RunParams
 from scene import checkpoint, saved_iterations
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError, open_own
+from scene.fingerprint import Fingerprint
 from scene.gaussian_model import GaussianModel
+from scene.health import drop_unusable
 from utils.report import READ_EVERY, Told
 from utils.terminal import say
 from utils.views import ViewQueue
@@ -51,9 +53,10 @@ class Checkpoints:
         density: AdaptiveDensityControl,
         queue: ViewQueue,
         told: Told,
+        data: Fingerprint | None = None,  # of the data set
     ):
         self._folder, self._run = folder, run
-        self._state = gaussians, density, queue, told
+        self._state = gaussians, density, queue, told, data
         self._last = time.monotonic()
 
     def due(self, iteration: int) -> bool:
@@ -117,7 +120,8 @@ class Checkpoints:
                 raise ConfigError(
                     f"iterations must be more than the {done} of the checkpoint, got {iterations}"
                 )
-            return done, [f"Starting from {self._run.start_checkpoint}"]
+            dropped = drop_unusable(*self._state[:2], self._run.start_checkpoint)
+            return done, [f"Starting from {self._run.start_checkpoint}", *dropped]
         return 0, ["There is no checkpoint to resume from: starting over"] if self._run.resume else []
 
 

@@ -1,15 +1,25 @@
 """Flags: names, defaults and shorthands of the original; files that keep them; messages for mistakes."""
 
+import ast
 import json
+from dataclasses import fields
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from arguments import (
+    LAST_SEED,
     ConfigError,
+    ConvertParams,
+    MetricsParams,
     ModelParams,
     OptimizationParams,
     PipelineParams,
+    RenderParams,
     RunParams,
+    build,
     format_cfg_args,
     parse_cfg_args,
     parse_metrics,
@@ -19,6 +29,8 @@ from arguments import (
     save_config,
     saved_options,
 )
+from scene.points import PointCloud, uniform_points
+from train import seed_everything
 
 # The original's defaults (its README and argument groups), written out a second time on purpose.
 ORIGINAL_MODEL = {
@@ -108,6 +120,85 @@ def test_mistakes_are_named(line, message, capsys):
         parse_train(line.split())
     assert exit.value.code == 2
     assert message in capsys.readouterr().err
+
+
+GROUPS = (
+    ModelParams, PipelineParams, OptimizationParams, RunParams, RenderParams, ConvertParams, MetricsParams,
+)  # fmt: skip
+NUMBERS = [
+    pytest.param(group, f, id=f"{group.__name__}.{f.name}")
+    for group in GROUPS
+    for f in fields(group)
+    if f.type in (int, float, list[int], list[float]) and not f.metadata["choices"]
+]
+
+
+@pytest.mark.parametrize("group, f", NUMBERS)
+def test_every_number_has_a_range(group, f):
+    least, most = f.metadata["minimum"], f.metadata["maximum"]
+    assert least is not None and most is not None
+    below, above = (least - 1, most + 1) if f.type is not float else (least - 1e-3, 1.01 * most)
+    infinite = [float("nan"), float("inf"), 10**400] if f.type is float else [10**400]
+    for value in (below, above, -(10**400), *infinite):
+        given = [value] if f.type == list[int] else value
+        with pytest.raises(ConfigError, match=f"{f.name} must be at (least|most) ") as error:
+            build((group,), {f.name: given})
+        assert len(str(error.value)) < 200
+    for value in (least, most):
+        build((group,), {f.name: [value] if f.type == list[int] else value})
+
+
+@pytest.mark.parametrize("value", ["-1", "nan", "inf", "1e400", "1" * 400, "1" * 5000, "2147483648", "x"])
+@pytest.mark.parametrize(
+    "flag", ["--iterations", "--lambda_dssim", "--port", "-r", "--test_iterations", "--seed"]
+)
+def test_numbers_on_the_command_line_get_one_line(flag, value, capsys):
+    if (flag, value) in [("-r", "-1"), ("--test_iterations", "-1"), ("--seed", "2147483648")]:
+        parse_train(["-s", "x", flag, value])
+        return
+    with pytest.raises(SystemExit) as exit:
+        parse_train(["-s", "x", flag, value])
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 2 and len(error) < 500, error
+    assert {"-r": "resolution"}.get(flag, flag[2:]) in error
+
+
+def test_numbers_in_files_get_one_line(tmp_path, capsys):
+    path = tmp_path / "c.json"
+    for text in ("1" + 400 * "0", "NaN", "Infinity", "1e999", "7"):
+        path.write_text(f'{{"lambda_dssim": {text}}}')
+        with pytest.raises(SystemExit):
+            parse_train(["-s", "x", "--config", str(path)])
+        error = capsys.readouterr().err
+        assert f"{path}: lambda_dssim must be at " in error and len(error) < 500
+
+
+def test_other_commands_read_numbers_with_a_range():
+    """Their flags are not in a dataclass: none of them takes any int or float."""
+    root = Path(__file__).parent.parent
+    files = [*root.glob("*.py"), *(p for p in root.glob("*/*.py") if p.parent.name != "tests")]
+    kinds = []
+    for path in files:
+        for call in ast.walk(ast.parse(path.read_text())):
+            if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument":
+                kinds += [(path, k.value) for k in call.keywords if k.arg == "type"]
+    assert len([kind for _, kind in kinds if isinstance(kind, ast.Call)]) > 10
+    for path, kind in kinds:
+        assert ast.unparse(kind) not in ("int", "float"), f"{path}:{kind.lineno} needs number(...)"
+
+
+def test_seeds_up_to_the_last():
+    cloud = PointCloud(np.zeros((100, 3)) + np.arange(100)[:, None], np.zeros((100, 3)))
+    for seed in (2**32, LAST_SEED):
+        seed_everything(seed)
+        drawn = [np.random.random(), *uniform_points(3, np.zeros(3), np.ones(3), seed).xyz[:, 0]]
+        assert len({*drawn, *cloud.at_most(5, seed).xyz[:, 0]}) == 9
+        seed_everything(seed - 1)
+        assert np.random.random() != drawn[0]
+    np.random.seed(7)
+    expected = np.random.random()
+    seed_everything(7)
+    assert np.random.random() == expected, "seeds of 32 bits draw what they always drew"
 
 
 def test_config_file_comes_after_defaults_and_before_the_command_line(tmp_path, capsys):
@@ -232,7 +323,19 @@ def test_metrics_takes_several_folders(capsys):
 
 
 def test_device_names():
-    assert pick_device("cpu").type == "cpu"
+    assert pick_device("cpu") == pick_device("cpu:3") == torch.device("cpu")
     for name in ("gpu", "mps", "meta"):  # no device of PyTorch's, or none that the kernels are for
         with pytest.raises(ConfigError, match=f"device must be cpu, cuda or .* got '{name}'"):
+            pick_device(name)
+
+
+def test_one_of_several_gpus_becomes_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert pick_device("cuda:1") == torch.device("cuda:1") and current == [torch.device("cuda:1")]
+    assert pick_device() == torch.device("cuda") and len(current) == 1
+    for name in ("cuda:2", "cuda:127", "cuda:1000"):
+        with pytest.raises(ConfigError, match=f"device is {name}, but the GPUs .* are cuda:0 to cuda:1$"):
             pick_device(name)

@@ -95,7 +95,7 @@ def test_both_forms_and_places(tmp_path, write, model):
     np.testing.assert_allclose(z.center, [-2, 1, -3], atol=1e-15)
     np.testing.assert_allclose(a.world_to_camera[:3, :3], np.eye(3), atol=1e-15)
 
-    points, origin = dataset.read_points()
+    points, origin, _ = dataset.points()
     assert Path(origin).stem == "points3D"
     np.testing.assert_array_equal(points.xyz, np.float32([[1, -2, 0.25], [0.5, 0, -1]]))
     np.testing.assert_allclose(points.rgb, [[1, 0, 0.2], [0, 0.4, 1]], atol=1e-7)

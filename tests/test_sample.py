@@ -231,7 +231,7 @@ def test_principal_point_moves_the_picture():
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--views", "0"], "--views must be at least 1, got 0"),
+        (["--views", "0"], "--views: must be at least 1, got 0"),
         (["--format", "blender", "--depths"], "--depths is for --format colmap"),
     ],
 )

@@ -67,9 +67,9 @@ def shots(count: int = 8) -> list[Shot]:
     return taken
 
 
-def colmap_scene(folder: Path, count: int = 8) -> Path:
+def colmap_scene(folder: Path, count: int = 8, scale: float = 1.0, shift=(0.0, 0.0, 0.0)) -> Path:
     """sparse/0 as text, images/*.png. Every blob is a point, tracked in every view that has it in the
-    frame."""
+    frame. The world can be scaled, then shifted."""
     (folder / "images").mkdir(parents=True)
     (folder / "sparse" / "0").mkdir(parents=True)
     model, taken, points = folder / "sparse" / "0", shots(count), blobs()
@@ -78,13 +78,15 @@ def colmap_scene(folder: Path, count: int = 8) -> Path:
     lines = []
     for number, shot in enumerate(taken, start=1):
         Image.fromarray(np.uint8(shot.image * 255 + 0.5)).save(folder / "images" / f"{shot.name}.png")
-        pose = [*_quaternion(shot.world_to_camera[:3, :3]), *shot.world_to_camera[:3, 3]]
+        rotation, translation = shot.world_to_camera[:3, :3], shot.world_to_camera[:3, 3]
+        pose = [*_quaternion(rotation), *(scale * translation - rotation @ shift)]
         lines.append(f"{number} {' '.join(map(repr, map(float, pose)))} 1 {shot.name}.png")
         lines.append(" ".join(_features(shot, points["means"].double().numpy())))
     (model / "images.txt").write_text("\n".join(lines) + "\n")
+    means = (scale * points["means"].double().numpy() + shift).tolist()
     rows = [
         " ".join(map(str, [number, *xyz, *(int(255 * c) for c in rgb), 0.5, 1, 0]))
-        for number, (xyz, rgb) in enumerate(zip(points["means"].tolist(), points["colors"].tolist()), start=1)
+        for number, (xyz, rgb) in enumerate(zip(means, points["colors"].tolist()), start=1)
     ]
     (model / "points3D.txt").write_text("\n".join(rows) + "\n")
     return folder

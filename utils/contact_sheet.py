@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from arguments import MOST, number
 from scene.files import DataError
 from utils import commands
 from utils.terminal import say
@@ -117,8 +118,12 @@ def main() -> int:
         "python -m utils.contact_sheet", description="ground truth | render | error"
     )
     parser.add_argument("-m", "--model_path", type=Path, required=True)
-    parser.add_argument("--iteration", type=int, default=-1, help="default: the highest that was rendered")
-    parser.add_argument("--views", type=int, default=4, help="rows, evenly spaced over the test views")
+    parser.add_argument(
+        "--iteration", type=number(int, -1, MOST), default=-1, help="default: the highest that was rendered"
+    )
+    parser.add_argument(
+        "--views", type=number(int, 1, 1000), default=4, help="rows, evenly spaced over the test views"
+    )
     parser.add_argument(
         "--to", type=Path, default=None, help="default: contact_sheet.png in the model folder"
     )
@@ -130,7 +135,7 @@ def main() -> int:
         to = args.to or model / "contact_sheet.png"
         if to.suffix.lower() not in (".png", ".jpg", ".jpeg"):
             raise DataError(f"{to}: the picture must end in .png or .jpg")
-        draw(method, max(args.views, 1)).save(to)
+        draw(method, args.views).save(to)
         say(f"Contact sheet: {to}")
 
     return commands.run("contact_sheet", work)

@@ -41,6 +41,12 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     return -10.0 * masked_mean((image - truth).square(), mask).mean().log10()
 
 
+def psnr_of_one_color(truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """What a picture of a single color can reach, at most 30 dB."""
+    mean = masked_mean(truth, mask)[:, None, None]
+    return -10.0 * masked_mean((truth - mean).square(), mask).mean().clamp_min(1e-3).log10()
+
+
 def psnr_by_channel(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean of the three channels' PSNR.
 

@@ -27,7 +27,7 @@ from arguments import ConfigError
 from scene.files import DataError, open_own, write_json
 from scene.memory import out_of_memory
 from utils import commands
-from utils.image import masked_mean, psnr, psnr_by_channel, to_float, to_uint8
+from utils.image import masked_mean, psnr, psnr_by_channel, psnr_of_one_color, to_float, to_uint8
 from utils.terminal import plain, progress
 
 READ_EVERY = 10
@@ -36,6 +36,7 @@ SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
 JPEG_QUALITY = 90
 LOG = "train.log"
+LOOK = "python -m scene.inspect shows how the cameras and points of a data set lie"
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
@@ -96,7 +97,7 @@ class Deferred:
     """Values of device tensors, some iterations later and without waiting for the device."""
 
     def __init__(self, device: torch.device, collected: list[tuple[int, list[Tensor]]] | None = None):
-        self._on_gpu = device.type == "cuda"
+        self._device = device
         self._collected = [] if collected is None else collected  # (iteration, scalars on the device)
         self._travelling: tuple[list[int], Tensor, object] | None = None
 
@@ -111,10 +112,10 @@ class Deferred:
         values = torch.stack([v for _, row in self._collected for v in row]).view(len(iterations), -1)
         self._collected.clear()
         arrived = None
-        if self._on_gpu:
+        if self._device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record()
+            arrived.record(torch.cuda.current_stream(self._device))  # it may not be the current device's
         self._travelling = (iterations, values, arrived)
 
     def receive(self) -> list[tuple[int, list[float]]]:
@@ -243,6 +244,8 @@ class Report:
         self._now = first - 1, 0  # iteration, number of Gaussians
         self._bad: tuple[int, float] | None = None  # the first loss that was not finite, until it is told
         self._since = time.perf_counter(), first - 1
+        self._empty = False
+        self._doubts: dict[str, str] = {}  # set of views -> what is wrong with its last scores
 
     def step(
         self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int
@@ -254,6 +257,9 @@ class Report:
         parts = [loss.detach(), l1.detach(), self._zero if depth is None else depth.detach()]
         self._deferred.put(iteration, parts)
         self._now = iteration, count
+        if not count and not self._empty:
+            self._empty = True
+            self.log(f"Warning: iteration {iteration}: no Gaussian is left. {LOOK}")
         if iteration % READ_EVERY == 0 or iteration == self._last:
             self._show(self._deferred.receive())
             self._deferred.send()
@@ -295,7 +301,8 @@ class Report:
         """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
         for name, cameras in sets.items():
             first_time = not self.told.scores.get(name)
-            pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time)
+            one_color: list[Tensor] = []
+            pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time, one_color)
             scores = score(pairs)
             if scores is None:
                 continue
@@ -305,6 +312,7 @@ class Report:
                 f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
                 f"{scores.views} views, {count:,} Gaussians"
             )
+            self._doubt(name, scores.psnr, torch.stack(one_color).nanmean().item())
             self._draw("add_scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
             self._draw("add_scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
         self._draw("add_scalar", "total_points", count, iteration)
@@ -313,9 +321,20 @@ class Report:
         self._draw("flush")  # here, not beside training: writing a picture keeps Python busy
         self._since = time.perf_counter(), iteration
 
-    def _with_pictures(self, iteration, name, cameras, render_pair, first_time):
+    def _doubt(self, name: str, found: float, one_color: float) -> None:
+        """Is the model of any use? `one_color`: what pictures of one color each would reach, in dB."""
+        self._doubts.pop(name, None)
+        if not found >= one_color:
+            self._doubts[name] = (
+                f"Warning: {name} views have {found:.2f} dB, and pictures of one color each would have "
+                f"{one_color:.2f}: the model shows nothing of them. {LOOK}"
+            )
+            self.log(self._doubts[name])
+
+    def _with_pictures(self, iteration, name, cameras, render_pair, first_time, one_color):
         for index, camera in enumerate(cameras):
             image, truth, mask = render_pair(camera)
+            one_color.append(psnr_of_one_color(to_float(truth), mask))
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"
                 self._draw_picture(f"{tag}/render", image, iteration)
@@ -343,6 +362,8 @@ class Report:
     def finish(self, summary: "Summary", folder: Path) -> None:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
+        empty = [] if summary.gaussians else [f"Warning: the model has no Gaussians. {LOOK}"]
+        summary.warnings = empty + list(self._doubts.values())
         write_json(folder / "summary.json", asdict(summary), indent=1)
         self.log(*summary.lines())
 
@@ -381,6 +402,7 @@ class Summary:
     device: str
     model_path: str
     point_cloud: str
+    warnings: list[str] = field(default_factory=list)  # reasons to look twice at the model
 
     def lines(self) -> list[str]:
         lines = [f"Done: {self.iterations:,} iterations, {self.gaussians:,} Gaussians on {self.device}"]
@@ -388,6 +410,7 @@ class Summary:
             last = max(by_iteration)
             scores = by_iteration[last]
             lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
+        lines += [f"  {warning}" for warning in self.warnings]
         return [
             *lines,
             f"  time        {self.optimization_seconds:.1f} s optimization, "

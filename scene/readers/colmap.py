@@ -257,7 +257,7 @@ def read_points_bin(path: Path) -> tuple[PointCloud, np.ndarray, np.ndarray]:
         file.skip(POINT_RECORD.itemsize + 8 * track)
     rows = np.array(starts, np.int64)[:, None] + np.arange(POINT_RECORD.itemsize)
     points = np.frombuffer(file.data, np.uint8)[rows].view(POINT_RECORD)[:, 0]
-    cloud = PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
+    cloud = PointCloud(points["xyz"].astype(np.float64), points["rgb"].astype(np.float32) / 255)
     return cloud, points["error"], points["track"]
 
 
@@ -325,7 +325,7 @@ def _read_points_txt(path: Path) -> PointCloud:
         except ValueError:
             raise DataError(f"{path}: line {number} must be: id x y z red green blue error track") from None
     table = np.array(rows, np.float64).reshape(-1, 6)
-    return PointCloud(table[:, :3].astype(np.float32), table[:, 3:].astype(np.float32) / 255)
+    return PointCloud(table[:, :3], table[:, 3:].astype(np.float32) / 255)
 
 
 # Points
@@ -342,5 +342,4 @@ def _read_points(model: Path) -> tuple[PointCloud, str] | None:
         points = read_points_bin(origin)[0] if origin.suffix == ".bin" else _read_points_txt(origin)
     else:
         return None
-    keep = np.isfinite(points.xyz).all(axis=1)
-    return PointCloud(points.xyz[keep], points.rgb[keep]), str(origin)
+    return points, str(origin)

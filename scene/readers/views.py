@@ -7,12 +7,14 @@ x right, y down, z forward; the center of pixel (column i, row j) is (i + 0.5, j
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from scene.files import DataError
+from scene.frame import OF_DATA, Similarity
 from scene.lens import Lens
-from scene.points import PointCloud
+from scene.points import PointCloud, usable
 
 # How far the shape of a file may be off its camera's: images_4 and the like are off by a pixel, a photo
 # lying on its side is off by far more.
@@ -54,6 +56,14 @@ class View:
         return -self.world_to_camera[:3, :3].T @ self.world_to_camera[:3, 3]
 
 
+class Points(NamedTuple):
+    """What a data set has of them."""
+
+    cloud: PointCloud  # in float32, in the frame of training
+    origin: str  # the file they are from
+    wrong: str  # with others, in words
+
+
 @dataclass
 class Dataset:
     """A folder, read."""
@@ -64,10 +74,20 @@ class Dataset:
     split_folders: list[Path]  # where train.txt and test.txt are looked for
     read_points: Callable[
         [], tuple[PointCloud, str] | None
-    ]  # the points and where they are from; None: there are none
+    ]  # the points as they are, and where they are from; None: there are none. See points()
     cube: float | None = None  # half its side, centered: where the format has what it shows, by convention
     notes: list[str] = field(default_factory=list)  # worth a line on the screen
     missing: list[Path] = field(default_factory=list)  # photos that it lists, but that are not there
+    frame: Similarity = OF_DATA  # from the data set's coordinates to those of the views here
+
+    def points(self) -> Points | None:
+        """Those that can be used; None: there are none in the data set."""
+        found = self.read_points()
+        if found is None:
+            return None
+        raw, origin = found
+        cloud, wrong = usable(PointCloud(self.frame.enter(raw.xyz), raw.rgb))
+        return Points(cloud, origin, wrong)
 
 
 def camera_of(lens: Lens, origin: str) -> dict:
