@@ -11,6 +11,7 @@ from PIL import Image
 from scene.files import DataError
 from scene.lens import MODELS, Lens
 from scene.readers import read_dataset
+from scene.readers.colmap import read_features, read_positions
 
 HALF = 0.5**0.5
 
@@ -100,6 +101,30 @@ def test_both_forms_and_places(tmp_path, write, model):
     np.testing.assert_array_equal(points.xyz, np.float32([[1, -2, 0.25], [0.5, 0, -1]]))
     np.testing.assert_allclose(points.rgb, [[1, 0, 0.2], [0, 0.4, 1]], atol=1e-7)
     assert points.xyz.dtype == points.rgb.dtype == np.float32
+
+
+@pytest.mark.parametrize("spacing", ["\n\n", "\n\n\n", None])
+def test_lines_of_images_txt(tmp_path, spacing):
+    """Blank lines anywhere, or (None) no lines of features at all: no image is lost, none is made up."""
+    path = make_scene(tmp_path, write_text) / "sparse" / "0" / "images.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if spacing is None:
+        lines = [line for line in lines if line.endswith(".png")]
+    path.write_text((spacing or "\n").join(lines), encoding="utf-8")
+    a, z = read_dataset(tmp_path).views
+    assert (a.name, z.name) == ("sub dir/a é.png", "z.png")
+    np.testing.assert_allclose(z.center, [-2, 1, -3], atol=1e-15)
+
+
+@pytest.mark.parametrize("write", [write_binary, write_text])
+def test_features(tmp_path, write):
+    model = make_scene(tmp_path, write) / "sparse" / "0"
+    features = read_features(model)
+    assert features["z.png"]["xy"].tolist() == [[1, 2], [3, 4]]
+    assert features["z.png"]["point"].tolist() == [11, -1]
+    assert len(features["sub dir/a é.png"]) == 0
+    ids, xyz = read_positions(model)
+    assert ids.tolist() == [11, 12] and xyz.tolist() == [[1, -2, 0.25], [0.5, 0, -1]]
 
 
 def test_points_as_ply_are_used_unless_they_are_older(tmp_path):

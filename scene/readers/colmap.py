@@ -79,7 +79,7 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         hint = f"; there is {some(others)}, choose with -i" if others else ""
         raise DataError(f"{image_folder}: the image folder is not there{hint}")
     depth_maps = DepthMaps(folder / depths, model, derived) if depths else None
-    views = []
+    views, notes = [], []
     for pose in sorted(poses, key=lambda pose: pose.name):
         if pose.camera_id not in cameras:
             known = some([str(camera_id) for camera_id in cameras]) or "none"
@@ -100,7 +100,8 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         folder=folder,
         views=views,
         split_folders=[folder, model],
-        read_points=lambda: _read_points(model),
+        read_points=lambda: _read_points(model, notes),
+        notes=notes,
     )
 
 
@@ -115,16 +116,24 @@ def model_folder(folder: Path) -> Path:
 
 
 def read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
-    if (model / "cameras.bin").is_file() and (model / "images.bin").is_file():
-        cameras, poses = _read_cameras_bin(model / "cameras.bin"), _read_images_bin(model / "images.bin")
-    elif (model / "cameras.txt").is_file() and (model / "images.txt").is_file():
-        cameras, poses = _read_cameras_txt(model / "cameras.txt"), _read_images_txt(model / "images.txt")
+    if _form(model) == ".bin":
+        cameras = _read_cameras_bin(model / "cameras.bin")
+        poses = [pose for pose, _ in _images_bin(model / "images.bin")]
     else:
-        found = some(sorted(p.name for p in model.iterdir()))
-        raise DataError(f"{model}: needs cameras and images, both as .bin or both as .txt; found {found}")
+        cameras, path = _read_cameras_txt(model / "cameras.txt"), model / "images.txt"
+        poses = [_pose_txt(path, *head) for *head, _ in _images_txt(path)]
     if not poses:
         raise DataError(f"{model}: the model has no images")
     return cameras, poses
+
+
+def _form(model: Path) -> str:
+    """The ending of the model's files."""
+    for ending in (".bin", ".txt"):
+        if all((model / f"{part}{ending}").is_file() for part in ("cameras", "images")):
+            return ending
+    found = some(sorted(p.name for p in model.iterdir()))
+    raise DataError(f"{model}: needs cameras and images, both as .bin or both as .txt; found {found}")
 
 
 # From COLMAP's numbers to ours
@@ -213,30 +222,37 @@ def _read_cameras_bin(path: Path) -> dict[int, Intrinsics]:
     return cameras
 
 
+def read_features(model: Path) -> dict[str, np.ndarray]:
+    """Name of each photo -> its features, as records of FEATURE."""
+    ending = _form(model)
+    path = model / f"images{ending}"
+    if ending == ".bin":
+        return {pose.name: features for pose, features in _images_bin(path)}
+    return {
+        _pose_txt(path, *head).name: _features_txt(path, head[0], features)
+        for *head, features in _images_txt(path)
+    }
+
+
 def read_tracks(path: Path) -> dict[str, np.ndarray]:
     """From images.bin: name of each photo -> ids of the points that its features became."""
-    file, tracks = _Bytes(path), {}
-    for _ in file.records("image", 73):
-        file.skip(64)
-        name = file.text()
-        (count,) = file.take("Q")
-        start = file.position
-        file.skip(24 * count)
-        features = np.frombuffer(file.data, np.dtype([("xy", "<f8", 2), ("point", "<i8")]), count, start)
-        tracks[name] = features["point"][features["point"] >= 0]
-    return tracks
+    features = {pose.name: features["point"] for pose, features in _images_bin(path)}
+    return {name: points[points >= 0] for name, points in features.items()}
 
 
-def _read_images_bin(path: Path) -> list[Pose]:
+FEATURE = np.dtype([("xy", "<f8", 2), ("point", "<i8")])  # point: -1 if it became none
+
+
+def _images_bin(path: Path) -> Iterator[tuple[Pose, np.ndarray]]:
     file = _Bytes(path)
-    poses = []
     for _ in file.records("image", 73):
         _, *pose, camera_id = file.take("I7dI")
         name = file.text()
-        (points,) = file.take("Q")
-        file.skip(24 * points)  # x, y and point id of each feature: not ours to use
-        poses.append(Pose(f"{path}: image {name!r}", tuple(pose[:4]), tuple(pose[4:]), camera_id, name))
-    return poses
+        (count,) = file.take("Q")
+        start = file.position
+        file.skip(FEATURE.itemsize * count)
+        features = np.frombuffer(file.data, FEATURE, count, start)
+        yield Pose(f"{path}: image {name!r}", tuple(pose[:4]), tuple(pose[4:]), camera_id, name), features
 
 
 POINT_RECORD = np.dtype(
@@ -246,6 +262,12 @@ POINT_RECORD = np.dtype(
 
 def read_points_bin(path: Path) -> tuple[PointCloud, np.ndarray, np.ndarray]:
     """The points, the reprojection error of each in pixels, and how many features it was made from."""
+    points = _points_bin(path)
+    cloud = PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
+    return cloud, points["error"], points["track"]
+
+
+def _points_bin(path: Path) -> np.ndarray:
     file = _Bytes(path)
     starts = []
     track_length = struct.Struct("<Q")
@@ -256,9 +278,7 @@ def read_points_bin(path: Path) -> tuple[PointCloud, np.ndarray, np.ndarray]:
         starts.append(start)
         file.skip(POINT_RECORD.itemsize + 8 * track)
     rows = np.array(starts, np.int64)[:, None] + np.arange(POINT_RECORD.itemsize)
-    points = np.frombuffer(file.data, np.uint8)[rows].view(POINT_RECORD)[:, 0]
-    cloud = PointCloud(points["xyz"].astype(np.float32), points["rgb"].astype(np.float32) / 255)
-    return cloud, points["error"], points["track"]
+    return np.frombuffer(file.data, np.uint8)[rows].view(POINT_RECORD)[:, 0]
 
 
 # Text files: one record a line, # begins a comment line
@@ -295,52 +315,113 @@ def _read_cameras_txt(path: Path) -> dict[int, Intrinsics]:
     return cameras
 
 
-def _read_images_txt(path: Path) -> list[Pose]:
-    poses = []
-    lines = _lines(path)
-    for number, line in lines:
-        words = line.split(maxsplit=9)  # the name may have spaces
-        if not words:
-            continue
-        try:
-            pose = tuple(map(float, words[1:8]))
-            name = words[9].strip()
-            poses.append(Pose(f"{path}: image {name!r}", pose[:4], pose[4:], int(words[8]), name))
-        except (ValueError, IndexError):
-            raise DataError(f"{path}: line {number} must be: id qw qx qy qz tx ty tz camera name") from None
-        next(lines, None)  # its features, on the next line, which may be empty: not ours to use
-    return poses
+def _images_txt(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Number and text of each image's line, and the line with its features.
+
+    That is the next one, and may be blank. Blank lines elsewhere do not matter, and some programs leave the
+    lines of features out.
+    """
+    head = None
+    for number, line in _lines(path):
+        if head and _has_features(line):
+            yield *head, line
+            head = None
+        elif line.strip():
+            if head:
+                yield *head, ""
+            head = number, line
+    if head:
+        yield *head, ""
 
 
-def _read_points_txt(path: Path) -> PointCloud:
+def _has_features(line: str) -> bool:
+    """Whether a line is x y id, x y id, ..., with at least one of them."""
+    words = line.split()
+    return (
+        len(words) >= 3 and len(words) % 3 == 0 and all(w.removeprefix("-").isdecimal() for w in words[2::3])
+    )
+
+
+def _features_txt(path: Path, number: int, line: str) -> np.ndarray:
+    try:
+        table = np.array(line.split(), np.float64).reshape(-1, 3)
+    except ValueError:
+        raise DataError(f"{path}: the features of the image in line {number} must be numbers") from None
+    features = np.empty(len(table), FEATURE)
+    features["xy"], features["point"] = table[:, :2], table[:, 2]
+    return features
+
+
+def _pose_txt(path: Path, number: int, line: str) -> Pose:
+    words = line.split(maxsplit=9)  # the name may have spaces
+    try:
+        pose = tuple(map(float, words[1:8]))
+        name = words[9].strip()
+        return Pose(f"{path}: image {name!r}", pose[:4], pose[4:], int(words[8]), name)
+    except (ValueError, IndexError):
+        raise DataError(f"{path}: line {number} must be: id qw qx qy qz tx ty tz camera name") from None
+
+
+def _points_txt(path: Path) -> np.ndarray:
+    """id x y z red green blue, [P, 7]."""
     rows = []
     for number, line in _lines(path):
         words = line.split(maxsplit=7)
         if not words:
             continue
         try:
-            rows.append([float(word) for word in words[1:7]])
-            if len(rows[-1]) != 6:
+            rows.append([float(word) for word in words[:7]])
+            if len(rows[-1]) != 7:
                 raise ValueError
         except ValueError:
             raise DataError(f"{path}: line {number} must be: id x y z red green blue error track") from None
-    table = np.array(rows, np.float64).reshape(-1, 6)
-    return PointCloud(table[:, :3].astype(np.float32), table[:, 3:].astype(np.float32) / 255)
+    return np.array(rows, np.float64).reshape(-1, 7)
 
 
 # Points
 
 
-def _read_points(model: Path) -> tuple[PointCloud, str] | None:
-    """points3D as .ply, .bin or .txt. A .ply that is older than the model it was made from is passed over."""
+def _read_points(model: Path, notes: list[str]) -> tuple[PointCloud, str] | None:
+    """points3D as .ply, .bin or .txt: the first of those that can be read; a note says which could not."""
+    errors = []
+    for path in _point_files(model):
+        try:
+            points = _cloud(path)
+        except DataError as error:
+            errors.append(error)
+            continue
+        notes += [f"Warning: {error}; the points of {path.name} are used" for error in errors]
+        keep = np.isfinite(points.xyz).all(axis=1)
+        return PointCloud(points.xyz[keep], points.rgb[keep]), str(path)
+    if errors:
+        raise errors[0]
+    return None
+
+
+def _point_files(model: Path) -> list[Path]:
+    """Those that there are. A .ply that is older than the model it was made from comes last."""
     ply = model / "points3D.ply"
     originals = [path for path in (model / "points3D.bin", model / "points3D.txt") if path.is_file()]
-    if ply.is_file() and not any(path.stat().st_mtime > ply.stat().st_mtime for path in originals):
-        points, origin = read_points(ply), ply
-    elif originals:
-        origin = originals[0]
-        points = read_points_bin(origin)[0] if origin.suffix == ".bin" else _read_points_txt(origin)
-    else:
-        return None
-    keep = np.isfinite(points.xyz).all(axis=1)
-    return PointCloud(points.xyz[keep], points.rgb[keep]), str(origin)
+    if not ply.is_file():
+        return originals
+    old = any(path.stat().st_mtime > ply.stat().st_mtime for path in originals)
+    return [*originals, ply] if old else [ply, *originals]
+
+
+def _cloud(path: Path) -> PointCloud:
+    if path.suffix == ".ply":
+        return read_points(path)
+    if path.suffix == ".bin":
+        return read_points_bin(path)[0]
+    table = _points_txt(path)
+    return PointCloud(table[:, 1:4].astype(np.float32), table[:, 4:].astype(np.float32) / 255)
+
+
+def read_positions(model: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Ids [P] and positions [P, 3] of points3D, in the form that the model's images have."""
+    path = model / f"points3D{_form(model)}"
+    if path.suffix == ".bin":
+        points = _points_bin(path)
+        return points["id"].astype(np.int64), points["xyz"]
+    table = _points_txt(path)
+    return table[:, 0].astype(np.int64), table[:, 1:4]
