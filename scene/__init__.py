@@ -218,7 +218,10 @@ class Scene:
     @cached_property
     def _points_and_origin(self) -> tuple[PointCloud, Path | None]:
         """The points, and the file they are from if they are from a file."""
+        told = len(self._dataset.notes)
         found = self._dataset.read_points()
+        for note in self._dataset.notes[told:]:
+            self._say(note)
         if found and not len(found[0]):
             found = None
         if found and not self._model.random_init:

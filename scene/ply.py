@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
-from scene.files import DataError, atomic_write
+from scene.files import DataError, atomic_write, refuse_pointer
 from scene.gaussian_model import GaussianModel
 from scene.points import PointCloud
 
@@ -98,6 +98,7 @@ class _Vertices:
 
     def __init__(self, path: Path):
         self.path = path
+        refuse_pointer(path)
         try:
             _check_counts(path)
             self._data = PlyData.read(str(path))["vertex"].data

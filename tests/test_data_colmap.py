@@ -14,6 +14,7 @@ from scene.readers import read_dataset
 from scene.readers.colmap import read_features, read_positions
 
 HALF = 0.5**0.5
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:5f70bf18a0860070\nsize 1234\n"
 
 # id: model id, model name, width, height, parameters
 CAMERAS = {
@@ -116,6 +117,16 @@ def test_lines_of_images_txt(tmp_path, spacing):
     np.testing.assert_allclose(z.center, [-2, 1, -3], atol=1e-15)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_of_other_programs(tmp_path, encoding):
+    model = make_scene(tmp_path, write_text) / "sparse" / "0"
+    for name in ("cameras.txt", "images.txt", "points3D.txt"):
+        (model / name).write_bytes((model / name).read_text(encoding="utf-8").encode(encoding))
+    dataset = read_dataset(tmp_path)
+    assert [view.name for view in dataset.views] == ["sub dir/a é.png", "z.png"]
+    assert len(dataset.read_points()[0]) == 2
+
+
 @pytest.mark.parametrize("write", [write_binary, write_text])
 def test_features(tmp_path, write):
     model = make_scene(tmp_path, write) / "sparse" / "0"
@@ -143,7 +154,19 @@ def test_points_as_ply_are_used_unless_they_are_older(tmp_path):
 
     os.utime(model / "points3D.ply", (500, 500))
     assert read_dataset(tmp_path).read_points()[1].endswith("points3D.bin")
+    os.utime(model / "points3D.ply")
+    for content, cause in ((POINTER, "is only Git LFS's pointer"), (b"x", "cannot be read as PLY")):
+        (model / "points3D.ply").write_bytes(content)
+        dataset = read_dataset(tmp_path)
+        points, origin = dataset.read_points()
+        assert len(points) == 2 and origin.endswith("points3D.bin")
+        assert cause in dataset.notes[-1] and dataset.notes[-1].endswith("of points3D.bin are used")
+    (model / "points3D.bin").write_bytes(POINTER)
+    with pytest.raises(DataError, match="points3D.bin: is only Git LFS"):
+        read_dataset(tmp_path).read_points()
     (model / "points3D.ply").unlink()
+    with pytest.raises(DataError, match="points3D.bin: is only Git LFS's pointer to the file; .* git lfs"):
+        read_dataset(tmp_path).read_points()
     (model / "points3D.bin").unlink()
     assert read_dataset(tmp_path).read_points() is None
 

@@ -152,6 +152,19 @@ def test_one_spoiled_file(scene, which, how, seed):
         path.write_bytes(whole)
 
 
+def test_every_file_is_a_pointer_of_git_lfs(scene):
+    """One after the other: the message says so and names the file, or another form of it is used."""
+    for path in sorted(path for path in scene.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(colmap.POINTER)
+        try:
+            with pytest.raises(DataError, match="is only Git LFS's pointer") as told:
+                read_everything(scene)
+        finally:
+            path.write_bytes(whole)
+        assert str(path) in str(told.value)
+
+
 def names_a_file(message: str, folder: Path) -> bool:
     """A path inside the data set, or the folder itself where the whole of it is what is wrong."""
     return str(folder) in message

@@ -77,6 +77,7 @@ def test_points_fill_what_the_cameras_see(tmp_path):
         (np.array(["a"] * 17), "cannot be read as a NumPy array"),
         (rows(4), "has 4 poses, but .*images_8 has 3 photos"),
         (rows() * 2, "row 0: the first three columns of the matrix are no rotation"),
+        (rows() * ([1, -1, 1, 1, 1] * 3 + [1, 1]), "row 0 is mirrored .* negate one axis"),
         (rows() * ([1] * 16 + [0.1]), "row 0: depths must be 0 < nearest < farthest, got 2 and 1"),
         (rows() * ([1] * 14 + [0, 1, 1]), "row 0 has impossible parameters"),
         (rows() * ([1] * 9 + [1e30] + [1] * 7), "row 0 has the impossible size 1000000000 x 60"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scene.files import DataError, some
+from scene.files import DataError, refuse_pointer, some, text_encoding
 from scene.lens import MODELS, Lens, parameter_count
 from scene.ply import read_points
 from scene.points import PointCloud
@@ -169,6 +169,7 @@ class _Bytes:
         self.path = path
         self.position = 0
         self.record = "the record count"
+        refuse_pointer(path)
         try:
             self.data = path.read_bytes()
         except OSError as error:
@@ -286,8 +287,9 @@ def _points_bin(path: Path) -> np.ndarray:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Line numbers and lines, without comments; blank lines are kept, they can be records."""
+    refuse_pointer(path)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding=text_encoding(path)) as file:
             for number, line in enumerate(file, start=1):
                 if not line.startswith("#"):
                     yield number, line.rstrip("\r\n")

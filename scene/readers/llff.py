@@ -13,7 +13,7 @@ import numpy as np
 from scene.files import DataError, read_array, some
 from scene.lens import Lens
 from scene.readers.depths import DepthMaps
-from scene.readers.views import Dataset, View, camera_of
+from scene.readers.views import Dataset, View, camera_of, check_handedness
 
 NAME = "LLFF"
 LOOKS_FOR = "poses_bounds.npy"
@@ -89,6 +89,7 @@ def _world_to_camera(matrix: np.ndarray, origin: str) -> np.ndarray:
     rotation = np.stack([right, down, -back])  # world to camera
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
         raise DataError(f"{origin}: the first three columns of the matrix are no rotation")
+    check_handedness(rotation, origin)
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3], world_to_camera[:3, 3] = rotation, -rotation @ position
     return world_to_camera

@@ -5,6 +5,7 @@ matrices with OpenGL's axes: x right, y up, z backwards. The reader of Blender's
 what the two have in common.
 """
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from scene.lens import Lens
 from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
-from scene.readers.views import Dataset, View, camera_of
+from scene.readers.views import Dataset, View, camera_of, check_handedness
 
 NAME = "transforms.json"
 LOOKS_FOR = "transforms.json"
@@ -121,11 +122,12 @@ def _world_to_camera(frame: dict, where: str) -> np.ndarray:
         rotation = camera_to_world[:3, :3]
         if not (np.isfinite(matrix).all() and np.abs(rotation.T @ rotation - np.eye(3)).max() < 1e-2):
             raise ValueError
-        return np.linalg.inv(camera_to_world)
-    except (KeyError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
             f"{where} needs file_path and a 4x4 transform_matrix whose upper left 3x3 is a rotation"
         ) from None
+    check_handedness(rotation, f"{where}: transform_matrix")
+    return np.linalg.inv(camera_to_world)
 
 
 # Cameras
@@ -157,7 +159,8 @@ def _lens(meta: dict, frame: dict, path: Path, where: str) -> Lens:
 
 def _model(name: Any, frame: dict, meta: dict, where: str) -> tuple[str, tuple[str, ...]]:
     if name is None:
-        return FISHEYE if frame.get("is_fisheye", meta.get("is_fisheye")) else PERSPECTIVE
+        fisheye = frame.get("is_fisheye", meta.get("is_fisheye"))
+        return FISHEYE if fisheye and str(fisheye).lower() not in ("false", "0") else PERSPECTIVE
     if not isinstance(name, str) or name not in LENSES:
         raise DataError(f"{where} has the camera_model {name!r}; known are {', '.join(LENSES)}")
     return LENSES[name]
@@ -179,6 +182,9 @@ def _number(place: dict, name: str, where: str, default: float | None = None) ->
     value = place.get(name)
     if value is None:
         return default
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
         raise DataError(f"{where}: {name} must be a number, got {value!r:.40}")
     return float(value)

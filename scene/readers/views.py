@@ -87,3 +87,12 @@ def camera_of(lens: Lens, origin: str) -> dict:
         "height": pinhole.height,
         "lens": lens if lens.distorts() else None,
     }
+
+
+def check_handedness(rotation: np.ndarray, origin: str) -> None:
+    """Refuse a mirrored matrix: it is orthogonal, but no camera can be turned so."""
+    if np.linalg.det(rotation) < 0:
+        raise DataError(
+            f"{origin} is mirrored (its determinant is negative), as from a program with left-handed axes; "
+            "negate one axis of its world, such as the second row of every matrix and y of every point"
+        )
