@@ -79,7 +79,13 @@ class Scene:
         depths = model.depths if for_training else ""
         folder = Path(model.model_path)
         self._dataset = read_dataset(
-            Path(model.source_path), model.images, depths, folder, model.skip_missing, model.masks
+            Path(model.source_path),
+            model.images,
+            depths,
+            folder,
+            model.skip_missing,
+            model.masks,
+            model.allow_outside_paths,
         )
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")

@@ -123,6 +123,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-d", "--depths", default="", help="folder of inverse depth maps")
     parser.add_argument("-m", "--model_path", type=Path, help="model folder, where depth_params.json may be")
     parser.add_argument("--masks", default="", help="folder of masks")
+    parser.add_argument(
+        "--allow_outside_paths",
+        action="store_true",
+        help="read what the data set's files name outside its folder, too",
+    )
     parser.add_argument("--llffhold", type=int, default=8, help="every n-th view by name is a test view")
     parser.add_argument(
         "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
@@ -130,7 +135,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        dataset = read_dataset(args.dataset, args.images, args.depths, args.model_path, True, args.masks)
+        dataset = read_dataset(
+            args.dataset,
+            args.images,
+            args.depths,
+            args.model_path,
+            True,
+            args.masks,
+            args.allow_outside_paths,
+        )
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
         print("\n".join(lines))

@@ -28,7 +28,10 @@ def make_scene(folder, images="images_8", count=3, size=(10, 8)):
 
 def test_views(tmp_path):
     dataset = read_dataset(make_scene(tmp_path))
-    assert dataset.notes == [f"Images: from {tmp_path / 'images_8'}, as {tmp_path / 'images'} is not there"]
+    assert dataset.notes == [
+        f"Images: from {tmp_path / 'images_8'}, as {tmp_path / 'images'} is not there",
+        f"Photos: all 3 in {tmp_path / 'images_8'} have a pose",
+    ]
     view = dataset.views[1]
     assert view.name == "image001.png" and (view.width, view.height) == (80, 60)
     np.testing.assert_allclose(view.intrinsics, [[100, 0, 40], [0, 100, 30], [0, 0, 1]])
@@ -48,9 +51,8 @@ def test_which_folder(tmp_path):
     ):
         read_dataset(tmp_path, images="images_2")
     make_scene(tmp_path, "images")
-    assert (
-        read_dataset(tmp_path).views[0].image_path.parent.name == "images"
-        and not read_dataset(tmp_path).notes
+    assert read_dataset(tmp_path).views[0].image_path.parent.name == "images" and not any(
+        "Images" in note for note in read_dataset(tmp_path).notes
     )
 
 

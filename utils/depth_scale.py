@@ -25,6 +25,7 @@ from tqdm import tqdm
 from scene.files import DataError, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
+from scene.readers.photos import find_folder
 from scene.readers.views import View
 from utils import commands
 
@@ -128,7 +129,7 @@ def main() -> int:
     )
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="COLMAP data set folder")
     parser.add_argument(
-        "-d", "--depths", required=True, help="folder of depth maps: inside the data set, or an absolute path"
+        "-d", "--depths", required=True, help="folder of depth maps, in the data set or elsewhere"
     )
     parser.add_argument(
         "-i", "--images", default="images", help="image folder of the data set (default: images)"
@@ -144,7 +145,7 @@ def main() -> int:
 
 
 def align_all(args: argparse.Namespace) -> None:
-    depths = args.source_path / args.depths
+    depths = find_folder(args.source_path, args.depths)
     params = depth_params(args.source_path, depths, args.images)
     if args.output:
         output = args.output

@@ -1,4 +1,5 @@
-"""COLMAP models: cameras, images and points3D, as .bin or .txt, in sparse/0 or sparse.
+"""COLMAP models: cameras, images and points3D, as .bin or .txt, in sparse/0 or sparse, or, as nerfstudio
+has them, in colmap/sparse/0.
 
 Both forms hold the same records; each is parsed into the same Intrinsics and Pose. The format is described at
 https://colmap.github.io/format.html.
@@ -17,6 +18,7 @@ from scene.lens import MODELS, Lens, parameter_count
 from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
+from scene.readers.photos import IMAGES, Photos
 from scene.readers.views import Dataset, View, camera_of
 from utils.geometry import rotation_matrices
 
@@ -69,9 +71,15 @@ def detect(folder: Path) -> bool:
     return (folder / "sparse").is_dir()
 
 
-def read(folder: Path, images: str = "images", depths: str = "", derived: Path | None = None) -> Dataset:
+def read(
+    folder: Path,
+    images: str = IMAGES,
+    depths: str = "",
+    derived: Path | None = None,
+    outside: bool = False,
+) -> Dataset:
     """`derived`: a folder outside the data set that may have its depth_params.json."""
-    model = model_folder(folder)
+    model, notes = _choose_model(folder)
     cameras, poses = read_model(model)
     image_folder = folder / images
     if not image_folder.is_dir():
@@ -79,7 +87,7 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         hint = f"; there is {some(others)}, choose with -i" if others else ""
         raise DataError(f"{image_folder}: the image folder is not there{hint}")
     depth_maps = DepthMaps(folder / depths, model, derived) if depths else None
-    views, notes = [], []
+    photos, views = Photos(folder, image_folder, outside=outside), []
     for pose in sorted(poses, key=lambda pose: pose.name):
         if pose.camera_id not in cameras:
             known = some([str(camera_id) for camera_id in cameras]) or "none"
@@ -89,7 +97,7 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         views.append(
             View(
                 name=pose.name,
-                image_path=image_folder / pose.name,
+                image_path=photos.find(pose.name),
                 world_to_camera=_world_to_camera(pose),
                 depth=depth_maps.of(pose.name) if depth_maps else None,
                 **camera_of(lens, camera.origin),
@@ -101,18 +109,57 @@ def read(folder: Path, images: str = "images", depths: str = "", derived: Path |
         views=views,
         split_folders=[folder, model],
         read_points=lambda: _read_points(model, notes),
+        photos=photos,
         notes=notes,
     )
 
 
 def model_folder(folder: Path) -> Path:
-    for model in (folder / "sparse" / "0", folder / "sparse"):
-        if any((model / f"cameras{ending}").is_file() for ending in (".bin", ".txt")):
-            return model
-    raise DataError(
-        f"{folder / 'sparse'}: neither it nor its folder 0 has cameras.bin or cameras.txt; found "
-        + (some(sorted(str(p.relative_to(folder)) for p in (folder / "sparse").rglob("*"))) or "nothing")
+    """Where the files of the reconstruction are that is used."""
+    return _choose_model(folder)[0]
+
+
+def _choose_model(folder: Path) -> tuple[Path, list[str]]:
+    """The largest of the reconstructions in sparse/0, sparse/1, ..., and a note if there are several; else
+    that in sparse itself."""
+    place = folder / "sparse" if (folder / "sparse").is_dir() else folder / "colmap" / "sparse"
+    models = sorted((p for p in place.glob("*") if p.name.isdecimal() and _is_model(p)), key=_number)
+    if not models and _is_model(place):
+        models = [place]
+    if not models:
+        raise DataError(
+            f"{place}: neither it nor its folder 0 has cameras.bin or cameras.txt; found "
+            + (some(sorted(str(p.relative_to(folder)) for p in place.rglob("*"))) or "nothing")
+        )
+    if len(models) == 1:
+        return models[0], []
+    counts = {model: _image_count(model, model == models[0]) for model in models}
+    chosen = max(models, key=lambda model: counts[model])  # the first of equals
+    others = some([f"{m.relative_to(folder)} ({counts[m]})" for m in models if m != chosen])
+    note = (
+        f"{len(models)} reconstructions: {chosen.relative_to(folder)} has the most photos, "
+        f"{counts[chosen]}, and is used; not {others}"
     )
+    return chosen, [note if chosen == models[0] else f"Warning: {note}"]
+
+
+def _number(model: Path) -> int:
+    return int(model.name)
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / f"cameras{ending}").is_file() for ending in (".bin", ".txt"))
+
+
+def _image_count(model: Path, must_be_whole: bool) -> int:
+    try:
+        if _form(model) == ".bin":
+            return sum(1 for _ in _Bytes(model / "images.bin").records("image", 73))
+        return sum(1 for _ in _images_txt(model / "images.txt"))
+    except DataError:
+        if must_be_whole:
+            raise
+        return 0
 
 
 def read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:

@@ -7,12 +7,16 @@ x right, y down, z forward; the center of pixel (column i, row j) is (i + 0.5, j
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scene.files import DataError
 from scene.lens import Lens
 from scene.points import PointCloud
+
+if TYPE_CHECKING:
+    from scene.readers.photos import Photos
 
 # How far the shape of a file may be off its camera's: images_4 and the like are off by a pixel, a photo
 # lying on its side is off by far more.
@@ -65,6 +69,7 @@ class Dataset:
     read_points: Callable[
         [], tuple[PointCloud, str] | None
     ]  # the points and where they are from; None: there are none
+    photos: "Photos"  # finds its files
     cube: float | None = None  # half its side, centered: where the format has what it shows, by convention
     notes: list[str] = field(default_factory=list)  # worth a line on the screen
     missing: list[Path] = field(default_factory=list)  # photos that it lists, but that are not there
