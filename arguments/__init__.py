@@ -505,7 +505,8 @@ def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large to be a configuration")
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        return data.decode(json.detect_encoding(data))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
 

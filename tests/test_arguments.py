@@ -236,3 +236,10 @@ def test_device_names():
     for name in ("gpu", "mps", "meta"):  # no device of PyTorch's, or none that the kernels are for
         with pytest.raises(ConfigError, match=f"device must be cpu, cuda or .* got '{name}'"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_configurations_saved_by_other_programs(tmp_path, encoding):
+    (tmp_path / "mine.json").write_bytes('{"iterations": 70}'.encode(encoding))
+    _, opt, *_ = parse_train(["-s", "data", "--config", str(tmp_path / "mine.json")])
+    assert opt.iterations == 70

@@ -340,3 +340,78 @@ def test_missing_images_are_left_out_on_request(tmp_path):
     (tmp_path / "images" / "sub dir" / "a é.png").unlink()
     with pytest.raises(DataError, match=r"2 of 2 images are not there"):
         read_dataset(tmp_path, skip_missing=True)
+
+
+# Several reconstructions
+
+
+def write_model(folder: Path, model: str, names: list[str], form: str = "txt") -> None:
+    """Cameras on the x axis; the number of the model is their y."""
+    place = folder / model
+    place.mkdir(parents=True)
+    y = int(place.name) if place.name.isdecimal() else 0
+    if form == "txt":
+        (place / "cameras.txt").write_text("1 PINHOLE 8 6 10 12 4 3\n")
+        lines = [f"{i} 1 0 0 0 {-i} {-y} 0 1 {name}\n\n" for i, name in enumerate(names)]
+        (place / "images.txt").write_text("".join(lines))
+    else:
+        (place / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 1, 1, 8, 6, 10, 12, 4, 3))
+        images = struct.pack("<Q", len(names))
+        for i, name in enumerate(names):
+            images += struct.pack("<I7dI", i, 1, 0, 0, 0, -i, -y, 0, 1) + name.encode() + b"\0" + bytes(8)
+        (place / "images.bin").write_bytes(images)
+    (folder / "images").mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 6)).save(folder / "images" / name)
+
+
+def numbered(count: int, first: int = 0) -> list[str]:
+    return [f"{i:02d}.png" for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("form", ["txt", "bin"])
+def test_the_largest_of_several_reconstructions(tmp_path, form):
+    write_model(tmp_path, "sparse/0", numbered(3, 23), form)
+    write_model(tmp_path, "sparse/1", numbered(23), form)
+    write_model(tmp_path, "sparse/10", numbered(2), form)
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.views) == 23 and {view.center[1] for view in dataset.views} == {1}
+    assert dataset.split_folders == [tmp_path, tmp_path / "sparse" / "1"]
+    warning, counted = dataset.notes
+    assert warning == (
+        "Warning: 3 reconstructions: sparse/1 has the most photos, 23, and is used; not sparse/0 (3), "
+        "sparse/10 (2)"
+    )
+    names = "23.png, 24.png, 25.png"
+    assert counted == f"Photos: 3 of 26 photos in {tmp_path}/images have no pose and are not used: {names}"
+
+
+def test_the_first_of_equal_reconstructions(tmp_path):
+    """And no other if it is the larger one, whatever state they are in."""
+    write_model(tmp_path, "sparse/0", numbered(3))
+    write_model(tmp_path, "sparse/1", numbered(3))
+    assert {view.center[1] for view in read_dataset(tmp_path).views} == {0}
+    assert read_dataset(tmp_path).notes[0].startswith("2 reconstructions: sparse/0 has")
+    (tmp_path / "sparse" / "1" / "images.txt").write_text("no numbers\n")
+    assert {view.center[1] for view in read_dataset(tmp_path).views} == {0}
+    (tmp_path / "sparse" / "1" / "images.txt").unlink()
+    assert "sparse/1 (0)" in read_dataset(tmp_path).notes[0]
+    (tmp_path / "sparse" / "0" / "images.txt").unlink()
+    with pytest.raises(DataError, match="sparse/0: needs cameras and images"):
+        read_dataset(tmp_path)
+
+
+def test_a_reconstruction_that_is_not_number_0(tmp_path):
+    write_model(tmp_path, "sparse/2", numbered(3))
+    dataset = read_dataset(tmp_path)
+    assert {view.center[1] for view in dataset.views} == {2} and len(dataset.notes) == 1
+
+
+def test_the_place_that_nerfstudio_has(tmp_path):
+    """colmap/sparse/0, unless there is another data set, which is what was read before."""
+    write_model(tmp_path, "colmap/sparse/0", numbered(3))
+    dataset = read_dataset(tmp_path)
+    assert dataset.format == "COLMAP" and len(dataset.views) == 3
+    frame = {"file_path": "images/00.png", "transform_matrix": np.eye(4).tolist()}
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 10, "w": 8, "h": 6, "frames": [frame]}))
+    assert read_dataset(tmp_path).format == "transforms.json"

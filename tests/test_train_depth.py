@@ -148,6 +148,16 @@ def test_goes_where_training_looks(tmp_path, monkeypatch, capsys):
     assert all(str(place) in said for place in places) and "-o" in said
 
 
+def test_maps_relative_to_the_shell(tmp_path, monkeypatch, capsys):
+    folder = data_set(tmp_path / "data", "bin", {"a": 40})
+    (folder / "depths").rename(tmp_path / "maps")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["depth_scale", "-s", "data", "-d", "maps"])
+    assert depth_scale.main() == 0
+    assert "1 maps aligned" in capsys.readouterr().out
+    assert colmap.read(folder, depths=str(tmp_path / "maps")).views[0].depth.reliable
+
+
 def test_read_only_data_set(tmp_path, monkeypatch, capsys):
     folder = data_set(tmp_path / "data", "bin", {"a": 40})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}

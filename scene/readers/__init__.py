@@ -46,7 +46,7 @@ def read_dataset(
         dataset.notes += check_depths(dataset.views)
     if masks:
         find_masks(dataset, find_folder(folder, masks))
-    dataset.notes += check_masks(dataset.views)
+    dataset.notes += check_masks(dataset)
     dataset.notes += [*dataset.photos.notes(), dataset.photos.pose_note(dataset.views)]
     return dataset
 
@@ -96,7 +96,8 @@ def _check_photos(dataset: Dataset, skip_missing: bool) -> None:
         counted = f"{len(missing)} of {len(missing) + len(there)} images are not there"
         if not skip_missing or not there:
             raise DataError(
-                f"{counted}: {names}" + ("; --skip_missing leaves their views out" if there else "")
+                f"{dataset.folder}: {counted}: {names}"
+                + ("; --skip_missing leaves their views out" if there else "")
             )
         dataset.notes.append(f"Warning: {counted}; with --skip_missing their views are left out: {names}")
         dataset.views = there

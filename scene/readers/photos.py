@@ -30,6 +30,7 @@ class Photos:
         self.outside = outside
         self.renamed: dict[Path, Path] = {}  # where it should be -> where it is, with another ending
         self.moved: dict[Path, Path] = {}  # the same, in another place
+        self._taken: dict[Path, Path] = {}  # from those places back
 
     def find(self, name: str) -> Path:
         """The file that is called so. If there is none, where it should be."""
@@ -83,9 +84,9 @@ class Photos:
         return _with_any_ending(self.root / self.images / parts[-1]) if parts else None
 
     def _remember_move(self, named: Path, found: Path) -> None:
-        for other, its in self.moved.items():
-            if its == found and other != named:
-                raise DataError(f"{found}: would be both {other} and {named}, which lead out of the data set")
+        other = self._taken.setdefault(found, named)
+        if other != named:
+            raise DataError(f"{found}: would be both {other} and {named}, which lead out of the data set")
         self.moved[named] = found
 
     def notes(self) -> list[str]:

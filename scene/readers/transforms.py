@@ -215,5 +215,5 @@ def _read_points(photos: Photos, path: Path, meta: dict) -> tuple[PointCloud, st
         return None
     ply = photos.find(str(name).replace("\\", "/"))
     if not is_file(ply):
-        raise DataError(f"{ply}: the point cloud is not there, but {path.name} names it as ply_file_path")
+        raise DataError(f"{ply}: the point cloud is not there, but {path} names it as ply_file_path")
     return read_points(ply), str(ply)
