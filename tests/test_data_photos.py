@@ -68,6 +68,28 @@ def test_other_endings_in_other_formats(tmp_path):
     assert "another" not in notes(blender.make_scene(tmp_path / "bare")), "names there have none"
 
 
+@pytest.mark.parametrize("first", ["v0.png", "v0.jpg"])
+def test_a_photo_does_not_stand_in_for_another_beside_itself(first, tmp_path):
+    folder = ring(tmp_path, count=2)
+    images = folder / "sparse" / "0" / "images.txt"
+    second = "v0.jpg" if first == "v0.png" else "v0.png"
+    images.write_text(images.read_text().replace("v0.png", first).replace("v1.png", second))
+    with pytest.raises(
+        DataError, match=r"v0.png: would be both .*v0.\w+ and .*v0.\w+, which are not one photo"
+    ):
+        read_dataset(folder)
+    photo(folder / "images" / "v0.jpg")
+    assert len(read_dataset(folder).views) == 2
+
+
+def test_lists_of_names_are_no_photos(tmp_path):
+    """They may call a photo by less than its path, and nothing is said about that."""
+    folder = transforms.make_scene(tmp_path, test_filenames=["a.png", "/home/other/b.jpg", "gone.png"])
+    dataset = read_dataset(folder)
+    assert [view.held_out for view in dataset.views] == [True, True, False]
+    assert dataset.notes == [f"Photos: all 3 in {folder}/images have a pose"]
+
+
 # How many have no pose
 
 

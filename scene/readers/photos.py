@@ -30,22 +30,21 @@ class Photos:
         self.outside = outside
         self.renamed: dict[Path, Path] = {}  # where it should be -> where it is, with another ending
         self.moved: dict[Path, Path] = {}  # the same, in another place
-        self._taken: dict[Path, Path] = {}  # from those places back
+        self._taken: dict[Path, Path] = {}  # where it is -> where it should be, of all that was found
 
     def find(self, name: str) -> Path:
         """The file that is called so. If there is none, where it should be."""
         named = self.root / self._in_chosen_folder(Path(name))
         inside = self._is_inside(named)
         if (inside or self.outside) and (found := _with_any_ending(named)):
-            if found.stem == named.stem and found != named and named.suffix.lower() in ENDINGS:
-                self.renamed[named] = found
-            return found
+            if named.suffix.lower() not in ENDINGS:  # then none is expected, and any is right
+                return found
+            return self._remember(self.renamed, named, found)
         parts = self._parts(named)
         if not (inside and len(parts) > 1 and os.path.isdir(self.root / parts[0])) and (
             found := self._by_tail(parts)
         ):
-            self._remember_move(named, found)
-            return found
+            return self._remember(self.moved, named, found)
         if not inside and not self.outside and is_file(named):
             raise DataError(
                 f"{named}: is outside the data set {self.folder}, whose files name it; "
@@ -83,11 +82,14 @@ class Photos:
                 return found
         return _with_any_ending(self.root / self.images / parts[-1]) if parts else None
 
-    def _remember_move(self, named: Path, found: Path) -> None:
+    def _remember(self, kind: dict[Path, Path], named: Path, found: Path) -> Path:
+        """Note what stands in for what. It cannot do so for two, nor for one beside itself."""
         other = self._taken.setdefault(found, named)
         if other != named:
-            raise DataError(f"{found}: would be both {other} and {named}, which lead out of the data set")
-        self.moved[named] = found
+            raise DataError(f"{found}: would be both {other} and {named}, which are not one photo")
+        if found != named:
+            kind[named] = found
+        return found
 
     def notes(self) -> list[str]:
         """A line for each kind of thing that was not where the data set says."""

@@ -194,11 +194,12 @@ def _split(photos: Photos, path: Path, meta: dict, views: list[View]) -> None:
     if not any(lists.values()):
         return
     named: dict[str, set[str]] = {}
+    places = Photos(photos.folder, images=photos.images, outside=True)  # its own: nothing is read here
     for kind, names in lists.items():
         if names is not None and not isinstance(names, list):
             raise DataError(f"{path}: {kind}_filenames must be a list")
         listed = [str(name).replace("\\", "/") for name in names or [] if name and "\0" not in str(name)]
-        named[kind] = {Path(name).as_posix() for name in listed} | {str(photos.find(n)) for n in listed}
+        named[kind] = {Path(name).as_posix() for name in listed} | {str(places.find(n)) for n in listed}
     for view in views:
         mine = {view.name, str(view.image_path)}
         if view.image_path.is_relative_to(photos.folder):
