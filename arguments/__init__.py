@@ -91,9 +91,8 @@ class ModelParams:
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
     images: str = arg("images", "image folder inside the data set, such as images_4", short="-i")
     skip_missing: bool = arg(False, "leave out views whose image is not there")
-    masks: str = arg(
-        "", "folder of masks, in the data set or an absolute path: as the photos, white and black"
-    )
+    allow_outside_paths: bool = arg(False, "read what the data set's files name outside its folder, too")
+    masks: str = arg("", "folder of masks, in the data set or elsewhere: as the photos, white and black")
     mask_mode: str = arg(
         "ignore",
         "where masks are black: the photo does not count, or shows the background",
@@ -105,7 +104,7 @@ class ModelParams:
     )
     depths: str = arg(
         "",
-        "folder of inverse depth maps, in the data set or an absolute path; turns the depth loss on; "
+        "folder of inverse depth maps, in the data set or elsewhere; turns the depth loss on; "
         "COLMAP data also need depth_params.json: in the model folder, there, or in sparse/0",
         short="-d",
     )
@@ -268,12 +267,21 @@ def parse_train(
                 "the folder to write to with -m"
             )
         _check_schedules(opt)
-        model.source_path = os.path.abspath(model.source_path)
+        _make_absolute(model)
         model.model_path = model.model_path or os.path.join("output", _short_id())
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
     except ConfigError as error:
         parser.error(str(error))
     return model, opt, pipe, run
+
+
+def _make_absolute(model: ModelParams) -> None:
+    """The data set, and folders that are not in it, so that the model's options hold in any folder."""
+    source = model.source_path = os.path.abspath(model.source_path) if model.source_path else ""
+    for name in ("depths", "masks"):
+        folder = getattr(model, name)
+        if folder and not os.path.isdir(os.path.join(source, folder)) and os.path.isdir(folder):
+            setattr(model, name, os.path.abspath(folder))
 
 
 def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:
@@ -302,7 +310,7 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
         model, pipe, render = build(
             groups, saved_options(given["model_path"], (ModelParams, PipelineParams)) | given
         )
-        model.source_path = os.path.abspath(model.source_path) if model.source_path else ""
+        _make_absolute(model)
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
@@ -583,7 +591,8 @@ def _read_text(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"{path} has {path.stat().st_size} bytes: too large to be a configuration")
-        return path.read_text(encoding="utf-8")
+        data = path.read_bytes()
+        return data.decode(json.detect_encoding(data))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from None
 

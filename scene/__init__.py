@@ -84,7 +84,13 @@ class Scene:
         depths = model.depths if for_training else ""
         folder = Path(model.model_path)
         self._dataset = read_dataset(
-            Path(model.source_path), model.images, depths, folder, model.skip_missing, model.masks
+            Path(model.source_path),
+            model.images,
+            depths,
+            folder,
+            model.skip_missing,
+            model.masks,
+            model.allow_outside_paths,
         )
         self.warnings = self._settle_frame(for_training)
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
@@ -256,7 +262,10 @@ class Scene:
     @cached_property
     def _points_and_origin(self) -> tuple[PointCloud, Path | None]:
         """The points, and the file they are from if that has just these."""
+        told = len(self._dataset.notes)
         found = self._found if self._found and len(self._found.cloud) else None
+        for note in self._dataset.notes[told:]:
+            self._say(note)
         if found and not self._model.random_init:
             self._say(f"Points: {len(found.cloud)} from {found.origin}")
             return found.cloud, None if found.wrong else Path(found.origin)

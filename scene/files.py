@@ -1,5 +1,6 @@
 """Files from and for others: errors name the file and the cause, writes happen whole or not at all."""
 
+import codecs
 import contextlib
 import errno
 import json
@@ -42,6 +43,24 @@ def open_own(path: Path, flags: int) -> int:
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC"):  # if it has just become one; not under Windows
         flags |= getattr(os, name, 0)
     return os.open(path, flags, 0o666)
+
+
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def refuse_pointer(path: Path) -> None:
+    """Say so if Git LFS has left a few lines about a file in its place: readers would misread them."""
+    start = b""
+    with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        raise DataError(f"{path}: is only Git LFS's pointer to the file; fetch it with: git lfs pull")
+
+
+def text_encoding(path: Path) -> str:
+    """UTF-8, with or without a mark, unless the file begins with the mark of UTF-16."""
+    with open(path, "rb") as file:
+        return "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 @contextmanager
@@ -96,9 +115,11 @@ def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) ->
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a data set."""
+    """A JSON object from a data set, in UTF-8, UTF-16 or UTF-32."""
+    refuse_pointer(path)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        data = json.loads(data.decode(json.detect_encoding(data)))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
     if not isinstance(data, dict):
@@ -108,6 +129,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_array(path: Path) -> np.ndarray:
     """A NumPy array of numbers, as float64; nothing in the file is executed."""
+    refuse_pointer(path)
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a lying header asks for no memory
         return np.array(array, np.float64)
@@ -137,6 +159,7 @@ def image_header(path: Path) -> tuple[tuple[int, int], str]:
         with Image.open(path) as image:
             return image.size, image.mode
     except BAD_IMAGE as error:
+        refuse_pointer(path)
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 

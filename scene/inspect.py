@@ -129,6 +129,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-m", "--model_path", type=Path, help="model folder, where depth_params.json may be")
     parser.add_argument("--masks", default="", help="folder of masks")
     parser.add_argument(
+        "--allow_outside_paths",
+        action="store_true",
+        help="read what the data set's files name outside its folder, too",
+    )
+    parser.add_argument(
         "--llffhold",
         type=number(int, 0, MOST),
         default=8,
@@ -140,7 +145,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def work() -> None:
-        dataset = read_dataset(args.dataset, args.images, args.depths, args.model_path, True, args.masks)
+        dataset = read_dataset(
+            args.dataset,
+            args.images,
+            args.depths,
+            args.model_path,
+            True,
+            args.masks,
+            args.allow_outside_paths,
+        )
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
         say(*lines)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
-from scene.files import DataError, atomic_write
+from scene.files import DataError, atomic_write, refuse_pointer
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from scene.points import PointCloud
@@ -133,6 +133,7 @@ class _Vertices:
 
     def __init__(self, path: Path):
         self.path = path
+        refuse_pointer(path)
         try:
             _check_counts(path)
             self._data = PlyData.read(str(path))["vertex"].data

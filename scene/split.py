@@ -6,7 +6,7 @@ set, the data set's own split (transforms_test.json), every n-th view by name (-
 
 from pathlib import Path
 
-from scene.files import DataError, some
+from scene.files import DataError, refuse_pointer, some, text_encoding
 from scene.readers.views import Dataset, View
 
 
@@ -39,8 +39,9 @@ def _read_list(dataset: Dataset, kind: str) -> tuple[Path, set[str]] | None:
     for path in (folder / f"{kind}.txt" for folder in dataset.split_folders):
         if not path.is_file():
             continue
+        refuse_pointer(path)
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()  # Notepad begins with a mark
+            lines = path.read_text(encoding=text_encoding(path)).splitlines()
             names = {line.strip() for line in lines} - {""}
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path}: cannot be read ({error})") from None

@@ -339,3 +339,10 @@ def test_one_of_several_gpus_becomes_the_current_one(monkeypatch):
     for name in ("cuda:2", "cuda:127", "cuda:1000"):
         with pytest.raises(ConfigError, match=f"device is {name}, but the GPUs .* are cuda:0 to cuda:1$"):
             pick_device(name)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_configurations_saved_by_other_programs(tmp_path, encoding):
+    (tmp_path / "mine.json").write_bytes('{"iterations": 70}'.encode(encoding))
+    _, opt, *_ = parse_train(["-s", "data", "--config", str(tmp_path / "mine.json")])
+    assert opt.iterations == 70

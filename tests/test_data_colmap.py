@@ -11,8 +11,10 @@ from PIL import Image
 from scene.files import DataError
 from scene.lens import MODELS, Lens
 from scene.readers import read_dataset
+from scene.readers.colmap import read_features, read_positions
 
 HALF = 0.5**0.5
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:5f70bf18a0860070\nsize 1234\n"
 
 # id: model id, model name, width, height, parameters
 CAMERAS = {
@@ -102,6 +104,40 @@ def test_both_forms_and_places(tmp_path, write, model):
     assert points.xyz.dtype == points.rgb.dtype == np.float32
 
 
+@pytest.mark.parametrize("spacing", ["\n\n", "\n\n\n", None])
+def test_lines_of_images_txt(tmp_path, spacing):
+    """Blank lines anywhere, or (None) no lines of features at all: no image is lost, none is made up."""
+    path = make_scene(tmp_path, write_text) / "sparse" / "0" / "images.txt"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if spacing is None:
+        lines = [line for line in lines if line.endswith(".png")]
+    path.write_text((spacing or "\n").join(lines), encoding="utf-8")
+    a, z = read_dataset(tmp_path).views
+    assert (a.name, z.name) == ("sub dir/a é.png", "z.png")
+    np.testing.assert_allclose(z.center, [-2, 1, -3], atol=1e-15)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings_of_other_programs(tmp_path, encoding):
+    model = make_scene(tmp_path, write_text) / "sparse" / "0"
+    for name in ("cameras.txt", "images.txt", "points3D.txt"):
+        (model / name).write_bytes((model / name).read_text(encoding="utf-8").encode(encoding))
+    dataset = read_dataset(tmp_path)
+    assert [view.name for view in dataset.views] == ["sub dir/a é.png", "z.png"]
+    assert len(dataset.read_points()[0]) == 2
+
+
+@pytest.mark.parametrize("write", [write_binary, write_text])
+def test_features(tmp_path, write):
+    model = make_scene(tmp_path, write) / "sparse" / "0"
+    features = read_features(model)
+    assert features["z.png"]["xy"].tolist() == [[1, 2], [3, 4]]
+    assert features["z.png"]["point"].tolist() == [11, -1]
+    assert len(features["sub dir/a é.png"]) == 0
+    ids, xyz = read_positions(model)
+    assert ids.tolist() == [11, 12] and xyz.tolist() == [[1, -2, 0.25], [0.5, 0, -1]]
+
+
 def test_points_as_ply_are_used_unless_they_are_older(tmp_path):
     import os
 
@@ -118,7 +154,19 @@ def test_points_as_ply_are_used_unless_they_are_older(tmp_path):
 
     os.utime(model / "points3D.ply", (500, 500))
     assert read_dataset(tmp_path).read_points()[1].endswith("points3D.bin")
+    os.utime(model / "points3D.ply")
+    for content, cause in ((POINTER, "is only Git LFS's pointer"), (b"x", "cannot be read as PLY")):
+        (model / "points3D.ply").write_bytes(content)
+        dataset = read_dataset(tmp_path)
+        points, origin = dataset.read_points()
+        assert len(points) == 2 and origin.endswith("points3D.bin")
+        assert cause in dataset.notes[-1] and dataset.notes[-1].endswith("of points3D.bin are used")
+    (model / "points3D.bin").write_bytes(POINTER)
+    with pytest.raises(DataError, match="points3D.bin: is only Git LFS"):
+        read_dataset(tmp_path).read_points()
     (model / "points3D.ply").unlink()
+    with pytest.raises(DataError, match="points3D.bin: is only Git LFS's pointer to the file; .* git lfs"):
+        read_dataset(tmp_path).read_points()
     (model / "points3D.bin").unlink()
     assert read_dataset(tmp_path).read_points() is None
 
@@ -292,3 +340,78 @@ def test_missing_images_are_left_out_on_request(tmp_path):
     (tmp_path / "images" / "sub dir" / "a é.png").unlink()
     with pytest.raises(DataError, match=r"2 of 2 images are not there"):
         read_dataset(tmp_path, skip_missing=True)
+
+
+# Several reconstructions
+
+
+def write_model(folder: Path, model: str, names: list[str], form: str = "txt") -> None:
+    """Cameras on the x axis; the number of the model is their y."""
+    place = folder / model
+    place.mkdir(parents=True)
+    y = int(place.name) if place.name.isdecimal() else 0
+    if form == "txt":
+        (place / "cameras.txt").write_text("1 PINHOLE 8 6 10 12 4 3\n")
+        lines = [f"{i} 1 0 0 0 {-i} {-y} 0 1 {name}\n\n" for i, name in enumerate(names)]
+        (place / "images.txt").write_text("".join(lines))
+    else:
+        (place / "cameras.bin").write_bytes(struct.pack("<QIiQQ4d", 1, 1, 1, 8, 6, 10, 12, 4, 3))
+        images = struct.pack("<Q", len(names))
+        for i, name in enumerate(names):
+            images += struct.pack("<I7dI", i, 1, 0, 0, 0, -i, -y, 0, 1) + name.encode() + b"\0" + bytes(8)
+        (place / "images.bin").write_bytes(images)
+    (folder / "images").mkdir(exist_ok=True)
+    for name in names:
+        Image.new("RGB", (8, 6)).save(folder / "images" / name)
+
+
+def numbered(count: int, first: int = 0) -> list[str]:
+    return [f"{i:02d}.png" for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize("form", ["txt", "bin"])
+def test_the_largest_of_several_reconstructions(tmp_path, form):
+    write_model(tmp_path, "sparse/0", numbered(3, 23), form)
+    write_model(tmp_path, "sparse/1", numbered(23), form)
+    write_model(tmp_path, "sparse/10", numbered(2), form)
+    dataset = read_dataset(tmp_path)
+    assert len(dataset.views) == 23 and {view.center[1] for view in dataset.views} == {1}
+    assert dataset.split_folders == [tmp_path, tmp_path / "sparse" / "1"]
+    warning, counted = dataset.notes
+    assert warning == (
+        "Warning: 3 reconstructions: sparse/1 has the most photos, 23, and is used; not sparse/0 (3), "
+        "sparse/10 (2)"
+    )
+    names = "23.png, 24.png, 25.png"
+    assert counted == f"Photos: 3 of 26 photos in {tmp_path}/images have no pose and are not used: {names}"
+
+
+def test_the_first_of_equal_reconstructions(tmp_path):
+    """And no other if it is the larger one, whatever state they are in."""
+    write_model(tmp_path, "sparse/0", numbered(3))
+    write_model(tmp_path, "sparse/1", numbered(3))
+    assert {view.center[1] for view in read_dataset(tmp_path).views} == {0}
+    assert read_dataset(tmp_path).notes[0].startswith("2 reconstructions: sparse/0 has")
+    (tmp_path / "sparse" / "1" / "images.txt").write_text("no numbers\n")
+    assert {view.center[1] for view in read_dataset(tmp_path).views} == {0}
+    (tmp_path / "sparse" / "1" / "images.txt").unlink()
+    assert "sparse/1 (0)" in read_dataset(tmp_path).notes[0]
+    (tmp_path / "sparse" / "0" / "images.txt").unlink()
+    with pytest.raises(DataError, match="sparse/0: needs cameras and images"):
+        read_dataset(tmp_path)
+
+
+def test_a_reconstruction_that_is_not_number_0(tmp_path):
+    write_model(tmp_path, "sparse/2", numbered(3))
+    dataset = read_dataset(tmp_path)
+    assert {view.center[1] for view in dataset.views} == {2} and len(dataset.notes) == 1
+
+
+def test_the_place_that_nerfstudio_has(tmp_path):
+    """colmap/sparse/0, unless there is another data set, which is what was read before."""
+    write_model(tmp_path, "colmap/sparse/0", numbered(3))
+    dataset = read_dataset(tmp_path)
+    assert dataset.format == "COLMAP" and len(dataset.views) == 3
+    frame = {"file_path": "images/00.png", "transform_matrix": np.eye(4).tolist()}
+    (tmp_path / "transforms.json").write_text(json.dumps({"fl_x": 10, "w": 8, "h": 6, "frames": [frame]}))
+    assert read_dataset(tmp_path).format == "transforms.json"

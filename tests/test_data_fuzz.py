@@ -152,6 +152,65 @@ def test_one_spoiled_file(scene, which, how, seed):
         path.write_bytes(whole)
 
 
+def test_every_file_is_a_pointer_of_git_lfs(scene):
+    """One after the other: the message says so and names the file, or another form of it is used."""
+    for path in sorted(path for path in scene.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        path.write_bytes(colmap.POINTER)
+        try:
+            with pytest.raises(DataError, match="is only Git LFS's pointer") as told:
+                read_everything(scene)
+        finally:
+            path.write_bytes(whole)
+        assert str(path) in str(told.value)
+
+
+PARTS = st.sampled_from(["..", ".", "", "C:", "images", "a.png", "a", "x" * 300, "\ud800", "~", "\t", "é"])
+PATHS = st.one_of(
+    st.text(max_size=40),
+    st.builds(lambda mark, parts: mark.join(parts), st.sampled_from("/\\"), st.lists(PARTS, max_size=12)),
+)
+
+
+@EXAMPLES
+@given(path=PATHS, key=st.sampled_from(["file_path", "mask_path", "ply_file_path", "test_filenames"]))
+def test_paths_in_transforms(path, key, tmp_path):
+    folder = tmp_path / "data"
+    if not folder.exists():
+        transforms_scene(folder)
+    whole = (folder / "transforms.json").read_text()
+    try:
+        frame = {key: path} if key in ("file_path", "mask_path") else {}
+        transforms.change(folder, frame=frame, **({} if frame else {key: [path] if "names" in key else path}))
+        dataset = read_dataset(folder)
+        split_views(dataset, True, 8)
+        dataset.read_points()
+        for view in dataset.views:
+            assert view.image_path.resolve().is_relative_to(folder)
+    except DataError as error:
+        assert names_a_file(str(error), folder), error
+    finally:
+        (folder / "transforms.json").write_text(whole)
+
+
+@EXAMPLES
+@given(path=PATHS.filter(lambda path: "\0" not in path))
+def test_names_in_colmap_models(path, tmp_path):
+    folder = tmp_path / "data"
+    if not folder.exists():
+        colmap.make_scene(folder)
+    model = folder / "sparse" / "0" / "images.bin"
+    whole = model.read_bytes()
+    try:
+        model.write_bytes(whole.replace(b"z.png\0", path.encode("utf-8", "ignore") + b"\0"))
+        for view in read_dataset(folder).views:
+            assert view.image_path.resolve().is_relative_to(folder)
+    except DataError as error:
+        assert names_a_file(str(error), folder), error
+    finally:
+        model.write_bytes(whole)
+
+
 def names_a_file(message: str, folder: Path) -> bool:
     """A path inside the data set, or the folder itself where the whole of it is what is wrong."""
     return str(folder) in message
@@ -170,7 +229,7 @@ def test_folders_where_files_should_be_and_nothing_at_all(scene, tmp_path):
             try:
                 read_everything(folder)
             except DataError as error:
-                assert names_a_file(str(error), folder)
+                assert names_a_file(str(error), folder), error
             if make_folder:
                 path.rmdir()
                 path.write_bytes(whole)

@@ -28,7 +28,10 @@ def make_scene(folder, images="images_8", count=3, size=(10, 8)):
 
 def test_views(tmp_path):
     dataset = read_dataset(make_scene(tmp_path))
-    assert dataset.notes == [f"Images: from {tmp_path / 'images_8'}, as {tmp_path / 'images'} is not there"]
+    assert dataset.notes == [
+        f"Images: from {tmp_path / 'images_8'}, as {tmp_path / 'images'} is not there",
+        f"Photos: all 3 in {tmp_path / 'images_8'} have a pose",
+    ]
     view = dataset.views[1]
     assert view.name == "image001.png" and (view.width, view.height) == (80, 60)
     np.testing.assert_allclose(view.intrinsics, [[100, 0, 40], [0, 100, 30], [0, 0, 1]])
@@ -48,9 +51,8 @@ def test_which_folder(tmp_path):
     ):
         read_dataset(tmp_path, images="images_2")
     make_scene(tmp_path, "images")
-    assert (
-        read_dataset(tmp_path).views[0].image_path.parent.name == "images"
-        and not read_dataset(tmp_path).notes
+    assert read_dataset(tmp_path).views[0].image_path.parent.name == "images" and not any(
+        "Images" in note for note in read_dataset(tmp_path).notes
     )
 
 
@@ -77,6 +79,7 @@ def test_points_fill_what_the_cameras_see(tmp_path):
         (np.array(["a"] * 17), "cannot be read as a NumPy array"),
         (rows(4), "has 4 poses, but .*images_8 has 3 photos"),
         (rows() * 2, "row 0: the first three columns of the matrix are no rotation"),
+        (rows() * ([1, -1, 1, 1, 1] * 3 + [1, 1]), "row 0 is mirrored .* negate one axis"),
         (rows() * ([1] * 16 + [0.1]), "row 0: depths must be 0 < nearest < farthest, got 2 and 1"),
         (rows() * ([1] * 14 + [0, 1, 1]), "row 0 has impossible parameters"),
         (rows() * ([1] * 9 + [1e30] + [1] * 7), "row 0 has the impossible size 1000000000 x 60"),

@@ -12,6 +12,7 @@ from scene.lens import Lens
 from scene.ply import write_points
 from scene.points import PointCloud
 from scene.readers import read_dataset
+from scene.split import split_views
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: the axes are right, up, backwards.
 POSE = [[1, 0, 0, 0], [0, 0, -1, -4], [0, 1, 0, 1], [0, 0, 0, 1]]
@@ -88,6 +89,28 @@ def test_lenses(tmp_path, meta, lens):
     assert (view.lens.model, view.lens.coefficients) == lens
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings_of_other_programs(tmp_path, encoding):
+    make_scene(tmp_path)
+    text = (tmp_path / "transforms.json").read_text()
+    (tmp_path / "transforms.json").write_bytes(text.encode(encoding))
+    assert len(read_dataset(tmp_path).views) == 3
+    (tmp_path / "test.txt").write_bytes("b.png\n".encode("utf-16"))
+    assert split_views(read_dataset(tmp_path), True, 8)[1][0].name == "b.png"
+
+
+def test_numbers_in_quotes(tmp_path):
+    make_scene(tmp_path, w="8", h=" 6 ", fl_x="10.0", fl_y="1.2e1", is_fisheye="False")
+    change(tmp_path, frame={"transform_matrix": [[str(x) for x in row] for row in POSE]})
+    a, b, _ = read_dataset(tmp_path).views
+    np.testing.assert_allclose(a.intrinsics, [[10, 0, 3.5], [0, 12, 2.5], [0, 0, 1]])
+    assert (a.width, a.height, a.lens) == (8, 6, None)
+    np.testing.assert_array_equal(a.world_to_camera, b.world_to_camera)
+    change(tmp_path, w="")
+    with pytest.raises(DataError, match="frame 0: w must be a number, got ''"):
+        read_dataset(tmp_path)
+
+
 def test_endings_folders_and_masks(tmp_path):
     make_scene(tmp_path)
     (tmp_path / "images_2").mkdir()
@@ -154,6 +177,11 @@ def test_missing_images_are_left_out_on_request(tmp_path):
         ({}, {"file_path": "a\0b"}, "frame 1 needs file_path"),
         ({}, {"transform_matrix": [[2, 0, 0, 0], [0, 2, 0, 0], [0, 0, 2, 0]]}, "frame 1 .* is a rotation"),
         ({}, {"transform_matrix": [[math.nan] * 4] * 4}, "frame 1 needs"),
+        (
+            {},
+            {"transform_matrix": [[-1, 0, 0, 0], *POSE[1:]]},
+            "frame 1: transform_matrix is mirrored .* negate one axis",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path, meta, frame, message):

@@ -103,6 +103,23 @@ def test_a_photo_is_aligned_as_it_was_taken(k, tmp_path):
     assert params["offset"] == pytest.approx(OFFSET, abs=1e-3)
 
 
+@pytest.mark.parametrize("lines", ["blank", "double", "comments"])
+def test_blank_lines_between_images(lines, tmp_path):
+    """In a file written by hand or by another program."""
+    folder = data_set(tmp_path, "txt", {"few": 10, "a": 60, "b": 30})
+    path = folder / "sparse" / "0" / "images.txt"
+    first, *pairs = path.read_text().splitlines()
+    extra = {"blank": ["", "", "  "], "double": [""], "comments": ["# more", ""]}[lines]
+    spaced = [first, *extra]
+    for i, line in enumerate(pairs):
+        spaced += [line, *(extra if lines == "double" or i % 2 else [])]
+    path.write_text("\n".join(spaced))
+    params = depth_scale.depth_params(folder, folder / "depths")
+    assert params["few"]["scale"] == 0 and len(params) == 3
+    for name in ("a", "b"):
+        assert params[name]["scale"] == pytest.approx(SCALE, rel=2e-3)
+
+
 def test_fit():
     known = np.linspace(0.2, 0.8, 21)
     assert depth_scale.fit(known, (known - 0.3) / 1.7) == pytest.approx((1.7, 0.3))
@@ -131,6 +148,16 @@ def test_goes_where_training_looks(tmp_path, monkeypatch, capsys):
     assert all(str(place) in said for place in places) and "-o" in said
 
 
+def test_maps_relative_to_the_shell(tmp_path, monkeypatch, capsys):
+    folder = data_set(tmp_path / "data", "bin", {"a": 40})
+    (folder / "depths").rename(tmp_path / "maps")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["depth_scale", "-s", "data", "-d", "maps"])
+    assert depth_scale.main() == 0
+    assert "1 maps aligned" in capsys.readouterr().out
+    assert colmap.read(folder, depths=str(tmp_path / "maps")).views[0].depth.reliable
+
+
 def test_read_only_data_set(tmp_path, monkeypatch, capsys):
     folder = data_set(tmp_path / "data", "bin", {"a": 40})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
@@ -150,7 +177,10 @@ def test_read_only_data_set(tmp_path, monkeypatch, capsys):
             "a.png must be a 16-bit gray PNG, got mode L",
         ),
         (lambda f: (f / "depths" / "a.png").unlink(), "depths must hold <name of the photo>.png"),
-        (lambda f: os.truncate(f / "sparse" / "0" / "points3D.bin", 500), "must be whole COLMAP files"),
+        (
+            lambda f: os.truncate(f / "sparse" / "0" / "points3D.bin", 500),
+            "points3D.bin: says 40 points, but has only 500 bytes",
+        ),
         (lambda f: (f / "sparse" / "0" / "points3D.bin").unlink(), "points3D.bin"),
     ],
 )

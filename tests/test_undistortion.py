@@ -107,7 +107,7 @@ def test_photos_from_elsewhere_are_kept_in_the_model_folder(tmp_path):
     names = ["../photos/a.png", str(places[1])]
     frames = [{"file_path": name, "transform_matrix": np.eye(4).tolist()} for name in names]
     (folder / "transforms.json").write_text(json.dumps(lens | {"frames": frames}))
-    cameras(folder, random_init=10)
+    cameras(folder, random_init=10, allow_outside_paths=True)
     kept = tmp_path / "data" / "model" / "undistorted"
     assert len(list(kept.rglob("a.png.png"))) == 2
     assert {path for path in tmp_path.rglob("*.png") if not path.is_relative_to(kept)} == set(places)

@@ -14,7 +14,6 @@ too.
 """
 
 import argparse
-import struct
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from PIL import Image
 from scene.files import DataError, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
+from scene.readers.photos import find_folder
 from scene.readers.views import View
 from utils import commands
 from utils.terminal import progress, say
@@ -81,70 +81,16 @@ class Features:
 
 
 def read_features(model: Path) -> dict[str, Features]:
-    """Image name -> features, from images and points3D (.bin, else .txt) of a COLMAP model."""
-    binary = (model / "images.bin").is_file()
-    paths = [model / f"{part}{'.bin' if binary else '.txt'}" for part in ("images", "points3D")]
-    try:
-        tracked, (ids, points) = (
-            (_tracked_bin(paths[0]), _points_bin(paths[1]))
-            if binary
-            else (_tracked_txt(paths[0]), _points_txt(paths[1]))
-        )
-    except (struct.error, ValueError, IndexError) as error:
-        raise DataError(f"{model}: images and points3D must be whole COLMAP files ({error})") from None
+    """Image name -> features, of a COLMAP model."""
+    ids, points = colmap.read_positions(model)
     order = np.argsort(ids)
     ids, points = ids[order], points[order]
     features = {}
-    for name, positions, point_ids in tracked:
-        rows = np.searchsorted(ids, point_ids).clip(max=max(len(ids) - 1, 0))
-        known = ids[rows] == point_ids if len(ids) else np.zeros(len(point_ids), bool)
-        features[name] = Features(positions[known], points[rows[known]])
+    for name, found in colmap.read_features(model).items():
+        rows = np.searchsorted(ids, found["point"]).clip(max=max(len(ids) - 1, 0))
+        known = ids[rows] == found["point"] if len(ids) else np.zeros(len(found), bool)
+        features[name] = Features(found["xy"][known], points[rows[known]])
     return features
-
-
-FEATURE = np.dtype([("position", "<f8", 2), ("point", "<i8")])
-POINT = struct.Struct("<Q3d3BdQ")  # id, position, color, error, length of the track
-
-
-def _tracked_bin(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    data, images = path.read_bytes(), []
-    (count,), at = struct.unpack_from("<Q", data), 8
-    for _ in range(count):
-        name_at = at + 64  # after id, quaternion, translation, camera id
-        name_end = data.index(b"\0", name_at)
-        (length,) = struct.unpack_from("<Q", data, name_end + 1)
-        features = np.frombuffer(data, FEATURE, length, name_end + 9)
-        images.append((data[name_at:name_end].decode(), features["position"], features["point"]))
-        at = name_end + 9 + length * FEATURE.itemsize
-    return images
-
-
-def _points_bin(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    data, ids, points = path.read_bytes(), [], []
-    (count,), at = struct.unpack_from("<Q", data), 8
-    for _ in range(count):
-        number, x, y, z, *_, track = POINT.unpack_from(data, at)
-        ids.append(number)
-        points.append((x, y, z))
-        at += POINT.size + 8 * track
-    return np.array(ids, np.int64), np.array(points).reshape(-1, 3)
-
-
-def _tracked_txt(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    images = []
-    for head, features in zip(lines[::2], lines[1::2] + [""]):
-        table = np.array(features.split(), np.float64).reshape(-1, 3)
-        images.append((head.split(maxsplit=9)[9].strip(), table[:, :2], table[:, 2].astype(np.int64)))
-    return images
-
-
-def _points_txt(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    lines = [
-        line.split() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("#", "")
-    ]
-    points = np.array([words[1:4] for words in lines], np.float64).reshape(-1, 3)
-    return np.array([words[0] for words in lines], np.int64), points
 
 
 def align(view: View, features: Features, path: Path) -> tuple[float, float]:
@@ -183,7 +129,7 @@ def main() -> int:
     )
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="COLMAP data set folder")
     parser.add_argument(
-        "-d", "--depths", required=True, help="folder of depth maps: inside the data set, or an absolute path"
+        "-d", "--depths", required=True, help="folder of depth maps, in the data set or elsewhere"
     )
     parser.add_argument(
         "-i", "--images", default="images", help="image folder of the data set (default: images)"
@@ -199,7 +145,7 @@ def main() -> int:
 
 
 def align_all(args: argparse.Namespace) -> None:
-    depths = args.source_path / args.depths
+    depths = find_folder(args.source_path, args.depths)
     params = depth_params(args.source_path, depths, args.images)
     if args.output:
         output = args.output

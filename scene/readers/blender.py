@@ -9,6 +9,7 @@ from scene.files import read_json
 from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers import transforms
+from scene.readers.photos import Photos
 from scene.readers.views import Dataset, DepthMap, View
 
 NAME = "Blender"
@@ -21,11 +22,14 @@ def detect(folder: Path) -> bool:
     return (folder / LOOKS_FOR).is_file()
 
 
-def read(folder: Path, images: str = "", depths: str = "", derived: Path | None = None) -> Dataset:
+def read(
+    folder: Path, images: str = "", depths: str = "", derived: Path | None = None, outside: bool = False
+) -> Dataset:
     """`images` and `derived` are not used: each frame names its file, and depth maps need no parameters."""
-    views, missing = _read_split(folder, "train", depths)
+    photos = Photos(folder, outside=outside)
+    views, missing = _read_split(photos, "train", depths)
     if (folder / "transforms_test.json").is_file():
-        more, more_missing = _read_split(folder, "test", depths)
+        more, more_missing = _read_split(photos, "test", depths)
         for view in views:
             view.held_out = False
         for view in more:
@@ -37,18 +41,19 @@ def read(folder: Path, images: str = "", depths: str = "", derived: Path | None 
         views=views,
         split_folders=[folder],
         read_points=lambda: _read_points(folder),
+        photos=photos,
         cube=CUBE,
         missing=missing,
     )
 
 
-def _read_split(folder: Path, split: str, depths: str) -> tuple[list[View], list[Path]]:
-    path = folder / f"transforms_{split}.json"
-    views, missing = transforms.read_frames(folder, path, read_json(path))
+def _read_split(photos: Photos, split: str, depths: str) -> tuple[list[View], list[Path]]:
+    path = photos.folder / f"transforms_{split}.json"
+    views, missing = transforms.read_frames(photos, path, read_json(path))
     for view in views:
         view.name = view.image_path.stem
         if depths:
-            view.depth = DepthMap(folder / depths / f"{view.name}.png", DEPTH_DIVISOR)
+            view.depth = DepthMap(photos.folder / depths / f"{view.name}.png", DEPTH_DIVISOR)
     return views, missing
 
 

@@ -13,11 +13,11 @@ import numpy as np
 from scene.files import DataError, read_array, some
 from scene.lens import Lens
 from scene.readers.depths import DepthMaps
-from scene.readers.views import Dataset, View, camera_of
+from scene.readers.photos import IMAGES, Photos
+from scene.readers.views import Dataset, View, camera_of, check_handedness
 
 NAME = "LLFF"
 LOOKS_FOR = "poses_bounds.npy"
-IMAGES = "images"
 ENDINGS = (".png", ".jpg", ".jpeg")
 
 
@@ -25,7 +25,14 @@ def detect(folder: Path) -> bool:
     return (folder / LOOKS_FOR).is_file()
 
 
-def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | None = None) -> Dataset:
+def read(
+    folder: Path,
+    images: str = IMAGES,
+    depths: str = "",
+    derived: Path | None = None,
+    outside: bool = False,
+) -> Dataset:
+    """`outside` is not used: the file names no photos."""
     path = folder / LOOKS_FOR
     rows = read_array(path)
     if rows.ndim != 2 or rows.shape[1] != 17 or not np.isfinite(rows).all():
@@ -60,6 +67,7 @@ def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | N
         views=views,
         split_folders=[folder],
         read_points=lambda: None,
+        photos=Photos(folder, image_folder),
         notes=notes,
     )
 
@@ -89,6 +97,7 @@ def _world_to_camera(matrix: np.ndarray, origin: str) -> np.ndarray:
     rotation = np.stack([right, down, -back])  # world to camera
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 1e-2:
         raise DataError(f"{origin}: the first three columns of the matrix are no rotation")
+    check_handedness(rotation, origin)
     world_to_camera = np.eye(4)
     world_to_camera[:3, :3], world_to_camera[:3, 3] = rotation, -rotation @ position
     return world_to_camera

@@ -32,14 +32,17 @@ def _places(folder: Path, view: View, dataset: Path) -> list[Path]:
     return list(dict.fromkeys(places))
 
 
-def check_masks(views: list[View]) -> list[str]:
+def check_masks(dataset: Dataset) -> list[str]:
     """Every mask that is named must be there, in the shape of its photo. Returns a line about them."""
+    views = dataset.views
     masked = [view for view in views if view.mask_path is not None]
     if not masked:
         return []
     missing = [str(view.mask_path) for view in masked if not is_file(view.mask_path)]
     if missing:
-        raise DataError(f"{len(missing)} of {len(masked)} masks are not there: {some(missing)}")
+        raise DataError(
+            f"{dataset.folder}: {len(missing)} of {len(masked)} masks are not there: {some(missing)}"
+        )
     for view in masked:
         (width, height), (photo_width, photo_height) = image_size(view.mask_path), image_size(view.image_path)
         if abs(width / height * photo_height / photo_width - 1) > ASPECT_TOLERANCE:

@@ -5,6 +5,7 @@ matrices with OpenGL's axes: x right, y up, z backwards. The reader of Blender's
 what the two have in common.
 """
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,12 @@ from scene.lens import Lens
 from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
-from scene.readers.views import Dataset, View, camera_of
+from scene.readers.photos import ENDINGS, IMAGES, Photos
+from scene.readers.views import Dataset, View, camera_of, check_handedness
 
 NAME = "transforms.json"
 LOOKS_FOR = "transforms.json"
 OPENGL_TO_COLMAP = np.diag([1.0, -1.0, -1.0, 1.0])
-ENDINGS = (".png", ".jpg", ".jpeg")  # that file_path may leave out
-IMAGES = "images"  # the folder that -i takes the place of
 
 # camera_model -> our name, and what its coefficients are called. Programs write OPENCV or PINHOLE for any
 # lens that is no fisheye, and mean the coefficients that are there.
@@ -39,30 +39,35 @@ def detect(folder: Path) -> bool:
     return is_file(folder / LOOKS_FOR)
 
 
-def read(folder: Path, images: str = IMAGES, depths: str = "", derived: Path | None = None) -> Dataset:
+def read(
+    folder: Path,
+    images: str = IMAGES,
+    depths: str = "",
+    derived: Path | None = None,
+    outside: bool = False,
+) -> Dataset:
     """`images`, if it is another folder, takes the place of images/ in the paths of the frames."""
-    path = folder / LOOKS_FOR
+    path, photos = folder / LOOKS_FOR, Photos(folder, images=images, outside=outside)
     meta = read_json(path)
-    views, missing = read_frames(folder, path, meta, images)
+    views, missing = read_frames(photos, path, meta)
     views.sort(key=lambda view: view.name)
     if depths:
         depth_maps = DepthMaps(folder / depths, folder, derived)
         for view in views:
             view.depth = depth_maps.of(view.name)
-    _split(folder, path, meta, views)
+    _split(photos, path, meta, views)
     return Dataset(
         format=NAME,
         folder=folder,
         views=views,
         split_folders=[folder],
-        read_points=lambda: _read_points(folder, path, meta),
+        read_points=lambda: _read_points(photos, path, meta),
+        photos=photos,
         missing=missing,
     )
 
 
-def read_frames(
-    folder: Path, origin: Path, meta: dict, images: str = IMAGES
-) -> tuple[list[View], list[Path]]:
+def read_frames(photos: Photos, origin: Path, meta: dict) -> tuple[list[View], list[Path]]:
     """The views of a file's frames, and the photos that are not there."""
     frames = meta.get("frames")
     if not isinstance(frames, list):
@@ -72,22 +77,26 @@ def read_frames(
         where = f"{origin}: frame {number}"
         if not isinstance(frame, dict):
             raise DataError(f"{where} needs file_path and a 4x4 transform_matrix")
-        path = _image_path(folder, frame, where, images)
+        name = frame.get("file_path")
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise DataError(f"{where} needs file_path and a 4x4 transform_matrix")
+        path = photos.find(name.replace("\\", "/"))
         if is_file(path):
-            views.append(_read_view(folder, path, meta, frame, where))
+            views.append(_read_view(photos, path, meta, frame, where))
         else:
-            missing.append(path)
+            missing.append(path if path.suffix.lower() in ENDINGS else Path(f"{path}{ENDINGS[0]}"))
     return views, missing
 
 
-def _read_view(folder: Path, path: Path, meta: dict, frame: dict, where: str) -> View:
+def _read_view(photos: Photos, path: Path, meta: dict, frame: dict, where: str) -> View:
     mask = frame.get("mask_path")
+    ending = Path(frame["file_path"]).suffix
     return View(
-        name=_name(folder, path),
+        name=_name(photos.folder, path.with_suffix(ending) if ending.lower() in ENDINGS else path),
         image_path=path,
         world_to_camera=_world_to_camera(frame, where),
         **camera_of(_lens(meta, frame, path, where), where),
-        mask_path=folder / str(mask) if mask else None,
+        mask_path=photos.find(str(mask).replace("\\", "/")) if mask else None,
     )
 
 
@@ -99,19 +108,6 @@ def _name(folder: Path, path: Path) -> str:
     return Path(*rest).as_posix() if rest and first.startswith(IMAGES) else Path(first, *rest).as_posix()
 
 
-def _image_path(folder: Path, frame: dict, where: str, images: str) -> Path:
-    name = frame.get("file_path")
-    if not isinstance(name, str) or not name or "\0" in name:
-        raise DataError(f"{where} needs file_path and a 4x4 transform_matrix")
-    path = Path(name.replace("\\", "/"))
-    if images != IMAGES and path.parts[0] == IMAGES:
-        path = Path(images, *path.parts[1:])
-    if path.suffix.lower() in ENDINGS or is_file(folder / path):
-        return folder / path
-    named = [folder / f"{path}{ending}" for lower in ENDINGS for ending in (lower, lower.upper())]
-    return next((candidate for candidate in named if is_file(candidate)), named[0])
-
-
 def _world_to_camera(frame: dict, where: str) -> np.ndarray:
     try:
         matrix = np.array(frame["transform_matrix"], float)
@@ -121,11 +117,12 @@ def _world_to_camera(frame: dict, where: str) -> np.ndarray:
         rotation = camera_to_world[:3, :3]
         if not (np.isfinite(matrix).all() and np.abs(rotation.T @ rotation - np.eye(3)).max() < 1e-2):
             raise ValueError
-        return np.linalg.inv(camera_to_world)
-    except (KeyError, TypeError, ValueError, OverflowError, np.linalg.LinAlgError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise DataError(
             f"{where} needs file_path and a 4x4 transform_matrix whose upper left 3x3 is a rotation"
         ) from None
+    check_handedness(rotation, f"{where}: transform_matrix")
+    return np.linalg.inv(camera_to_world)
 
 
 # Cameras
@@ -157,7 +154,8 @@ def _lens(meta: dict, frame: dict, path: Path, where: str) -> Lens:
 
 def _model(name: Any, frame: dict, meta: dict, where: str) -> tuple[str, tuple[str, ...]]:
     if name is None:
-        return FISHEYE if frame.get("is_fisheye", meta.get("is_fisheye")) else PERSPECTIVE
+        fisheye = frame.get("is_fisheye", meta.get("is_fisheye"))
+        return FISHEYE if fisheye and str(fisheye).lower() not in ("false", "0") else PERSPECTIVE
     if not isinstance(name, str) or name not in LENSES:
         raise DataError(f"{where} has the camera_model {name!r}; known are {', '.join(LENSES)}")
     return LENSES[name]
@@ -179,6 +177,9 @@ def _number(place: dict, name: str, where: str, default: float | None = None) ->
     value = place.get(name)
     if value is None:
         return default
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
         raise DataError(f"{where}: {name} must be a number, got {value!r:.40}")
     return float(value)
@@ -187,31 +188,33 @@ def _number(place: dict, name: str, where: str, default: float | None = None) ->
 # Split and points
 
 
-def _split(folder: Path, path: Path, meta: dict, views: list[View]) -> None:
+def _split(photos: Photos, path: Path, meta: dict, views: list[View]) -> None:
     """{train,test,val}_filenames, where there are any. With a train list, everything else is held out."""
     lists = {kind: meta.get(f"{kind}_filenames") for kind in ("train", "test", "val")}
     if not any(lists.values()):
         return
     named: dict[str, set[str]] = {}
+    places = Photos(photos.folder, images=photos.images, outside=True)  # its own: nothing is read here
     for kind, names in lists.items():
         if names is not None and not isinstance(names, list):
             raise DataError(f"{path}: {kind}_filenames must be a list")
-        named[kind] = {Path(str(name)).as_posix() for name in names or []}
+        listed = [str(name).replace("\\", "/") for name in names or [] if name and "\0" not in str(name)]
+        named[kind] = {Path(name).as_posix() for name in listed} | {str(places.find(n)) for n in listed}
     for view in views:
-        mine = {view.name}
-        if view.image_path.is_relative_to(folder):
-            mine.add(view.image_path.relative_to(folder).as_posix())
+        mine = {view.name, str(view.image_path)}
+        if view.image_path.is_relative_to(photos.folder):
+            mine.add(view.image_path.relative_to(photos.folder).as_posix())
         if named["train"]:
             view.held_out = not mine & named["train"]
         else:
             view.held_out = bool(mine & (named["test"] | named["val"]))
 
 
-def _read_points(folder: Path, path: Path, meta: dict) -> tuple[PointCloud, str] | None:
+def _read_points(photos: Photos, path: Path, meta: dict) -> tuple[PointCloud, str] | None:
     name = meta.get("ply_file_path")
     if not name:
         return None
-    ply = folder / str(name)
+    ply = photos.find(str(name).replace("\\", "/"))
     if not is_file(ply):
-        raise DataError(f"{ply}: the point cloud is not there, but {path.name} names it as ply_file_path")
+        raise DataError(f"{ply}: the point cloud is not there, but {path} names it as ply_file_path")
     return read_points(ply), str(ply)

@@ -7,7 +7,7 @@ x right, y down, z forward; the center of pixel (column i, row j) is (i + 0.5, j
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from scene.files import DataError
 from scene.frame import OF_DATA, Similarity
 from scene.lens import Lens
 from scene.points import PointCloud, usable
+
+if TYPE_CHECKING:
+    from scene.readers.photos import Photos
 
 # How far the shape of a file may be off its camera's: images_4 and the like are off by a pixel, a photo
 # lying on its side is off by far more.
@@ -75,6 +78,7 @@ class Dataset:
     read_points: Callable[
         [], tuple[PointCloud, str] | None
     ]  # the points as they are, and where they are from; None: there are none. See points()
+    photos: "Photos"  # finds its files
     cube: float | None = None  # half its side, centered: where the format has what it shows, by convention
     notes: list[str] = field(default_factory=list)  # worth a line on the screen
     missing: list[Path] = field(default_factory=list)  # photos that it lists, but that are not there
@@ -107,3 +111,12 @@ def camera_of(lens: Lens, origin: str) -> dict:
         "height": pinhole.height,
         "lens": lens if lens.distorts() else None,
     }
+
+
+def check_handedness(rotation: np.ndarray, origin: str) -> None:
+    """Refuse a mirrored matrix: it is orthogonal, but no camera can be turned so."""
+    if np.linalg.det(rotation) < 0:
+        raise DataError(
+            f"{origin} is mirrored (its determinant is negative), as from a program with left-handed axes; "
+            "negate one axis of its world, such as the second row of every matrix and y of every point"
+        )
