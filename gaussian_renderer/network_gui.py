@@ -168,11 +168,10 @@ class Viewer:
         camera, start = request.camera, time.monotonic()
         smaller = _shrunk(camera, self._pixels)
         picture = to_uint8(render_view(replace(request, camera=smaller)).detach()).cpu()
-        seconds, pixels = time.monotonic() - start, smaller.width * smaller.height
-        if seconds > PICTURE_SECONDS:
-            self._pixels = max(int(pixels * PICTURE_SECONDS / seconds), FEWEST_PIXELS)
-        else:
-            self._pixels = min(2 * self._pixels, self._most)
+        share = PICTURE_SECONDS / max(time.monotonic() - start, 1e-6)
+        if share < 1 or smaller is not camera:  # it took too long, or a larger one was wanted
+            pixels = int(smaller.width * smaller.height * min(share, 2.0))
+            self._pixels = min(max(pixels, FEWEST_PIXELS), self._most)
         if smaller is not camera:
             if not self._enlarged:
                 size = f"{camera.width}x{camera.height}"

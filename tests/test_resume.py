@@ -24,7 +24,7 @@ import torch
 import train
 from arguments import RunParams
 from scene import checkpoint
-from scene.resume import Checkpoints, found
+from scene.resume import Checkpoints, finished, found
 from tests import tiny_scenes
 from tests.test_viewer import message
 
@@ -232,6 +232,15 @@ def test_asked_to_stop_while_a_viewer_floods_the_run_with_large_pictures(scene, 
         wait_for(lambda: "Stopped after iteration" in said(folder), process)
         assert time.monotonic() - before < 2.5, "heard within a second, then all is saved"
     assert ended(process, folder) == 143
+
+
+@pytest.mark.parametrize(
+    "summary", [b'{"iterations": Infinity}', b'{"iterations": NaN}', b"\xff", b"[", b'{"iterations": [7]}', b"{}"]
+)
+def test_a_damaged_summary_is_none(summary, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "summary.json").write_bytes(summary)
+    assert finished(tmp_path) == 0
 
 
 def wait_for(what, process, seconds: float = 60) -> None:

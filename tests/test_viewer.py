@@ -299,12 +299,11 @@ def test_large_pictures_take_no_longer_than_small_ones():
                 np.testing.assert_allclose(picture[0, :, 0], np.linspace(0, 255, 7680), atol=2)
                 np.testing.assert_allclose(picture[:, 0, 1], np.linspace(0, 255, 4320), atol=2)
         assert max(slow.sizes) <= network_gui.RENDERED_PIXELS["cpu"] and min(slow.sizes) > 200_000
-        assert max(slow.seconds) < 1
         slow.speed = 5e5  # what is seen now is hard to render
         with trainer.connect() as client:
             for _ in range(4):
                 ask(client, 3840, 2160)
-        assert slow.seconds[-1] < 0.4
+        assert slow.sizes[-1] < 130_000, "0.25 s"
     finally:
         trainer.close()
     assert sum("rendered smaller and enlarged" in line for line in trainer.lines) == 2, "once for each client"
