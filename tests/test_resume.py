@@ -235,7 +235,8 @@ def test_asked_to_stop_while_a_viewer_floods_the_run_with_large_pictures(scene, 
 
 
 @pytest.mark.parametrize(
-    "summary", [b'{"iterations": Infinity}', b'{"iterations": NaN}', b"\xff", b"[", b'{"iterations": [7]}', b"{}"]
+    "summary",
+    [b'{"iterations": Infinity}', b'{"iterations": NaN}', b"\xff", b"[", b'{"iterations": [7]}', b"{}"],
 )
 def test_a_damaged_summary_is_none(summary, tmp_path):
     (tmp_path / "config.json").write_text("{}")
