@@ -22,9 +22,9 @@ from diff_gaussian_rasterization import ssim
 from torch import Tensor
 
 from arguments import MetricsParams, parse_metrics, pick_device
-from scene.files import DataError, read_json, write_json
+from scene.files import DataError, write_json
 from utils import commands, lpips
-from utils.image import psnr, read_image, ssim_where, to_float
+from utils.image import photo_names, psnr, read_image, ssim_where, to_float
 from utils.terminal import progress, say
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
@@ -38,7 +38,7 @@ def score_models(params: MetricsParams) -> None:
     for model in params.model_paths:
         try:
             score_model(Path(model), distance, device)
-        except DataError as error:  # the others are scored all the same
+        except (DataError, OSError) as error:  # the others are scored all the same
             errors.append(str(error))
     if errors:
         raise DataError("; ".join(errors))
@@ -78,6 +78,9 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
             raise DataError(
                 f"{method}/renders/{name} must be {sizes[0]} like its ground truth, got {sizes[1]}"
             )
+        if mask is not None and mask.shape != truth.shape:
+            size = f"{truth.shape[2]}x{truth.shape[1]}"
+            raise DataError(f"{method}/masks/{name} must be {size} like its ground truth")
         render, truth = to_float(render.to(device)), to_float(truth.to(device))
         if mask is None:
             scores["SSIM"][name] = ssim(render[None], truth[None]).item()
@@ -136,15 +139,9 @@ def _table(model: Path, per_view: dict[str, Scores], results: dict) -> list[str]
         worst = min(psnrs, key=lambda name: psnrs[name] if not math.isnan(psnrs[name]) else -math.inf)
         shown = [f"{means[m]:9.{digits}f}" if means[m] is not None else f"{'-':>9}"
                  for m, digits in (("PSNR", 3), ("SSIM", 4), ("LPIPS", 4))]  # fmt: skip
-        name = _image_names(model / "test" / method).get(worst, worst)
+        name = photo_names(model / "test" / method).get(worst, worst)
         lines.append(f"  {method:<16}{len(psnrs):>6}{''.join(shown)}  {name} ({psnrs[worst]:.2f} dB)")
     return lines
-
-
-def _image_names(method: Path) -> dict[str, str]:
-    """Picture file -> name of the photograph, where render.py left names.json."""
-    path = method / "names.json"
-    return read_json(path) if path.is_file() else {}
 
 
 def _find_lpips(params: MetricsParams, device: torch.device) -> lpips.LPIPS | None:

@@ -190,7 +190,7 @@ class RunParams:
     start_checkpoint: str = arg("", "checkpoint (ours, the original's) or PLY to continue from")
     resume: bool = arg(False, "go on with the run in the output folder, with its options")
     overwrite: bool = arg(False, "start over in an output folder that was used")
-    ip: str = arg("127.0.0.1", "address the live viewer connects to")
+    ip: str = arg("127.0.0.1", "address the live viewer connects to; it takes at most half of the time")
     port: int = arg(
         6009, "port of the live viewer; the next free one if it is taken", minimum=0, maximum=LAST_PORT
     )

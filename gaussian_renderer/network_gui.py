@@ -8,6 +8,11 @@ The trainer calls `Viewer.serve` once per iteration. Without a client this costs
 client that lets training run gets at most one picture per iteration; one that has paused it is served until
 it says go on, goes away, or stays silent for IDLE_LIMIT seconds. Whatever a client does wrong costs it the
 connection, and a line in the log: nothing that happens here reaches training.
+
+Unless a client has paused it, training gets at least half of the time: after a reply, no client is served for
+as long as the reply took. A picture is rendered with no more pixels than RENDERED_PIXELS, and with fewer if
+the last one took longer than PICTURE_SECONDS, then enlarged to the size that was asked for: a signal is heard
+between two pictures, not within one.
 """
 
 import contextlib
@@ -18,7 +23,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,7 +34,11 @@ from utils.geometry import intrinsics_from_fov
 from utils.image import to_uint8
 
 MAX_REQUEST = 64 * 1024  # bytes of JSON; SIBR sends about one thousand
-MAX_PIXELS = 64 * 1024 * 1024
+MAX_PIXELS = 32 * 1024 * 1024  # of a picture that may be asked for: 7680x4320
+RENDERED_PIXELS = {"cpu": 1024 * 1024, "cuda": 8 * 1024 * 1024}  # the most; on a GPU 3840x2160
+FEWEST_PIXELS = 128 * 128
+PICTURE_SECONDS = 0.25  # if rendering takes longer, the next picture has fewer pixels
+MAX_SCALING = 10.0  # SIBR's slider ends at 1
 MESSAGE_LIMIT = 5.0  # seconds for one message to come or go through once it has begun
 IDLE_LIMIT = 60.0  # seconds for which a client may keep training paused without asking for anything
 PORTS_TO_TRY = 100
@@ -73,10 +82,16 @@ class Viewer:
         self._paused = self._keep_alive = False
         self._inbox = bytearray()  # the beginning of a message,
         self._deadline = 0.0  # and when it must be whole
+        self._most = RENDERED_PIXELS[torch.device(device).type]
+        self._pixels = self._most // 4  # of the next picture
+        self._enlarged = False  # and the log says so
+        self._rest = 0.0  # until when training is not disturbed
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
     def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
         """Answer who is there. Returns when training may go on; never raises for what a client did."""
+        if time.monotonic() < self._rest and not training_ended and not self._paused:
+            return
         try:
             self._serve(render_view, training_ended)
         except Exception as error:  # a viewer must not take training down, whatever it is
@@ -92,10 +107,15 @@ class Viewer:
         self._accept()
         while self._client is not None:
             wait = IDLE_LIMIT if self._paused or (training_ended and self._keep_alive) else 0.0
+            start = time.monotonic()
             request = self._receive(wait)
             if request is None:
                 return
-            self._reply(request, render_view)
+            start = time.monotonic() if wait else start
+            try:
+                self._reply(request, render_view)
+            finally:
+                self._rest = 2 * time.monotonic() - start
             self._paused, self._keep_alive = not request.train, request.keep_alive
             if request.train and not (training_ended and request.keep_alive):
                 return
@@ -105,7 +125,7 @@ class Viewer:
             return
         self._client, peer = self._listener.accept()
         self._client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._paused = self._keep_alive = False
+        self._paused = self._keep_alive = self._enlarged = False
         self._inbox.clear()
         self._log(f"viewer connected from {peer[0]}:{peer[1]}")
 
@@ -138,16 +158,34 @@ class Viewer:
     def _reply(self, request: Request, render_view: RenderView) -> None:
         message = b""
         if request.camera is not None:
-            picture = to_uint8(render_view(request).detach())
+            picture = self._picture(request, render_view)
             message = picture.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
         message += len(self._source_path).to_bytes(4, "little") + self._source_path
         _send_all(self._client, message, time.monotonic() + MESSAGE_LIMIT)
+
+    def _picture(self, request: Request, render_view: RenderView) -> Tensor:
+        """uint8 [3, H, W], of no more pixels than there is time for."""
+        camera, start = request.camera, time.monotonic()
+        smaller = _shrunk(camera, self._pixels)
+        picture = to_uint8(render_view(replace(request, camera=smaller)).detach()).cpu()
+        share = PICTURE_SECONDS / max(time.monotonic() - start, 1e-6)
+        if share < 1 or smaller is not camera:  # it took too long, or a larger one was wanted
+            pixels = int(smaller.width * smaller.height * min(share, 2.0))
+            self._pixels = min(max(pixels, FEWEST_PIXELS), self._most)
+        if smaller is not camera:
+            if not self._enlarged:
+                size = f"{camera.width}x{camera.height}"
+                self._log(f"viewer asks for {size}: rendered smaller and enlarged where that takes long")
+            self._enlarged = True
+            picture = torch.nn.functional.interpolate(picture[None], (camera.height, camera.width))[0]
+        return picture
 
     def _drop(self, reason: str) -> None:
         if self._client is not None:
             with contextlib.suppress(OSError):
                 self._client.close()
             self._client = None
+        self._paused = False
         self._log(f"viewer disconnected ({reason}); training goes on")
 
 
@@ -169,7 +207,7 @@ def parse_request(body: bytes, device: torch.device | str = "cpu") -> Request:
         keep_alive=bool(message.get("keep_alive", False)),
         shs_python=bool(message.get("shs_python", False)),
         rot_scale_python=bool(message.get("rot_scale_python", False)),
-        scaling_modifier=_number(message, "scaling_modifier", 0.0, 1e6, default=1.0),
+        scaling_modifier=_number(message, "scaling_modifier", 0.0, MAX_SCALING, default=1.0),
     )
 
 
@@ -190,6 +228,19 @@ def _camera(message: dict, width: int, height: int, device) -> Camera:
         width=width,
         height=height,
     )
+
+
+def _shrunk(camera: Camera, pixels: int) -> Camera:
+    """The same view with at most so many pixels."""
+    factor = math.sqrt(pixels / (camera.width * camera.height))
+    if factor >= 1:
+        return camera
+    width, height = max(int(camera.width * factor), 1), max(int(camera.height * factor), 1)
+    width, height = min(width, pixels), min(height, pixels)  # if the other one is 1
+    K = camera.K.clone()
+    K[0] *= width / camera.width
+    K[1] *= height / camera.height
+    return replace(camera, K=K, width=width, height=height)
 
 
 def _matrix(message: dict, key: str) -> np.ndarray:

@@ -6,10 +6,8 @@ it. A run that is continued from a checkpoint ends with the same result as one t
 
 import math
 import os
-import pickle
 import random
-import zipfile
-from collections.abc import Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,15 @@ from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS, GaussianModel
 from scene.ply import load_ply
-from utils.report import Told
+from scene.torch_file import read_torch_file
+from utils.report import Scores, Told
 from utils.views import ViewQueue
 
 FORMAT = "TileSplat checkpoint"
 VERSION = 1
 LONGEST = 200  # characters of another library's message
 MOST = 2**31 - 1  # iterations, steps
+SCORES = {field.name: None for field in fields(Scores)}.keys()
 
 
 def save(
@@ -59,11 +59,8 @@ def _size(value: Any) -> int:
     """Bytes of all tensors in it."""
     if isinstance(value, torch.Tensor):
         return value.nbytes
-    return sum(map(_size, _values(value)))
-
-
-def _values(value: Any) -> Iterable:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return sum(map(_size, inner))
 
 
 def load(
@@ -110,13 +107,7 @@ def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]
     if Path(path).suffix == ".ply":
         return _from_ply(Path(path), frame)
     try:
-        _check_whole(path)
-        with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise DataError(
-            f"{path}: cannot be read as a checkpoint (has more in it than tensors and plain values)"
-        ) from None
+        state = read_torch_file(path)
     except Exception as error:  # torn files and other files raise a dozen kinds
         reason = str(error).partition("\n")[0][:LONGEST]
         raise DataError(f"{path}: cannot be read as a checkpoint ({reason})") from None
@@ -137,7 +128,6 @@ def _brief(value: Any) -> str:
 
 def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
     """Everything that a native call or a later iteration relies on. Parameters must be those of the model."""
-    _check_bytes(state)
     model, stats = state["gaussians"], state["density"]["stats"]
     params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
     extent, names = model["extent"], model["exposure_names"]
@@ -157,7 +147,8 @@ def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
     shapes = {name: value.shape[1:] for name, value in gaussians.params.items()}
     shapes["f_rest"] = ((degree + 1) ** 2 - 1, 3)  # the model's degree will be the file's
     if params.keys() != shapes.keys():
-        raise ValueError(f"its parameters must be {', '.join(shapes)}, got {', '.join(map(str, params))}")
+        got = ", ".join(repr(str(name))[1:-1] for name in params)
+        raise ValueError(f"its parameters must be {', '.join(shapes)}, got {got}")
     for name, shape in shapes.items():
         _check_tensor(name, params[name], (count, *shape))
         _check_moments(name, model["moments"].get(name, {}), (count, *shape))
@@ -168,19 +159,16 @@ def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
             raise ValueError("its exposures must have different names")
         _check_tensor("exposures", model["exposures"], (len(names), 3, 4))
         _check_moments("exposures", model["exposure_moments"], (len(names), 3, 4))
-
-
-def _check_bytes(value: Any) -> None:
-    """No tensor is larger than what the file has of it."""
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.nbytes > value.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of {list(value.shape)} must have all of its bytes in the file")
-    for inner in _values(value):
-        _check_bytes(inner)
+    if "random" in state:
+        _check_random(state["random"])
+    if "told" in state:
+        _check_told(state["told"])
 
 
 def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
     if state:
+        if isinstance(state["step"], torch.Tensor):
+            _check_tensor(f"step of {name}", state["step"], ())
         _check_number(f"step of {name}", float(state["step"]))
         for key in MOMENTS:
             _check_tensor(f"{key} of {name}", state[key], shape)
@@ -198,27 +186,30 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an integer from 0 to {MOST}, got {_brief(value)}")
 
 
-def _check_whole(path: str | os.PathLike) -> None:
-    """A ZIP file, as torch.save writes since 1.6, with all sums right, of parts that are not compressed: none
-    asks for more memory than the file has bytes."""
-    with zipfile.ZipFile(path) as file:
-        if sum(part.file_size for part in file.infolist()) > os.path.getsize(path):
-            raise ValueError("it has compressed parts")
-        if (part := file.testzip()) is not None:
-            raise ValueError(f"its part {part} is damaged")
+def _check_random(states: dict) -> None:
+    """NumPy takes any position, and reads beyond the end of its numbers then. Others look for themselves."""
+    name, words, position, has_gauss, gauss = states["numpy"]
+    if name != "MT19937" or words.dtype != torch.int64 or words.shape != (624,):
+        raise ValueError("the state of NumPy's generator must be 624 integers of MT19937")
+    if position not in range(625) or has_gauss not in (0, 1) or type(gauss) is not float:
+        raise ValueError(f"the state of NumPy's generator must be at 0 to 624, got {_brief(position)}")
 
 
-# The original's file: ((12 things), iteration). Some of its numbers are numpy's, which the safe loader must
-# be told of.
+def _check_told(told: dict) -> None:
+    for views, rows in told["scores"].items():
+        if not rows:
+            raise ValueError(f"its scores of {_brief(views)} must not be empty")
+        for iteration, scores in rows.items():
+            _check_number("iteration of scores", iteration)
+            if scores.keys() != SCORES or not all(type(value) in (int, float) for value in scores.values()):
+                raise ValueError(f"scores must be numbers named {', '.join(SCORES)}")
+            _check_number("views of scores", scores["views"])
+    for name in ("seconds", "left_out"):
+        if type(told[name]) not in (int, float) or not 0 <= told[name] < math.inf:
+            raise ValueError(f"{name} must be a number of seconds, got {_brief(told[name])}")
 
-_numpy_scalar = np.float64(0).__reduce__()[0]  # what rebuilds one; numpy 2 moved it to another module
-_NUMPY_SCALARS = [
-    (_numpy_scalar, "numpy.core.multiarray.scalar"),
-    (_numpy_scalar, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    type(np.dtype(np.float32)),
-    type(np.dtype(np.float64)),
-]
+
+# The original's file: ((12 things), iteration)
 
 ORIGINAL_PARAMS = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")  # in the tuple's order
 
@@ -243,7 +234,7 @@ def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
         }
         density = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
         return {"iteration": int(iteration), "gaussians": gaussians, "density": density}
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
 
 

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
 import stat
@@ -110,8 +111,17 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_json(path: str | os.PathLike, data: Any, indent: int | None = None) -> None:
+    """What is not a finite number, which JSON does not have, becomes null."""
     with atomic_write(path) as file:
-        file.write(json.dumps(data, indent=indent).encode())
+        file.write(json.dumps(_finite(data), indent=indent, allow_nan=False).encode())
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -181,7 +181,14 @@ class GaussianModel:
         self.active_sh_degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
 
     def step(self, visible: Tensor) -> None:
-        """Move the parameters along their gradients, and drop the gradients. visible: bool [N]."""
+        """Move the parameters along their gradients, and drop the gradients. visible: bool [N].
+
+        When memory is lacking, it fails before anything has moved.
+        """
+        if self.exposures.grad is not None:  # they move last, and are ready before others do
+            self.exposures.grad = self.exposures.grad.contiguous()
+            self.exposure_optimizer.begin_step()
+            self.exposure_optimizer.take_step_back()
         if self.sparse:
             self.optimizer.step(visible, len(self))
         else:

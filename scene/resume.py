@@ -141,7 +141,7 @@ def finished(folder: Path) -> int:
         return max(saved_iterations(folder), default=0)
     try:
         return int(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["iterations"])
-    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+    except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError):
         return 0
 
 

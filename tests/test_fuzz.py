@@ -10,9 +10,12 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
 import random
+import signal
 import sys
 import traceback
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +39,7 @@ from scene.ply import load_ply, read_points, save_ply
 from tests.test_checkpoint import fresh, original_checkpoint, toy_training
 from tests.test_data_fuzz import spoiled
 from tests.test_gaussians import make_model
-from utils.report import Told
+from utils.report import Scores, Told
 
 CASES = int(os.environ.get("TILESPLAT_FUZZ", 150))
 ROOM = 250 << 20  # bytes for one file of some thousand; 130 MB are what PyTorch imports for odd tensors
@@ -265,8 +268,6 @@ def test_configurations_are_never_evaluated(tmp_path):
 
 def test_compressed_checkpoints_are_refused(tmp_path):
     """A small file that becomes a large one."""
-    import zipfile
-
     path = make_checkpoint(tmp_path)
     torch.save({"format": checkpoint.FORMAT, "zeros": torch.zeros(25_000_000)}, path)
     with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "bomb.pth", "w") as target:
@@ -275,3 +276,158 @@ def test_compressed_checkpoints_are_refused(tmp_path):
     assert (tmp_path / "bomb.pth").stat().st_size < 1e6
     with pytest.raises(DataError, match="bomb.pth: cannot be read as a checkpoint .it has compressed parts"):
         checkpoint.read(tmp_path / "bomb.pth")
+
+
+def shared(levels: int, kind: type):
+    """A few bytes in a file, and 2^levels values for who walks through it."""
+    value = kind([1])
+    for _ in range(levels):
+        value = kind([value, value])
+    return value
+
+
+class Call:
+    """Pickled, it is a call."""
+
+    def __init__(self, function, *arguments):
+        self._call = function, arguments
+
+    def __reduce__(self):
+        return self._call
+
+
+def numpy_scalar(code: str, data: bytes) -> Call:
+    return Call(np.float64(0).__reduce__()[0], np.dtype(code), data)
+
+
+def tuple_as_key() -> bytes:
+    """To look it up, Python would hash 2^60 tuples."""
+    return b"\x80\x02}" + pickle.dumps(shared(60, tuple), protocol=2)[2:-1] + b"K\x01s."
+
+
+def colliding_keys() -> bytes:
+    """Each of them would be compared with all before it."""
+    numbers = [(2**61 - 1) * n for n in range(1, 50_000)]
+    return b"\x80\x02}(" + b"".join(b"\x8a\x0b" + n.to_bytes(11, "little") + b"N" for n in numbers) + b"u."
+
+
+FLOATS = torch.arange(24.0).reshape(2, 3, 4)
+HOSTILE = {
+    "shared lists": lambda: shared(60, list),
+    "shared tuples": lambda: shared(60, tuple),
+    "a number of 2 GB": lambda: numpy_scalar("V2000000000", b""),
+    "2 GB of bytes": lambda: Call(bytearray, 2_000_000_000),
+    "a NumPy array": lambda: np.zeros(3),
+    "a NumPy object": lambda: numpy_scalar("O", b"12345678"),
+    "a negative tensor": lambda: torch._neg_view(FLOATS),
+    "a conjugate tensor": lambda: torch.view_as_complex(FLOATS[..., :2].contiguous()).conj(),
+    "a sparse tensor": lambda: FLOATS[0].to_sparse(),
+    "a compressed tensor": lambda: FLOATS[0].to_sparse_csr(),
+    "a nested tensor": lambda: torch.nested.nested_tensor([FLOATS[0], FLOATS[1]]),
+    "a quantized tensor": lambda: torch.quantize_per_tensor(FLOATS, 0.1, 0, torch.qint8),
+    "a tensor without numbers": lambda: torch.empty(10**12, device="meta"),
+    "a tensor of one number": lambda: torch.zeros(1).expand(10**10),
+    "a tensor with overlaps": lambda: torch.zeros(1000).as_strided((900, 100), (1, 1)),
+    "a tensor with a step of 0": lambda: torch.zeros(4).as_strided((4, 1000), (1, 0)),
+    "one tensor twice": lambda: [FLOATS] * 2,
+    "two tensors, one memory": lambda: [FLOATS[0], FLOATS[1]],
+    "a module": lambda: torch.nn.Linear(2, 2),
+    "a set": lambda: {1, 2},
+    "a large integer": lambda: 10**5000,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def within(seconds: float, room: int):
+    """Fails if the block takes longer or more memory."""
+
+    def late(*_):
+        raise AssertionError(f"took more than {seconds} s")
+
+    before = memory(forget_peak=True)
+    old = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert memory() - before < room, f"took {memory() - before:,} bytes"
+
+
+@pytest.mark.filterwarnings("ignore")  # that kinds of tensors are in beta
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("hostile", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_pickles(hostile, protocol, tmp_path):
+    """As a value that nobody asks for, and in the place of a parameter."""
+    state = torch.load(make_checkpoint(tmp_path), weights_only=True)
+    path = tmp_path / "hostile.pth"
+    for at in (state, state["gaussians"]["params"]):
+        old = at.get("xyz")
+        at["xyz"] = hostile()
+        torch.save(state, path, pickle_protocol=protocol)
+        at["xyz"] = old
+        with within(5, 30 << 20), pytest.raises(DataError, match="hostile.pth: cannot be read"):
+            checkpoint.load(path, *fresh(), Told())
+
+
+def test_the_original_s_numbers_may_not_be_anything(tmp_path):
+    original_checkpoint(tmp_path / "c.pth")
+    state, iteration = torch.load(tmp_path / "c.pth", weights_only=False)
+    for extent in (numpy_scalar("V2000000000", b""), numpy_scalar("f8", b"1"), numpy_scalar("f8", b"1" * 80)):
+        torch.save(((*state[:-1], extent), iteration), tmp_path / "c.pth")
+        with within(5, 30 << 20), pytest.raises(DataError, match="c.pth"):
+            checkpoint.load(tmp_path / "c.pth", *fresh())
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02]r\xff\xff\xff\x7f.",  # a place in the memo that is far away
+        b"\x80\x02" + b"]" * 10**6 + b"a" * (10**6 - 1) + b".",  # a million lists, one in the other
+        b"\x80\x02" + b"(" * 10**6,
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",  # a frame of 2^63 bytes
+        b"\x80\x05\x96\xff\xff\xff\x7f\x00\x00\x00\x00.",  # 2 GB of bytes that are not there
+        b"\x80\x02]q\x00h\x00a.",  # a list in itself
+        tuple_as_key(),
+        colliding_keys(),
+        b"\x80\x02cos\nsystem\nX\x04\x00\x00\x00exit\x85R.",
+        b"\x80\x02cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85Rb.",
+        b"aeu.", b"R.", b"Q.", b"0.", b"", b"h\x07.", b"N\x86.",
+    ],
+)  # fmt: skip
+def test_hostile_programs(program, tmp_path):
+    path = tmp_path / "c.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("c/data.pkl", program)
+    with within(10, max(30 << 20, 200 * len(program))), pytest.raises(DataError, match="c.pth"):
+        checkpoint.load(path, *fresh(), Told())
+
+
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda s: s["random"]["numpy"].__setitem__(2, 5_000_000.0), "must be at 0 to 624, got 5000000.0"),
+        (lambda s: s["random"]["numpy"].__setitem__(1, torch.arange(5)), "must be 624 integers"),
+        (lambda s: s["told"]["scores"].update(test={}), "scores of 'test' must not be empty"),
+        (lambda s: s["told"]["scores"]["test"][3].update(psnr="x"), "scores must be numbers named views, l1"),
+        (lambda s: s["told"]["scores"]["test"][3].pop("l1"), "scores must be numbers named views, l1"),
+        (lambda s: s["told"].update(seconds=math.nan), "seconds must be a number of seconds, got nan"),
+        (lambda s: s["gaussians"]["moments"]["xyz"].update(step=torch.tensor(3, dtype=torch.uint8)), "step"),
+    ],
+)
+def test_what_would_end_a_run_later(spoil, message, tmp_path):
+    """Positions beyond NumPy's state are read by it, tables without a row have no last one."""
+    scores = {"test": {3: Scores(1, 0.1, math.inf, 20.0)}}
+    parts = fresh()
+    toy_training(1, 3, *parts)
+    checkpoint.save(tmp_path / "c.pth", 3, *parts, Told(scores=scores))
+    assert checkpoint.load(tmp_path / "c.pth", *fresh(), told := Told()) == 3 and told.scores == scores
+    state = torch.load(tmp_path / "c.pth", weights_only=True)
+    spoil(state)
+    torch.save(state, tmp_path / "c.pth")
+    model, density, queue = fresh()
+    before = model.xyz.clone()
+    with pytest.raises(DataError, match=f"c.pth: does not fit this run: .*{message}"):
+        checkpoint.load(tmp_path / "c.pth", model, density, queue, Told())
+    assert torch.equal(model.xyz, before)

@@ -302,6 +302,57 @@ def test_a_native_step_is_whole_or_not_taken(tmp_path):
     assert status == 2 and failed >= 5, f"{failed} allocations failed, then: {told.stderr}"
 
 
+@pytest.mark.parametrize("optimizer_type", ["default", "sparse_adam"])
+def test_a_step_with_exposures_is_whole_or_not_taken(optimizer_type, monkeypatch):
+    """Each of its allocations in turn fails; what is taken again ends as if nothing had failed."""
+
+    contiguous = torch.Tensor.contiguous
+
+    def stepped(failing: int):
+        model, calls = make_model(optimizer_type=optimizer_type), []
+        model.schedule(1)
+        for value in [*model.params.values(), model.exposures]:  # of a layout that Adam does not take
+            value.grad = (
+                torch.linspace(-1, 1, value.numel())
+                .view(value.shape[::-1])
+                .permute(*reversed(range(value.dim())))
+            )
+        before = [value.clone() for value in (*model.params.values(), model.exposures)]
+
+        def failing_at(function):
+            def call(value, **options):
+                if function is contiguous and value.is_contiguous():
+                    return value  # takes no memory
+                calls.append(1)
+                if len(calls) == failing:
+                    raise NO_MEMORY
+                return function(value, **options)
+
+            return call
+
+        def step():
+            model.step(visible=torch.ones(len(model), dtype=torch.bool))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "zeros_like", failing_at(torch.zeros_like))
+            patch.setattr(torch.Tensor, "contiguous", failing_at(contiguous))
+            try:
+                step()
+            except torch.OutOfMemoryError:
+                after = [*model.params.values(), model.exposures]
+                assert all(torch.equal(*values) for values in zip(before, after)), f"allocation {failing}"
+                step()
+        return model, len(calls)
+
+    whole, count = stepped(0)
+    assert count >= 20, "moments and gradients of six parameters and the exposures"
+    for failing in range(1, count + 1):
+        model, _ = stepped(failing)
+        assert_equal(state(model), state(whole))
+        assert torch.equal(model.exposures, whole.exposures)
+        assert model.exposure_optimizer.state[model.exposures]["step"] == 1
+
+
 @pytest.mark.parametrize("failing", range(1, 5))
 def test_a_first_step_that_runs_out_of_memory_is_taken_again(failing, monkeypatch):
     """Adam makes its moments then, two for each parameter."""

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 import metrics
-from utils import lpips
+from scene.files import DataError
+from utils import contact_sheet, lpips
 
 
 def pair(seed: int, height=40, width=56) -> tuple[np.ndarray, np.ndarray]:
@@ -187,6 +188,83 @@ def test_one_bad_model_of_two(model, score, tmp_path):
     result = score("-m", tmp_path / "bad", model, "--lpips", "none")
     assert result.returncode == 1 and "bad/test must be a folder" in result.stderr
     assert (model / "results.json").exists()
+
+
+@pytest.mark.parametrize("part", ["renders", "gt", "masks"])
+def test_a_torn_picture_ends_the_scores_of_its_model_only(model, score, tmp_path, part):
+    torn = tmp_path / "torn"
+    shutil.copytree(model / "test", torn / "test")
+    file = torn / "test" / "ours_7000" / part / "00001.png"
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes((model / "test" / "ours_7000" / "gt" / "00001.png").read_bytes()[:-500])
+    result = score("-m", torn, model, "--lpips", "none")
+    assert result.returncode == 1 and f"{file}: cannot be read as a PNG picture" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 or "Scoring" in result.stderr
+    assert (model / "results.json").exists() and not (torn / "results.json").exists()
+
+
+def test_a_mask_of_another_size(model, score):
+    mask = model / "test" / "ours_7000" / "masks" / "00000.png"
+    mask.parent.mkdir()
+    Image.new("L", (9, 9), 255).save(mask)
+    result = score("-m", model, "--lpips", "none")
+    assert result.returncode == 1 and f"{mask} must be 56x40 like its ground truth" in result.stderr
+
+
+def test_equal_pictures_leave_files_that_any_reader_of_json_takes(model, score):
+    """Their PSNR is infinite."""
+    method = model / "test" / "ours_7000"
+    for file in (method / "gt").iterdir():
+        shutil.copy(file, method / "renders" / file.name)
+    result = score("-m", model, "--lpips", "none")
+    assert result.returncode == 0 and "inf" in result.stdout, result.stderr
+
+    def no_constant(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    for name in ("results.json", "per_view.json"):
+        scores = json.loads((model / name).read_text(), parse_constant=no_constant)
+        assert scores["ours_7000"]["SSIM"] and scores["ours_30000"]["PSNR"]
+    assert json.loads((model / "results.json").read_text())["ours_7000"]["PSNR"] is None
+
+
+@pytest.mark.parametrize(
+    "names", [b"{", b"\xff\xfe", b"[1]", b'{"00000.png": 7, "00001.png": null}', b"[" * 9999]
+)
+def test_damaged_names(model, score, names):
+    (model / "test" / "ours_7000" / "names.json").write_bytes(names)
+    result = score("-m", model, "--lpips", "none")
+    assert result.returncode == 0, result.stderr
+    assert "0000" in result.stdout.splitlines()[-1], "named by its file"
+    assert contact_sheet.draw(model / "test" / "ours_7000", 2).width > 100
+
+
+def test_a_torn_picture_in_a_contact_sheet(model):
+    file = model / "test" / "ours_7000" / "gt" / "00001.png"
+    file.write_bytes(file.read_bytes()[:-500])
+    with pytest.raises(DataError, match="gt/00001.png: cannot be read as a PNG picture"):
+        contact_sheet.draw(file.parent.parent, 2)
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        (torch.zeros(3), "must hold weights by name, got a Tensor"),
+        ([1, 2], "must hold weights by name, got a list"),
+        ({"features.0.weight": 1.0}, "features.0.weight must be numbers .64, 3, 11, 11., got float"),
+        (
+            {"features.0.weight": torch.zeros(64, 3, 3, 3)},
+            "must be numbers .64, 3, 11, 11., got .64, 3, 3, 3.",
+        ),
+        ({"features.0.weight": torch.zeros(64, 3, 11, 11).to_sparse()}, "must be numbers"),
+        ({"features.0.weight": torch.zeros(64, 3, 11, 11), "x": 1}, "must hold the key features.0.bias"),
+    ],
+)
+def test_odd_weights(tmp_path, weights, message):
+    torch.save(weights, tmp_path / "alexnet-owt-7be5be79.pth")
+    torch.save(_random_linear(WIDTHS["alex"]), tmp_path / "alex.pth")
+    with pytest.raises(DataError, match=f"alexnet-owt-7be5be79.pth:? {message}|{message}"):
+        lpips.load("alex", str(tmp_path))
 
 
 def test_broken_weights_are_an_error(model, score):

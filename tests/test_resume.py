@@ -26,7 +26,7 @@ import train
 from arguments import ConfigError, RunParams
 from scene import checkpoint, saved_iterations
 from scene.files import DataError
-from scene.resume import Checkpoints, alone_in, clear, found
+from scene.resume import Checkpoints, alone_in, clear, finished, found
 from tests import tiny_scenes
 from tests.test_viewer import message
 
@@ -199,8 +199,8 @@ def test_asked_to_stop(number, scene, tmp_path):
     assert json.loads((folder / "summary.json").read_text())["iterations"] == last
 
 
-def test_asked_to_stop_while_a_viewer_pauses_training(scene, tmp_path):
-    folder = tmp_path / "m"
+def start_with_viewer(folder: Path, scene: Path):
+    """A run that would go on and on, and the port to which a viewer connects."""
     arguments = [word for word in SHORT if word not in ("70", "--iterations", "--disable_viewer")]
     with socket.socket() as busy:
         busy.bind(("127.0.0.1", 0))
@@ -209,7 +209,12 @@ def test_asked_to_stop_while_a_viewer_pauses_training(scene, tmp_path):
         process = start(folder, "-s", scene, *arguments, "--port", port)
         told = re.compile(rf"viewer port {port} is busy: listening on 127.0.0.1:(\d+)")
         wait_for(lambda: told.search(said(folder)), process)
-    port = int(told.search(said(folder)).group(1))
+    return process, int(told.search(said(folder)).group(1))
+
+
+def test_asked_to_stop_while_a_viewer_pauses_training(scene, tmp_path):
+    folder = tmp_path / "m"
+    process, port = start_with_viewer(folder, scene)
     with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
         client.sendall(message(train=False))
         assert client.recv(1)
@@ -271,6 +276,31 @@ def test_a_terminal_that_is_closed_is_asked_to_stop(scene, tmp_path):
     stopped = int(re.search(r"Stopped after iteration (\d+)", (folder / "train.log").read_text())[1])
     assert max(found(folder)) == stopped
     assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
+
+
+def test_asked_to_stop_while_a_viewer_floods_the_run_with_large_pictures(scene, tmp_path):
+    folder = tmp_path / "m"
+    process, port = start_with_viewer(folder, scene)
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        client.sendall(message(8192, 4096) * 50)
+        left = 8192 * 4096 * 3
+        while left > 0:  # the first one is there, the second one is being made
+            left -= len(client.recv(min(left, 1 << 20)))
+        before = time.monotonic()
+        os.kill(process.pid, signal.SIGTERM)
+        wait_for(lambda: "Stopped after iteration" in said(folder), process)
+        assert time.monotonic() - before < 2.5, "heard within a second, then all is saved"
+    assert ended(process, folder) == 143
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [b'{"iterations": Infinity}', b'{"iterations": NaN}', b"\xff", b"[", b'{"iterations": [7]}', b"{}"],
+)
+def test_a_damaged_summary_is_none(summary, tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "summary.json").write_bytes(summary)
+    assert finished(tmp_path) == 0
 
 
 def wait_for(what, process, seconds: float = 60) -> None:

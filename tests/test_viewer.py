@@ -29,7 +29,7 @@ class Trainer:
     """Calls serve() as a training loop does, and counts the iterations it gets through."""
 
     def __init__(self, render=gradient):
-        self.lines, self.requests, self.iterations = [], [], 0
+        self.lines, self.requests, self.iterations, self.served = [], [], 0, 0.0
         self.viewer = Viewer("127.0.0.1", 0, SOURCE, self.lines.append)
         self._render, self._stop = render, False
         self._thread = threading.Thread(target=self._loop, daemon=True)
@@ -37,7 +37,9 @@ class Trainer:
 
     def _loop(self):
         while not self._stop:
+            start = time.monotonic()
             self.viewer.serve(self._remember)
+            self.served += time.monotonic() - start
             self.iterations += 1
             time.sleep(0.001)
 
@@ -235,6 +237,85 @@ def test_garbage_on_the_wire(trainer):
     assert trainer.goes_on()
     with trainer.connect() as client:
         expect_picture(ask(client))
+
+
+class Slow:
+    """Renders so many pixels a second, and keeps account of it."""
+
+    def __init__(self, speed: float):
+        self.speed, self.sizes, self.seconds = speed, [], []
+
+    def __call__(self, request):
+        start = time.monotonic()
+        picture = gradient(request)
+        pixels = picture[0].numel()
+        time.sleep(max(pixels / self.speed - (time.monotonic() - start), 0))
+        self.sizes.append(pixels)
+        self.seconds.append(time.monotonic() - start)
+        return picture
+
+
+def test_training_gets_half_of_the_time_while_a_viewer_floods_it():
+    slow = Slow(5e6)
+    trainer = Trainer(slow)
+    try:
+        with trainer.connect() as client:
+            start = time.monotonic()
+            client.sendall(message(400, 250) * 200)
+            while time.monotonic() < start + 3:
+                assert client.recv(1 << 20)
+            seconds = time.monotonic() - start
+        assert len(slow.seconds) > 10, "the viewer is served"
+        assert trainer.served < 0.55 * seconds
+        assert trainer.goes_on()
+    finally:
+        trainer.close()
+
+
+def test_training_gets_half_of_the_time_while_nobody_takes_the_pictures(monkeypatch):
+    monkeypatch.setattr(network_gui, "MESSAGE_LIMIT", 0.5)
+    trainer = Trainer()
+    try:
+        start = time.monotonic()
+        while time.monotonic() < start + 4:
+            dropped = len(trainer.lines)
+            with trainer.connect() as client:
+                client.sendall(message(4000, 2000))
+                while len(trainer.lines) < dropped + 2 and time.monotonic() < start + 4:
+                    time.sleep(0.001)
+        assert trainer.served < 0.6 * (time.monotonic() - start)
+        assert sum("disconnected" in line for line in trainer.lines) >= 2
+    finally:
+        trainer.close()
+
+
+def test_large_pictures_take_no_longer_than_small_ones():
+    slow = Slow(2e6)
+    trainer = Trainer(slow)
+    try:
+        with trainer.connect() as client:
+            for _ in range(4):
+                picture = ask(client, 7680, 4320)
+                np.testing.assert_allclose(picture[0, :, 0], np.linspace(0, 255, 7680), atol=2)
+                np.testing.assert_allclose(picture[:, 0, 1], np.linspace(0, 255, 4320), atol=2)
+        assert max(slow.sizes) <= network_gui.RENDERED_PIXELS["cpu"] and min(slow.sizes) > 200_000
+        slow.speed = 5e5  # what is seen now is hard to render
+        with trainer.connect() as client:
+            for _ in range(4):
+                ask(client, 3840, 2160)
+        assert slow.sizes[-1] < 130_000, "0.25 s"
+    finally:
+        trainer.close()
+    assert sum("rendered smaller and enlarged" in line for line in trainer.lines) == 2, "once for each client"
+
+
+@pytest.mark.parametrize("size", [(7680, 4320), (1, 65536), (65535, 511), (300, 200)])
+def test_a_smaller_picture_shows_the_same(size):
+    camera = parse_request(message(*size)[4:]).camera
+    smaller = network_gui._shrunk(camera, 50_000)
+    assert 0.95 * min(50_000, size[0] * size[1]) < smaller.width * smaller.height <= 50_000
+    assert smaller.fovx == pytest.approx(camera.fovx) and smaller.fovy == pytest.approx(camera.fovy)
+    np.testing.assert_allclose(smaller.K[:2, 2], [smaller.width / 2, smaller.height / 2], rtol=1e-5)
 
 
 BAD = {

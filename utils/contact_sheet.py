@@ -9,7 +9,6 @@ The error is the absolute difference, averaged over the channels, on a scale fro
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from arguments import MOST, number
 from scene.files import DataError
 from utils import commands
+from utils.image import photo_names, read_image
 from utils.terminal import say
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
@@ -45,7 +45,7 @@ def draw(method: Path, count: int) -> Image.Image:
     if not files:
         raise DataError(f"{method}/renders must hold rendered pictures, got none; run render.py first")
     files = [files[round(k)] for k in np.linspace(0, len(files) - 1, min(count, len(files)))]
-    names = json.loads((method / "names.json").read_text()) if (method / "names.json").exists() else {}
+    names = photo_names(method)
     rows = [_row(method, file) for file in files]
 
     width = 3 * max(NARROWEST, *(row.truth.shape[1] for row in rows)) + 4 * GAP
@@ -88,14 +88,18 @@ class Row(NamedTuple):
 
 
 def _row(method: Path, file: str) -> Row:
-    truth, render = (np.array(Image.open(method / part / file).convert("RGB")) for part in ("gt", "renders"))
+    truth, render = (_pixels(method / part / file) for part in ("gt", "renders"))
     mask = method / "masks" / file
     counts = np.ones(truth.shape[:2], bool)
     if mask.exists():
-        counts = np.array(Image.open(mask).convert("L")) > 127
+        counts = _pixels(mask)[..., 0] > 127
     if truth.shape != render.shape or counts.shape != truth.shape[:2]:
         raise DataError(f"{method}: {file} must have the same size in gt, renders and masks")
     return Row(truth, render, counts)
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return read_image(path).permute(1, 2, 0).numpy()
 
 
 def _font(size: int):

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from scene.files import BAD_IMAGE, DataError, read_json
+
 # PNG level 1 costs a few percent of size against level 6 and saves most of the time.
 PNG_LEVEL = 1
 
@@ -79,9 +81,25 @@ def ssim_where(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def read_image(path: Path) -> Tensor:
-    """A picture file as uint8 [3, H, W]."""
-    with Image.open(path) as picture:
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """A PNG file as uint8 [3, H, W]."""
+    try:
+        with Image.open(path, formats=("PNG",)) as picture:
+            pixels = np.array(picture.convert("RGB"))
+    except BAD_IMAGE as error:
+        raise DataError(f"{path}: cannot be read as a PNG picture ({error})") from None
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def photo_names(method: Path) -> dict[str, str]:
+    """Picture file -> name of the photo, where render.py left names.json; pictures go by their own names, and
+    a line says so, if it is damaged."""
+    path = method / "names.json"
+    try:
+        names = read_json(path) if path.is_file() else {}
+    except DataError as error:
+        print(f"{error}; views are called by their files")
+        return {}
+    return {file: name for file, name in names.items() if isinstance(name, str)}
 
 
 class PngWriter:

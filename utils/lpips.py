@@ -10,7 +10,6 @@ networks were fitted for [-1, 1].
 The weights are other people's and are not part of this project. They are looked for on this machine only.
 """
 
-import pickle
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +34,8 @@ class Network:
     trunk_url: str
     linear_file: str
     convolutions: dict[int, tuple[int, int]]  # layer -> (stride, padding); a ReLU follows each
+    widths: tuple[int, ...]  # channels that each of them makes
+    kernels: tuple[int, ...]  # and its size in pixels
     pools: dict[int, tuple[int, int]]  # layer -> (size, stride)
     compared: tuple[int, ...]  # layers of the ReLUs whose outputs are compared
 
@@ -45,6 +46,8 @@ NETWORKS = {
         trunk_url="https://download.pytorch.org/models/vgg16-397923af.pth",
         linear_file="vgg.pth",
         convolutions={i: (1, 1) for i in (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)},
+        widths=(64, 64, 128, 128, *3 * (256,), *6 * (512,)),
+        kernels=13 * (3,),
         pools={i: (2, 2) for i in (4, 9, 16, 23)},
         compared=(3, 8, 15, 22, 29),
     ),
@@ -53,6 +56,8 @@ NETWORKS = {
         trunk_url="https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
         linear_file="alex.pth",
         convolutions={0: (4, 2), 3: (1, 2), 6: (1, 1), 8: (1, 1), 10: (1, 1)},
+        widths=(64, 192, 384, 256, 256),
+        kernels=(11, 5, 3, 3, 3),
         pools={2: (3, 2), 5: (3, 2)},
         compared=(1, 4, 7, 9, 11),
     ),
@@ -111,10 +116,21 @@ def load(network: str, weights: str = "", device: torch.device | str = "cpu") ->
     trunk_path, linear_path = _trunk_path(about, weights), _linear_path(about, weights)
     if trunk_path is None or linear_path is None:
         raise WeightsMissing(_how_to_get(network, trunk_path, linear_path))
-    layers = [f"features.{i}.{part}" for i in about.convolutions for part in ("weight", "bias")]
-    trunk = _read(trunk_path, layers, device)
-    linear = _read(linear_path, [f"lin{i}.model.1.weight" for i in range(len(about.compared))], device)
+    trunk_shapes, linear_shapes = _shapes(about)
+    trunk, linear = _read(trunk_path, trunk_shapes, device), _read(linear_path, linear_shapes, device)
     return LPIPS(network, trunk, linear)
+
+
+def _shapes(about: Network) -> tuple[dict[str, tuple], dict[str, tuple]]:
+    """Of the weights in the trunk's file, and in that of the linear layers."""
+    trunk, linear, channels = {}, {}, 3
+    for layer, width, kernel in zip(about.convolutions, about.widths, about.kernels):
+        trunk[f"features.{layer}.weight"] = (width, channels, kernel, kernel)
+        trunk[f"features.{layer}.bias"] = (width,)
+        channels = width
+        if layer + 1 in about.compared:
+            linear[f"lin{len(linear)}.model.1.weight"] = (1, width, 1, 1)
+    return trunk, linear
 
 
 def _trunk_path(about: Network, weights: str) -> Path | None:
@@ -140,15 +156,22 @@ def _first_file(folders: list[Path], name: str) -> Path | None:
     return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
-def _read(path: Path, keys: list[str], device: torch.device | str) -> dict[str, Tensor]:
+def _read(path: Path, shapes: dict[str, tuple], device: torch.device | str) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # torch's words are for programmers
+    except Exception as error:  # torch's words are for programmers
         raise DataError(f"{path} must be a file of torch weights ({type(error).__name__})") from None
-    for key in keys:
-        if key not in state:
-            raise DataError(f"{path} must hold the key {key}, got {list(state)[:3]}...")
-    return {key: state[key] for key in keys}
+    if not isinstance(state, dict):
+        raise DataError(f"{path} must hold weights by name, got a {type(state).__name__}")
+    for key, shape in shapes.items():
+        value = state.get(key)
+        if value is None:
+            raise DataError(f"{path} must hold the key {key}, got {str(list(state)[:3])[:200]}...")
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+        if not dense or tuple(value.shape) != shape:
+            got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise DataError(f"{path}: {key} must be numbers {list(shape)}, got {got}")
+    return {key: state[key].float() for key in shapes}
 
 
 def _how_to_get(network: str, trunk: Path | None, linear: Path | None) -> str:
