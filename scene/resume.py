@@ -27,9 +27,10 @@ WRITTEN = (
     "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
     "exposure.json", "point_cloud/iteration_*/exposure.json",
     # what render.py, metrics.py and utils.contact_sheet made of it, and would tell of a model that is gone
-    *(f"{views}/ours_*/{files}" for views in ("train", "test")
+    *(f"{place}{views}/ours_*/{files}" for place in ("", "on_*/") for views in ("train", "test")
       for files in ("renders/[0-9]*.png", "gt/[0-9]*.png", "masks/[0-9]*.png", "names.json")),
-    "results.json", "per_view.json", "contact_sheet.png",
+    *(f"{place}{file}" for place in ("", "on_*/")
+      for file in ("results.json", "per_view.json", "contact_sheet.png")), "on_*/config.json",
 )  # fmt: skip
 
 

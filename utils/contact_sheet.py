@@ -104,11 +104,16 @@ def _font(size: int):
 
 
 def newest(model: Path) -> Path:
-    numbers = [path.name.removeprefix("ours_") for path in (model / "test").glob("ours_*")]
-    rendered = [int(number) for number in numbers if number.isdecimal()]
-    if not rendered:
-        raise DataError(f"{model}/test must hold ours_<iteration> folders, got none; run render.py first")
-    return model / "test" / f"ours_{max(rendered)}"
+    """The folder of pictures of the highest iteration or, where a file was rendered, that of the file."""
+    folders = sorted(path.parent for path in (model / "test").glob("*/renders"))
+    if not folders:
+        raise DataError(f"{model}/test must hold folders of rendered pictures, got none; run render.py first")
+    return max(folders, key=lambda folder: _iteration(folder.name))
+
+
+def _iteration(method: str) -> int:
+    number = method.removeprefix("ours_")
+    return int(number) if number != method and number.isdecimal() else -1
 
 
 def main() -> int:
