@@ -52,6 +52,7 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
     scene = Scene(replace(model, model_path=str(place)), device, for_training=False, quiet=options.quiet)
     if place != Path(model.model_path):
         about = asdict(model) | asdict(pipe) | {"model_path": str(place), "ply": options.ply}
+        about["sh_degree"] = gaussians.sh_degree
         write_json(place / CONFIG_FILE, about, indent=2)
     for name, cameras, skip in [
         ("train", scene.train_cameras, options.skip_train),
@@ -64,7 +65,8 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
             _render_set(
                 folder, name, cameras, gaussians, pipe, scene.background, model.train_test_exp, options.quiet
             )
-    if place != Path(model.model_path) and not options.quiet:
+    is_scored = scene.test_cameras and not options.skip_test
+    if place != Path(model.model_path) and is_scored and not options.quiet:
         print(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")
 
 

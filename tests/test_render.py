@@ -74,6 +74,9 @@ def test_another_data_set_leaves_the_models_own_pictures(here, capsys):
     assert len(names) + len(list((other / "test/ours_20/renders").iterdir())) == 6
     assert metrics.main(["-m", "model/on_two", "--lpips", "none", *CPU]) == 0
     assert (other / "results.json").is_file() and not (here / "model" / "results.json").exists()
+    shutil.rmtree("model/test")
+    assert metrics.main(["-m", "model", "--lpips", "none", *CPU]) == 1
+    assert "run metrics.py -m model/on_two, where" in capsys.readouterr().err
     # Again: the same place. Another data set with that name: not the same place.
     assert render.main([*OWN, "-s", "two"]) == 0
     shutil.copytree("two", "elsewhere/two")
@@ -127,12 +130,16 @@ def test_files_of_one_name_do_not_share_a_folder(here):
     assert found == ["point_cloud_on_two", "point_cloud_on_two_2"]
 
 
-def test_an_edited_model_keeps_the_models_options(here):
+def test_an_edited_model_keeps_the_models_options(here, capsys):
     before = pictures(here / "model" / "test")
     save_ply(known_blobs(3), Path("edited.ply"))
     assert render.main([*OWN, "--ply", "edited.ply"]) == 0
     assert pictures(here / "model" / "test") == before
     assert len(list(Path("model/edited_on_one/test/edited/renders").iterdir())) == 2, "--llffhold 4 of 8"
+    assert metrics.main(["-m", "model", "model/edited_on_one", "--lpips", "none", *CPU]) == 0
+    *_, first, second = capsys.readouterr().out.splitlines()
+    assert "| edited.ply |" in second.replace("  ", "") and "edited.ply" not in first
+    assert f"| {tiny_scenes.BLOBS} " in second
 
 
 def test_a_file_trained_with_antialiasing_is_told(here, capsys):
