@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from scene import extent
-from scene.files import DataError, image_size, some
+from scene.files import image_size, picture_path, some
 from scene.layout import draw_layout
 from scene.points import PointCloud
 from scene.readers import Dataset, View, read_dataset
@@ -125,7 +125,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--masks", default="", help="folder of masks")
     parser.add_argument("--llffhold", type=int, default=8, help="every n-th view by name is a test view")
     parser.add_argument(
-        "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        help="picture, or folder for <name of the data set>_layout.png",
     )
     args = parser.parse_args(argv)
 
@@ -134,9 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
         print("\n".join(lines))
-        output = args.output or Path(f"{args.dataset.resolve().name}_layout.png")
-        if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise DataError(f"{output}: the picture must end in .png or .jpg")
+        output = picture_path(args.output, f"{args.dataset.resolve().name}_layout.png")
         draw_layout(dataset.views, test, points).save(output)
         print(f"  layout   {output}")
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scene.files import DataError
+from scene.files import DataError, picture_path
 from utils import commands
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
@@ -116,7 +116,7 @@ def _iteration(method: str) -> int:
     return int(number) if number != method and number.isdecimal() else -1
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m utils.contact_sheet", description="ground truth | render | error"
     )
@@ -124,17 +124,16 @@ def main() -> int:
     parser.add_argument("--iteration", type=int, default=-1, help="default: the highest that was rendered")
     parser.add_argument("--views", type=int, default=4, help="rows, evenly spaced over the test views")
     parser.add_argument(
-        "--to", type=Path, default=None, help="default: contact_sheet.png in the model folder"
+        "--to", type=Path, help="picture, or folder for contact_sheet.png (default: the model folder)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     def work() -> None:
         iteration, model = args.iteration, args.model_path
         method = newest(model) if iteration < 0 else model / "test" / f"ours_{iteration}"
-        to = args.to or model / "contact_sheet.png"
-        if to.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise DataError(f"{to}: the picture must end in .png or .jpg")
-        draw(method, max(args.views, 1)).save(to)
+        sheet = draw(method, max(args.views, 1))
+        to = picture_path(args.to or model, "contact_sheet.png")
+        sheet.save(to)
         print(f"Contact sheet: {to}")
 
     return commands.run("contact_sheet", work)
