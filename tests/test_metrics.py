@@ -13,7 +13,11 @@ import torch
 from PIL import Image
 
 import metrics
+import render
+import train
 from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams, save_config
+from benchmarks import train as benchmark
+from tests import tiny_scenes
 from utils import lpips
 
 
@@ -189,6 +193,51 @@ def test_one_bad_model_of_two(model, score, tmp_path):
     result = score("-m", tmp_path / "bad", model, "--lpips", "none")
     assert result.returncode == 1 and "bad/test must be a folder" in result.stderr
     assert (model / "results.json").exists()
+
+
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """benchmarks/train.py in this process; returns the cells of its table, and what it printed."""
+    mains = {"train.py": train.main, "render.py": render.main, "metrics.py": metrics.main}
+
+    def in_process(script: str, *arguments: str) -> None:
+        assert mains[script]([*arguments, "--device", "cpu"]) == 0
+
+    def run(*scenes) -> tuple[list[list[str]], str]:
+        output = ["-o", str(tmp_path / "out"), "--iterations", "3"]
+        monkeypatch.setattr("sys.argv", ["train.py", "-s", *map(str, scenes), *output])
+        monkeypatch.setattr(benchmark, "run", in_process)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        benchmark.main()
+        printed = capsys.readouterr().out
+        return [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")], printed
+
+    return run
+
+
+def test_the_training_benchmark_keeps_its_models_apart(tmp_path, bench):
+    """One data set with different flags, another one of the same name, and the first again."""
+    first, second = (tiny_scenes.colmap_scene(tmp_path / name / "fox") for name in ("a", "b"))
+    flags = "--sh_degree:1", f"--masks:{tmp_path / 'masks'}:--masks:"
+    rows, printed = bench(first, *(f"{first}:{flag}" for flag in flags), second, first)
+    options = {
+        folder.name: json.loads((folder / "config.json").read_text())["ModelParams"]
+        for folder in (tmp_path / "out").iterdir()
+    }
+    assert len(options) == 4 and len(rows) == 2 + 4, "the same scene twice is one row"
+    assert options["fox_0"]["sh_degree"] == 3 and options["fox_sh_degree_1_0"]["sh_degree"] == 1
+    assert options["fox_0"]["source_path"] == str(first) and options["fox_2_0"]["source_path"] == str(second)
+    assert rows[2][rows[0].index("LPIPS")] == "-" and "LPIPS is left out: python metrics.py -m" in printed
+
+
+def test_the_training_benchmark_computes_lpips(tmp_path, bench):
+    pytest.importorskip("lpips")  # for the linear layers
+    weights = tmp_path / "cache" / "hub" / "checkpoints"
+    weights.mkdir(parents=True)
+    torch.save(_random_trunk("vgg"), weights / lpips.NETWORKS["vgg"].trunk_file)
+    rows, printed = bench(tiny_scenes.colmap_scene(tmp_path / "fox"))
+    value = json.loads((tmp_path / "out/fox_0/results.json").read_text())["ours_3"]["LPIPS"]
+    assert value > 0 and rows[2][rows[0].index("LPIPS")] == f"{value:.4f}" and "left out" not in printed
 
 
 def test_broken_weights_are_an_error(model, score):
