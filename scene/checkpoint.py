@@ -19,7 +19,7 @@ import torch
 from scene.density import AdaptiveDensityControl
 from scene.files import DataError, atomic_write
 from scene.gaussian_model import MOMENTS, GaussianModel
-from scene.ply import load_ply
+from scene.ply import OTHER_FORMATS, load_ply
 from utils.report import Told
 from utils.views import ViewQueue
 
@@ -98,7 +98,7 @@ def load(
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it."""
-    if Path(path).suffix == ".ply":
+    if Path(path).suffix in (".ply", *OTHER_FORMATS):
         return _from_ply(Path(path))
     try:
         _check_whole(path)

@@ -189,6 +189,13 @@ def test_compressed_points_are_named_too(tmp_path):
             reader(tmp_path / "points3d.ply")
 
 
+def test_a_start_from_another_format_is_named_too(here, capsys):
+    Path("x.spz").write_bytes(b"NGSP" + bytes(40))
+    start = ["-s", "one", "-m", "new", "--start_checkpoint", "x.spz", "--disable_viewer", "--quiet", *CPU]
+    assert train.main(start) == 1
+    assert "it is another format of Gaussians; SuperSplat" in capsys.readouterr().err
+
+
 def test_count_in_the_header(tmp_path):
     save_ply(known_blobs(2), tmp_path / "x.ply")
     assert count_in(tmp_path / "x.ply") == tiny_scenes.BLOBS
