@@ -34,7 +34,7 @@ from arguments import (
     saved_options,
 )
 from gaussian_renderer import render_pair
-from scene import Camera, Scene, load_file, load_gaussians
+from scene import UNDISTORTED, Camera, Scene, load_file, load_gaussians
 from scene.files import write_json
 from scene.gaussian_model import GaussianModel
 from scene.ply import is_antialiased
@@ -93,7 +93,7 @@ def _place(model: ModelParams, ply: str) -> Path:
     name = f"{Path(ply).stem}_{name}" if ply else name
     for number in count(1):
         place = Path(model.model_path or "output") / (name if number == 1 else f"{name}_{number}")
-        if not place.exists():
+        if not place.exists() or {path.name for path in place.iterdir()} <= {UNDISTORTED}:
             return place
         if (place / CONFIG_FILE).is_file():
             options = saved_options(place, (ModelParams, RenderParams))

@@ -103,6 +103,10 @@ def test_training_again_removes_the_pictures_of_other_data_sets(here):
     options = ["-m", "model", "--overwrite", "--iterations", "10", "--disable_viewer", "--quiet", *CPU]
     assert train.main(["-s", "one", *options]) == 0
     assert not Path("model/on_two").exists()
+    # Photos without distortion stay, and do not keep the pictures from their folder.
+    Path("model/on_two/undistorted").mkdir(parents=True)
+    assert render.main([*OWN, "-s", "two"]) == 0
+    assert Path("model/on_two/config.json").is_file()
 
 
 @pytest.mark.parametrize("degree", [0, 1, 2, 3])
