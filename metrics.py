@@ -1,12 +1,13 @@
 """Score rendered test views: PSNR, SSIM and LPIPS against the ground truth beside them.
 
-    python metrics.py -m output/x [output/y ...]
+    python metrics.py -m output/x [output/y ...] [--table table.md table.csv]
 
 Reads the 8-bit PNG files that render.py wrote into <model>/test/<method>/{renders,gt} and writes results.json
 (means) and per_view.json into the model folder. PSNR is over the whole picture, then averaged over views;
 SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is version 0.1 on pictures in [0, 1],
 as the original has it. Where render.py wrote masks/, PSNR and SSIM are means over the pixels that count, and
-LPIPS compares pictures that are black in the others.
+LPIPS compares pictures that are black in the others. Several models end in one table: the settings in which
+they differ, scores, number of Gaussians, training time (utils/table.py).
 """
 
 import math
@@ -21,9 +22,9 @@ import torch
 from diff_gaussian_rasterization import ssim
 from torch import Tensor
 
-from arguments import MetricsParams, parse_metrics, pick_device
-from scene.files import DataError, write_json
-from utils import commands, lpips
+from arguments import CONFIG_FILE, MetricsParams, parse_metrics, pick_device
+from scene.files import DataError, is_file, write_json
+from utils import commands, lpips, table
 from utils.image import photo_names, psnr, read_image, ssim_where, to_float
 from utils.terminal import progress, say
 
@@ -34,24 +35,33 @@ READ_AHEAD = 4  # pairs decoded while one is being scored
 def score_models(params: MetricsParams) -> None:
     device = pick_device(params.device)
     distance = _find_lpips(params, device)
-    errors = []
+    scored, errors = [], []
     for model in params.model_paths:
         try:
             score_model(Path(model), distance, device)
+            scored.append(Path(model))
         except (DataError, OSError) as error:  # the others are scored all the same
             errors.append(str(error))
+    if len(scored) > 1 or (scored and params.table):
+        _compare(scored, params)
     if errors:
         raise DataError("; ".join(errors))
+
+
+def _compare(models: list[Path], params: MetricsParams) -> None:
+    """One table of all models, on the screen and in files."""
+    rows = table.compare(models)
+    print(f"\n{table.to_markdown(rows)}")
+    for path in params.table:
+        table.write(rows, Path(path))
+        print(f"Table: {path}")
 
 
 def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:
     """Score every method under <model>/test, write both reports, print the table."""
     test = model / "test"
     if not test.is_dir():
-        raise DataError(
-            f"{test} must be a folder of rendered test views, got none; run render.py -m "
-            f"{shlex.quote(str(model))} first (of a model that was trained with --eval)"
-        )
+        raise DataError(f"{test} must be a folder of rendered test views, got none; {_advice(model)}")
     methods = sorted(folder for folder in test.iterdir() if folder.is_dir())
     if not methods:
         raise DataError(f"{test} must hold a folder per method (ours_<iteration>), got an empty folder")
@@ -64,6 +74,17 @@ def score_model(model: Path, distance: Callable | None, device: torch.device) ->
     write_json(model / "results.json", results, indent=1)
     write_json(model / "per_view.json", per_view, indent=1)
     say(*_table(model, per_view, results))
+
+
+def _advice(model: Path) -> str:
+    """What to do about a folder without rendered test views."""
+    elsewhere = [str(test.parent) for test in sorted(model.glob("*on_*/test"))]
+    if elsewhere:
+        return f"run metrics.py -m {shlex.join(elsewhere)}, where those of other data sets are"
+    if is_file(model / CONFIG_FILE) and not (model / "point_cloud").exists():
+        return "run render.py again with --eval, which holds test views out"
+    how = f"run render.py -m {shlex.quote(str(model))} first"
+    return f"{how} (of a model that was trained with --eval)"
 
 
 def _score_method(method: Path, distance: Callable | None, device: torch.device) -> Scores:

@@ -1,29 +1,59 @@
 """Render the train and test views of a trained model as PNG files.
 
     python render.py -m output/x
+    python render.py --ply model.ply -s dataset
 
 Writes <model>/{train,test}/ours_<iteration>/{renders,gt}/00000.png and so on, in the order of the image
 names, and beside them names.json: which photo each file shows. Where photos do not count everywhere there are
 masks/, too. The options of the run are read from the model folder.
+
+Pictures of another data set (-s) go to <model>/on_<data set>/{train,test}/..., those of a file (--ply) to
+<model>/<file>_on_<data set>/{train,test}/<file>, or to output/<file>_on_<data set>/... without -m. Such a
+folder has a config.json that says what was rendered, and metrics.py -m takes it as it takes a model.
 """
 
+import json
+import os
+import shlex
 import sys
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
-from arguments import ModelParams, PipelineParams, RenderParams, parse_render, pick_device
+import numpy as np
+import torch
+
+from arguments import (
+    CONFIG_FILE,
+    ModelParams,
+    PipelineParams,
+    RenderParams,
+    parse_render,
+    pick_device,
+    saved_options,
+)
 from gaussian_renderer import render_pair
-from scene import Camera, Scene, load_gaussians
+from scene import UNDISTORTED, Camera, Scene, load_file, load_gaussians
 from scene.files import write_json
 from scene.gaussian_model import GaussianModel
+from scene.ply import is_antialiased
+from scene.readers import read_dataset
 from utils import commands
 from utils.image import PngWriter
 from utils.terminal import progress, say
 
+SAME_PLACE = 1e-4  # cameras closer than this, relative to their coordinates, are the same one
+
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
     device = pick_device(options.device)
-    gaussians, iteration = load_gaussians(model.model_path, options.iteration, device)
-    scene = Scene(model, device, for_training=False, quiet=options.quiet)
+    gaussians, method = _load(model, pipe, options, device)
+    place = _place(model, options.ply)
+    scene = Scene(replace(model, model_path=str(place)), device, for_training=False, quiet=options.quiet)
+    if place != Path(model.model_path):
+        about = asdict(model) | asdict(pipe) | {"model_path": str(place), "ply": options.ply}
+        about["sh_degree"] = gaussians.sh_degree
+        write_json(place / CONFIG_FILE, about, indent=2)
     for name, cameras, skip in [
         ("train", scene.train_cameras, options.skip_train),
         ("test", scene.test_cameras, options.skip_test),
@@ -31,10 +61,61 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         if not cameras and not skip and not options.quiet:
             say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            folder = Path(model.model_path) / name / f"ours_{iteration}"
+            folder = place / name / method
             _render_set(
                 folder, name, cameras, gaussians, pipe, scene.background, model.train_test_exp, options.quiet
             )
+    is_scored = scene.test_cameras and not options.skip_test
+    if place != Path(model.model_path) and is_scored and not options.quiet:
+        say(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")
+
+
+def _load(
+    model: ModelParams, pipe: PipelineParams, options: RenderParams, device: torch.device
+) -> tuple[GaussianModel, str]:
+    """The Gaussians, and the name of their folder of pictures."""
+    if not options.ply:
+        gaussians, iteration = load_gaussians(model.model_path, options.iteration, device)
+        return gaussians, f"ours_{iteration}"
+    ply = Path(options.ply)
+    gaussians = load_file(ply, model.model_path, device)
+    if is_antialiased(ply) and not pipe.antialiasing and not options.quiet:
+        say(f"Warning: {ply} was trained with --antialiasing: render it with that flag, too")
+    return gaussians, ply.stem
+
+
+def _place(model: ModelParams, ply: str) -> Path:
+    """The folder for the pictures: the model's, or one that nothing else was rendered into."""
+    if not ply and _is_own_data(model):
+        return Path(model.model_path)
+    shown = {"source_path": model.source_path, "ply": ply}
+    name = f"on_{Path(model.source_path).name}"
+    name = f"{Path(ply).stem}_{name}" if ply else name
+    for number in count(1):
+        place = Path(model.model_path or "output") / (name if number == 1 else f"{name}_{number}")
+        if not place.exists() or {path.name for path in place.iterdir()} <= {UNDISTORTED}:
+            return place
+        if (place / CONFIG_FILE).is_file():
+            options = saved_options(place, (ModelParams, RenderParams))
+            if {key: options.get(key) for key in shown} == shown:
+                return place
+
+
+def _is_own_data(model: ModelParams) -> bool:
+    """Was the model trained on this data set? One that was moved still has its name and its cameras."""
+    trained_on = saved_options(model.model_path, (ModelParams,)).get("source_path", "")
+    if os.path.realpath(model.source_path) == os.path.realpath(trained_on):
+        return True
+    if Path(model.source_path).name != Path(trained_on).name:
+        return False
+    try:
+        cameras = json.loads(Path(model.model_path, "cameras.json").read_text(encoding="utf-8"))
+        known = np.array([camera["position"] for camera in cameras], float).reshape(-1, 3)
+    except (OSError, ValueError, TypeError, LookupError, RecursionError):
+        return False
+    data = read_dataset(Path(model.source_path), model.images, "", None, model.skip_missing, model.masks)
+    near = SAME_PLACE * np.abs(known).max(initial=1e-9)
+    return all(np.abs(known - view.center).max(axis=1).min(initial=np.inf) < near for view in data.views)
 
 
 def _render_set(

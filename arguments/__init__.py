@@ -207,6 +207,7 @@ class RenderParams:
     """This rendering"""
 
     iteration: int = arg(-1, "which saved model; -1 for the latest", minimum=-1)
+    ply: str = arg("", "a file of Gaussians to render instead: an edited model (with -m), or any (with -s)")
     skip_train: bool = arg(False, "leave out the train views")
     skip_test: bool = arg(False, "leave out the test views")
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
@@ -237,6 +238,7 @@ class MetricsParams:
     model_paths: list[str] = arg([], "model folders to score", short="-m")
     lpips: str = arg("vgg", "network of the perceptual distance", choices=("vgg", "alex", "none"))
     lpips_weights: str = arg("", "file or folder with the network's weights, if not in the torch cache")
+    table: list[str] = arg([], "files to write the table of all models to, each .csv or .md")
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
@@ -305,12 +307,18 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
     parser = _parser("Render the train and test views of a trained model.", groups)
     try:
         given = _given(parser, argv)
-        if not given.get("model_path"):
-            raise ConfigError("model_path is empty: name the model folder with -m")
-        model, pipe, render = build(
-            groups, saved_options(given["model_path"], (ModelParams, PipelineParams)) | given
-        )
+        if not given.get("model_path") and not given.get("ply"):
+            raise ConfigError("model_path is empty: name the model folder with -m, or a file with --ply")
+        stored = {}
+        if given.get("model_path"):
+            stored = saved_options(given["model_path"], (ModelParams, PipelineParams))
+        model, pipe, render = build(groups, stored | given)
+        if render.ply and render.iteration != -1:
+            raise ConfigError("ply and iteration exclude each other")
+        if render.ply and not model.source_path:
+            raise ConfigError("source_path is empty: name the data set folder with -s")
         _make_absolute(model)
+        render.ply = os.path.abspath(render.ply) if render.ply else ""
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
@@ -333,6 +341,9 @@ def parse_metrics(argv: list[str] | None = None) -> MetricsParams:
         (metrics,) = build((MetricsParams,), _given(parser, argv))
         if not metrics.model_paths:
             raise ConfigError("model_paths is empty: name one or more model folders with -m")
+        for path in metrics.table:
+            if Path(path).suffix not in (".csv", ".md"):
+                raise ConfigError(f"table must be a file that ends in .csv or .md, got {path}")
     except ConfigError as error:
         parser.error(str(error))
     return metrics

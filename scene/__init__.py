@@ -44,6 +44,7 @@ __all__ = [
     "GaussianModel",
     "PointCloud",
     "Scene",
+    "load_file",
     "load_gaussians",
     "saved_iterations",
 ]
@@ -372,9 +373,14 @@ def load_gaussians(model_path: str | Path, iteration: int, device: torch.device)
         )
     iteration = saved[-1] if iteration == -1 else iteration
     path = Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
-    gaussians = load_ply(path, device, Similarity.stored(Path(model_path)))
-    for exposures in (path.with_name(EXPOSURES), Path(model_path) / EXPOSURES):  # the original has only these
-        if exposures.is_file():
-            gaussians.load_exposures(exposures)
-            break
-    return gaussians, iteration
+    return load_file(path, model_path, device), iteration
+
+
+def load_file(path: Path, model_path: str | Path, device: torch.device) -> GaussianModel:
+    """The Gaussians of a PLY, with the exposures beside it, else those of the model folder, if any."""
+    frame = Similarity.stored(Path(model_path)) if model_path else OF_DATA
+    gaussians = load_ply(path, device, frame)
+    folders = [path.parent, *([Path(model_path)] if model_path else [])]  # the original has only the latter
+    if exposures := [folder / EXPOSURES for folder in folders if (folder / EXPOSURES).is_file()]:
+        gaussians.load_exposures(exposures[0])
+    return gaussians

@@ -19,7 +19,7 @@ from scene.files import DataError, atomic_write
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS, GaussianModel
-from scene.ply import load_ply
+from scene.ply import OTHER_FORMATS, load_ply
 from scene.torch_file import read_torch_file
 from utils.report import Scores, Told
 from utils.views import ViewQueue
@@ -104,7 +104,7 @@ def load(
 def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]:
     """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it. A
     PLY is put into the frame."""
-    if Path(path).suffix == ".ply":
+    if Path(path).suffix in (".ply", *OTHER_FORMATS):
         return _from_ply(Path(path), frame)
     try:
         state = read_torch_file(path)

@@ -173,6 +173,16 @@ def image_header(path: Path) -> tuple[tuple[int, int], str]:
         raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
+def picture_path(target: Path, name: str) -> Path:
+    """Where to save a picture: the file `target`, or the file `name` in it if it is a folder."""
+    if target.is_dir() or not target.suffix:
+        target = target / name
+    if target.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DataError(f"{target}: the picture must end in .png or .jpg")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
 def some(names: list[str], most: int = 5) -> str:
     """A list for an error message: the first few, and how many more."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

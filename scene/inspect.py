@@ -16,7 +16,7 @@ import numpy as np
 
 from arguments import MOST, number
 from scene import extent
-from scene.files import DataError, image_size, some
+from scene.files import image_size, picture_path, some
 from scene.frame import too_small_or_far
 from scene.layout import draw_layout
 from scene.points import PointCloud
@@ -140,7 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         help="every n-th view by name is a test view, 0: none",
     )
     parser.add_argument(
-        "-o", "--output", type=Path, help="the picture (default: <name of the data set>_layout.png)"
+        "-o",
+        "--output",
+        type=Path,
+        default=Path(),
+        help="picture, or folder for <name of the data set>_layout.png",
     )
     args = parser.parse_args(argv)
 
@@ -157,9 +161,7 @@ def main(argv: list[str] | None = None) -> int:
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
         say(*lines)
-        output = args.output or Path(f"{args.dataset.resolve().name}_layout.png")
-        if output.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise DataError(f"{output}: the picture must end in .png or .jpg")
+        output = picture_path(args.output, f"{args.dataset.resolve().name}_layout.png")
         draw_layout(dataset.views, test, points).save(output)
         say(f"  layout   {output}")
 

@@ -5,6 +5,7 @@ the original's exact layout, because SIBR's reader counts on it.
 """
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,12 @@ POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
 ]
 ROWS_AT_ONCE = 4096  # rows are 248 bytes: this many stay in the cache while their columns are picked out
 LONGEST_HEADER = 1 << 16
+MIP = "SplatRenderMode: mip"
 SIZES = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
 SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
+OTHER_FORMATS = (".spz", ".splat", ".ksplat", ".sog")
+HOW_TO_UNPACK = "SuperSplat (Export > Splat PLY) or PlayCanvas' splat-transform makes a plain PLY of it"
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 
 
@@ -54,7 +58,7 @@ def save_ply(
     names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
-    comments = ["SplatRenderMode: mip"] if antialiasing else []
+    comments = [MIP] if antialiasing else []
     table, start = np.empty((count, len(names)), "<f4"), 0
     for part, values in parts:
         table[:, start : start + len(part)] = values.cpu().numpy()
@@ -78,6 +82,8 @@ def load_ply(
     Gaussians with numbers that are not finite are left out, and told.
     """
     vertices = _Vertices(path)
+    if "f_dc_0" not in vertices.names and {"x", "y", "z"} <= set(vertices.names):
+        raise DataError(f"{path}: must be Gaussians (with f_dc_0, opacity and so on), but is a point cloud")
     rest = len([name for name in vertices.names if name.startswith("f_rest_")])
     if rest not in REST_COUNTS:
         raise DataError(f"{path}: must have 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), got {rest}")
@@ -102,6 +108,20 @@ def load_ply(
         say(f"{path}: {(~finite).sum():,} of {len(finite):,} Gaussians are left out, as they are not finite")
     params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
     return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+
+
+def count_in(path: Path) -> int | None:
+    """The number of Gaussians, by the header. None if there is no such file, or it is not a PLY."""
+    try:
+        found = re.search(rb"^element vertex (\d+)", _header(path), re.M)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+def is_antialiased(path: Path) -> bool:
+    """Does the file say that it was trained with --antialiasing?"""
+    return f"comment {MIP}".encode() in _header(path)
 
 
 def read_points(path: Path) -> PointCloud:
@@ -135,6 +155,7 @@ class _Vertices:
         self.path = path
         refuse_pointer(path)
         try:
+            _check_format(path)
             _check_counts(path)
             self._data = PlyData.read(str(path))["vertex"].data
         except KeyError:
@@ -149,6 +170,8 @@ class _Vertices:
     def columns(self, names: list[str], kind: type = np.float32) -> np.ndarray:
         """These properties, side by side, as `kind` [N, len(names)]."""
         missing = [name for name in names if name not in self.names]
+        if missing and "packed_position" in self.names:
+            raise DataError(f"{self.path}: is a compressed PLY; {HOW_TO_UNPACK}")
         if missing:
             raise DataError(f"{self.path}: lacks the vertex property {missing[0]}")
         if any(self._data.dtype[name].hasobject for name in names):
@@ -161,11 +184,22 @@ class _Vertices:
         return table
 
 
+def _header(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(LONGEST_HEADER).partition(b"end_header")[0]
+
+
+def _check_format(path: Path) -> None:
+    """Other files of Gaussians are named, and how to make a PLY of them."""
+    start = _header(path)[:4]
+    packed = path.suffix.lower() in OTHER_FORMATS or start == b"NGSP"
+    if packed and start[:3] != b"ply":
+        raise ValueError(f"it is another format of Gaussians; {HOW_TO_UNPACK}")
+
+
 def _check_counts(path: Path) -> None:
     """plyfile believes what a header says, and makes room for it. The file must be large enough for that."""
-    with open(path, "rb") as file:
-        header = file.read(LONGEST_HEADER).partition(b"end_header")[0]
-        size = os.fstat(file.fileno()).st_size
+    header, size = _header(path), os.stat(path).st_size
     text, least, rows, row = b"format ascii" in header, 0, 0, 0
     for words in [line.split() for line in header.splitlines()] + [[b"element", b"", b"0"]]:
         if len(words) == 3 and words[0] == b"element":

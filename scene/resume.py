@@ -35,10 +35,11 @@ RESULTS = re.compile(
 )
 # What render.py, metrics.py and utils.contact_sheet made of them, and would tell of a model that is gone.
 VIEWS = re.compile(
-    rf"(train|test)/ours_{N}/(names\.json|(renders|gt|masks)/[0-9]{{5,}}\.png)|"
-    r"results\.json|per_view\.json|contact_sheet\.png"
+    rf"(on_[^/]+/)?((train|test)/ours_{N}/(names\.json|(renders|gt|masks)/[0-9]{{5,}}\.png)|"
+    r"results\.json|per_view\.json|contact_sheet\.png)|on_[^/]+/config\.json"
 )
 PLACES = ("*", "point_cloud/iteration_*/*", "t*/ours_*/*", "t*/ours_*/*/*")
+PLACES += tuple(f"on_*/{place}" for place in ("*", "t*/ours_*/*", "t*/ours_*/*/*"))
 TORN = re.compile(r"\.(.+)\.[0-9]+\.tmp")  # what a killed process was writing
 
 

@@ -56,8 +56,26 @@ def test_mistakes_are_told(tmp_path, capsys):
     assert inspect.main([str(tmp_path / "nowhere")]) == 1
     assert "scene.inspect: " in capsys.readouterr().err
     folder = ring(tmp_path / "data", count=3)
-    assert inspect.main([str(folder), "-o", str(tmp_path / "a.txt")]) == 1
+    assert (
+        inspect.main([str(folder), "-o", str(tmp_path / "a.txt")]) == 1 and not (tmp_path / "a.txt").exists()
+    )
     assert "must end in .png or .jpg" in capsys.readouterr().err
+
+
+def test_the_picture_goes_to_the_folder_or_file_that_is_told(tmp_path, monkeypatch, capsys):
+    folder = ring(tmp_path / "data", count=3)
+    (tmp_path / "there.d").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for output, picture in [
+        (["-o", "there.d"], "there.d/data_layout.png"),
+        (["-o", "made/of two/"], "made/of two/data_layout.png"),
+        (["-o", "made/with/name.jpg"], "made/with/name.jpg"),
+        ([], "data_layout.png"),
+    ]:
+        before = {path for path in tmp_path.rglob("*") if path.is_file()}
+        assert inspect.main([str(folder), *output]) == 0
+        assert {path for path in tmp_path.rglob("*") if path.is_file()} - before == {tmp_path / picture}
+        assert f"layout   {picture}" in capsys.readouterr().out
 
 
 def test_the_picture_shows_cameras_and_points_where_they_are(tmp_path):

@@ -1,5 +1,6 @@
 """metrics.py: its numbers, its files, and what it says when something is missing."""
 
+import csv
 import json
 import math
 import shutil
@@ -12,7 +13,12 @@ import torch
 from PIL import Image
 
 import metrics
+import render
+import train
+from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams, save_config
+from benchmarks import train as benchmark
 from scene.files import DataError
+from tests import tiny_scenes
 from utils import contact_sheet, lpips
 
 
@@ -267,6 +273,51 @@ def test_odd_weights(tmp_path, weights, message):
         lpips.load("alex", str(tmp_path))
 
 
+@pytest.fixture
+def bench(tmp_path, monkeypatch, capsys):
+    """benchmarks/train.py in this process; returns the cells of its table, and what it printed."""
+    mains = {"train.py": train.main, "render.py": render.main, "metrics.py": metrics.main}
+
+    def in_process(script: str, *arguments: str) -> None:
+        assert mains[script]([*arguments, "--device", "cpu"]) == 0
+
+    def run(*scenes) -> tuple[list[list[str]], str]:
+        output = ["-o", str(tmp_path / "out"), "--iterations", "3"]
+        monkeypatch.setattr("sys.argv", ["train.py", "-s", *map(str, scenes), *output])
+        monkeypatch.setattr(benchmark, "run", in_process)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+        benchmark.main()
+        printed = capsys.readouterr().out
+        return [line.split(" | ") for line in printed.splitlines() if line.startswith("| ")], printed
+
+    return run
+
+
+def test_the_training_benchmark_keeps_its_models_apart(tmp_path, bench):
+    """One data set with different flags, another one of the same name, and the first again."""
+    first, second = (tiny_scenes.colmap_scene(tmp_path / name / "fox") for name in ("a", "b"))
+    flags = "--sh_degree:1", f"--masks:{tmp_path / 'masks'}:--masks:"
+    rows, printed = bench(first, *(f"{first}:{flag}" for flag in flags), second, first)
+    options = {
+        folder.name: json.loads((folder / "config.json").read_text())["ModelParams"]
+        for folder in (tmp_path / "out").iterdir()
+    }
+    assert len(options) == 4 and len(rows) == 2 + 4, "the same scene twice is one row"
+    assert options["fox_0"]["sh_degree"] == 3 and options["fox_sh_degree_1_0"]["sh_degree"] == 1
+    assert options["fox_0"]["source_path"] == str(first) and options["fox_2_0"]["source_path"] == str(second)
+    assert rows[2][rows[0].index("LPIPS")] == "-" and "LPIPS is left out: python metrics.py -m" in printed
+
+
+def test_the_training_benchmark_computes_lpips(tmp_path, bench):
+    pytest.importorskip("lpips")  # for the linear layers
+    weights = tmp_path / "cache" / "hub" / "checkpoints"
+    weights.mkdir(parents=True)
+    torch.save(_random_trunk("vgg"), weights / lpips.NETWORKS["vgg"].trunk_file)
+    rows, printed = bench(tiny_scenes.colmap_scene(tmp_path / "fox"))
+    value = json.loads((tmp_path / "out/fox_0/results.json").read_text())["ours_3"]["LPIPS"]
+    assert value > 0 and rows[2][rows[0].index("LPIPS")] == f"{value:.4f}" and "left out" not in printed
+
+
 def test_broken_weights_are_an_error(model, score):
     (model / "vgg.pth").write_bytes(b"not weights")
     result = score("-m", model, "--lpips_weights", model / "vgg.pth")
@@ -274,3 +325,125 @@ def test_broken_weights_are_an_error(model, score):
     assert len(result.stderr.splitlines()) == 1
     result = score("-m", model, "--lpips_weights", model / "nowhere")
     assert result.returncode == 1 and "nowhere: is not there" in result.stderr
+
+
+# Several models
+
+
+def trained_model(folder: Path, seeds=(0, 1), iterations=30, gaussians=7, **options) -> Path:
+    """A folder as training and render.py leave it."""
+    for index, seed in enumerate(seeds):
+        for part, image in zip(("renders", "gt"), pair(seed)):
+            path = folder / "test" / f"ours_{iterations}" / part / f"{index:05d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    splats = folder / "point_cloud" / f"iteration_{iterations}" / "point_cloud.ply"
+    splats.parent.mkdir(parents=True)
+    splats.write_text(f"ply\nformat ascii 1.0\nelement vertex {gaussians}\nend_header\n")
+    groups = [ModelParams(source_path="/data/fox"), PipelineParams(), OptimizationParams(), RunParams()]
+    for group in groups:
+        changed = {name: value for name, value in options.items() if hasattr(group, name)}
+        vars(group).update(changed, **({"iterations": iterations} if hasattr(group, "iterations") else {}))
+    save_config(folder, *groups)
+    told = {"iterations": iterations, "optimization_seconds": 12.5, "device": "CPU"}
+    (folder / "summary.json").write_text(json.dumps(told))
+    return folder
+
+
+def table_of(result) -> dict[str, list[str]]:
+    """Column -> cells of the Markdown table at the end of what was printed."""
+    lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
+    head, rule, *rows = ([cell.strip() for cell in line.split(" | ")] for line in lines)
+    assert all(set(cell) <= set("|- ") for cell in rule)
+    head, *rows = ([cell.strip("| ") for cell in row] for row in (head, *rows))
+    return {name: [row[k] for row in rows] for k, name in enumerate(head)}
+
+
+SCORES = ["PSNR", "SSIM", "LPIPS", "views", "Gaussians", "training s"]
+
+
+def test_several_models_end_in_one_table(tmp_path, score):
+    one = trained_model(tmp_path / "one", gaussians=1234567)
+    two = trained_model(tmp_path / "two", seeds=(2, 3, 4), gaussians=9, antialiasing=True, lambda_dssim=0.5,
+                        port=7000, test_iterations=[5])  # fmt: skip
+    files = [tmp_path / "out" / "table.md", tmp_path / "table.csv"]
+    result = score("-m", one, two, "--lpips", "none", "--table", *files)
+    assert result.returncode == 0, result.stderr
+    table = table_of(result)
+    assert list(table) == ["model", "antialiasing", "lambda_dssim", *SCORES], "columns only for what differs"
+    assert table["model"] == [str(one), str(two)]
+    assert (table["antialiasing"], table["lambda_dssim"]) == (["off", "on"], ["0.2", "0.5"])
+    assert (table["views"], table["Gaussians"]) == (["2", "3"], ["1,234,567", "9"])
+    assert (table["LPIPS"], table["training s"]) == (["-", "-"], ["12.5", "12.5"])
+    means = [json.loads((model / "results.json").read_text())["ours_30"] for model in (one, two)]
+    assert table["PSNR"] == [f"{mean['PSNR']:.3f}" for mean in means]
+    assert table["SSIM"] == [f"{mean['SSIM']:.4f}" for mean in means]
+
+    assert files[0].read_text() in result.stdout + "\n"
+    rows = list(csv.DictReader(files[1].open(newline="")))
+    assert [float(row["PSNR"]) for row in rows] == [mean["PSNR"] for mean in means], "every digit"
+    assert rows[0]["Gaussians"] == "1234567" and rows[1]["LPIPS"] == "" and rows[0]["model"] == str(one)
+
+
+def test_data_sets_and_methods_in_the_table(tmp_path, score):
+    one = trained_model(tmp_path / "one", source_path="/data/a|b")
+    trained_model(tmp_path / "more", iterations=10)
+    shutil.move(tmp_path / "more/test/ours_10", one / "test")
+    shutil.move(tmp_path / "more/point_cloud/iteration_10", one / "point_cloud")
+    two = trained_model(tmp_path / "two", source_path="/data/c")
+    table = table_of(score("-m", one, two, "--lpips", "none"))
+    assert list(table) == ["model", "method", "source_path", *SCORES]
+    assert table["method"] == ["ours_10", "ours_30", "ours_30"]
+    assert table["source_path"] == ["a\\|b", "a\\|b", "c"]
+    assert table["training s"] == ["-", "12.5", "12.5"], "the time of iteration 10 is not known"
+    # Two data sets of one name are called by their paths.
+    other = trained_model(tmp_path / "other", source_path="/elsewhere/c")
+    table = table_of(score("-m", two, other, "--lpips", "none"))
+    assert table["source_path"] == ["/data/c", "/elsewhere/c"]
+
+
+def test_the_table_of_models_that_tell_little(tmp_path, score, model):
+    """The original's folders have no config.json and no summary.json, and some have nothing but pictures."""
+    ours = trained_model(tmp_path / "ours", resolution=2, lambda_dssim=0.0)
+    original = trained_model(tmp_path / "original")
+    for name in ("config.json", "summary.json"):
+        (original / name).unlink()
+    (original / "cfg_args").write_text("Namespace(source_path='/data/fox', sh_degree=2, resolution=1)")
+    result = score("-m", ours, original, "--lpips", "none")
+    table = table_of(result)
+    assert list(table) == [
+        "model",
+        "sh_degree",
+        "resolution",
+        "iterations",
+        "lambda_dssim",
+        "device",
+        *SCORES,
+    ]
+    assert table["iterations"] == ["30", "-"]
+    assert (table["lambda_dssim"], table["training s"]) == (["0.0", "-"], ["12.5", "-"])
+    assert (table["sh_degree"], table["Gaussians"]) == (["3", "2"], ["7", "7"])
+
+    result = score("-m", ours, model, "--lpips", "none")
+    assert result.returncode == 0, result.stderr
+    assert "holds neither config.json nor cfg_args; the table is without its settings" in result.stdout
+    assert table_of(result)["Gaussians"] == ["7", "-", "-"]
+
+
+def test_a_model_that_fails_is_not_in_the_table(tmp_path, score):
+    good = [trained_model(tmp_path / name, sh_degree=degree) for name, degree in (("a", 1), ("b", 2))]
+    bad = trained_model(tmp_path / "bad")
+    (bad / "test/ours_30/gt/00000.png").unlink()
+    result = score("-m", good[0], bad, good[1], "--lpips", "none")
+    assert result.returncode == 1 and "only in one of them" in result.stderr
+    assert table_of(result)["model"] == [str(path) for path in good]
+
+
+def test_the_table_of_one_model(tmp_path, score, capsys):
+    one = trained_model(tmp_path / "one")
+    assert "|" not in score("-m", one, "--lpips", "none").stdout
+    score("-m", one, "--lpips", "none", "--table", tmp_path / "x.md")
+    assert (tmp_path / "x.md").read_text().startswith("| model ")
+    with pytest.raises(SystemExit):
+        score("-m", one, "--table", tmp_path / "x.txt")
+    assert "table must be a file that ends in .csv or .md, got" in capsys.readouterr().err

@@ -224,6 +224,16 @@ def test_contact_sheet_leaves_out_what_does_not_count(tmp_path):
     assert contact_sheet.draw(tmp_path, 4).width >= 3 * contact_sheet.NARROWEST, "captions need room"
 
 
+def test_contact_sheet_goes_to_the_folder_or_file_that_is_told(rendered, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sheets")
+    for to in (folder, folder / "new" / "sheet.jpg"):
+        assert contact_sheet.main(["-m", str(rendered), "--to", str(to)]) == 0
+    assert contact_sheet.main(["-m", str(rendered)]) == 0
+    found = {path.relative_to(folder) for path in folder.rglob("*.*")}
+    assert found == {Path("contact_sheet.png"), Path("new/sheet.jpg")}
+    assert (rendered / "contact_sheet.png").is_file()
+
+
 def test_contact_sheet_says_what_is_missing(tmp_path):
     with pytest.raises(DataError, match="run render.py first"):
         contact_sheet.newest(tmp_path)

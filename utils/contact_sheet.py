@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from arguments import MOST, number
-from scene.files import DataError
+from scene.files import DataError, picture_path
 from utils import commands
 from utils.image import photo_names, read_image
 from utils.terminal import say
@@ -110,14 +110,19 @@ def _font(size: int):
 
 
 def newest(model: Path) -> Path:
-    numbers = [path.name.removeprefix("ours_") for path in (model / "test").glob("ours_*")]
-    rendered = [int(number) for number in numbers if number.isdecimal()]
-    if not rendered:
-        raise DataError(f"{model}/test must hold ours_<iteration> folders, got none; run render.py first")
-    return model / "test" / f"ours_{max(rendered)}"
+    """The folder of pictures of the highest iteration or, where a file was rendered, that of the file."""
+    folders = sorted(path.parent for path in (model / "test").glob("*/renders"))
+    if not folders:
+        raise DataError(f"{model}/test must hold folders of rendered pictures, got none; run render.py first")
+    return max(folders, key=lambda folder: _iteration(folder.name))
 
 
-def main() -> int:
+def _iteration(method: str) -> int:
+    number = method.removeprefix("ours_")
+    return int(number) if number != method and number.isdecimal() else -1
+
+
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m utils.contact_sheet", description="ground truth | render | error"
     )
@@ -129,17 +134,16 @@ def main() -> int:
         "--views", type=number(int, 1, 1000), default=4, help="rows, evenly spaced over the test views"
     )
     parser.add_argument(
-        "--to", type=Path, default=None, help="default: contact_sheet.png in the model folder"
+        "--to", type=Path, help="picture, or folder for contact_sheet.png (default: the model folder)"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
 
     def work() -> None:
         iteration, model = args.iteration, args.model_path
         method = newest(model) if iteration < 0 else model / "test" / f"ours_{iteration}"
-        to = args.to or model / "contact_sheet.png"
-        if to.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise DataError(f"{to}: the picture must end in .png or .jpg")
-        draw(method, args.views).save(to)
+        sheet = draw(method, args.views)
+        to = picture_path(args.to or model, "contact_sheet.png")
+        sheet.save(to)
         say(f"Contact sheet: {to}")
 
     return commands.run("contact_sheet", work)
