@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from scene.files import DataError
 from utils import commands
+from utils.image import read_image
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
 HEATS = np.array(
@@ -86,11 +87,11 @@ class Row(NamedTuple):
 
 
 def _row(method: Path, file: str) -> Row:
-    truth, render = (np.array(Image.open(method / part / file).convert("RGB")) for part in ("gt", "renders"))
+    truth, render = (read_image(method / part / file).permute(1, 2, 0).numpy() for part in ("gt", "renders"))
     mask = method / "masks" / file
     counts = np.ones(truth.shape[:2], bool)
     if mask.exists():
-        counts = np.array(Image.open(mask).convert("L")) > 127
+        counts = read_image(mask)[0].numpy() > 127
     if truth.shape != render.shape or counts.shape != truth.shape[:2]:
         raise DataError(f"{method}: {file} must have the same size in gt, renders and masks")
     return Row(truth, render, counts)

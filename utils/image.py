@@ -74,7 +74,7 @@ def ssim_where(image: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 def read_image(path: Path) -> Tensor:
     """A picture file as uint8 [3, H, W]."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=["PNG"]) as picture:
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 

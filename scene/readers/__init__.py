@@ -13,7 +13,7 @@ from scene.files import DataError, is_file, some
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
 from scene.readers.masks import check_masks, find_masks
-from scene.readers.views import Dataset, DepthMap, View
+from scene.readers.views import Dataset, DepthMap, View, check_names, check_shapes
 
 FARTHEST = 1e12  # from the origin; beyond, float32 knows no scene
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
@@ -37,6 +37,7 @@ def read_dataset(
             dataset = reader.read(folder, images, depths, derived)
             _check_photos(dataset, skip_missing)
             _check_places(dataset)
+            dataset.notes += check_shapes(dataset.views) + check_names(dataset.views)
             if depths:
                 dataset.notes += check_depths(dataset.views)
             if masks:
