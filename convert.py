@@ -151,7 +151,7 @@ def reconstruct(
         groups.setdefault(photo.camera, []).append(photo.name)
     threads, size = feature_limits(photos)
     print(f"Cameras: {len(groups)} ({params.camera}), by size, make and focal length of the photos")
-    print(f"Features: up to {MAX_FEATURES:,} of each photo, reduced to {size} pixels")
+    print(f"Features: up to {MAX_FEATURES:,} of each photo, looked for at up to {size} pixels")
     engine.features(list(groups.values()), params.camera, threads, size)
 
     matcher = params.matcher

@@ -16,7 +16,7 @@ from PIL import Image
 from arguments import ModelParams
 from scene import Scene
 from scene.files import DataError
-from scene.images import load_image, training_size
+from scene.images import DECODED, load_image, training_size
 from scene.points import nearest_to_axes, points_in_view
 from scene.readers.views import View
 from tests import test_data_blender as blender
@@ -551,7 +551,7 @@ def test_pictures_that_do_not_fit_into_memory_are_refused_before_one_is_decoded(
         load(folder, training=True)
     assert not decoded
     monkeypatch.undo()
-    for free in (None, 9 * 3 * 16 * 12 + 12 * 16 * 12):  # unknown; just enough
+    for free in (None, 9 * 3 * 16 * 12 + DECODED * 16 * 12):  # unknown; just enough
         monkeypatch.setattr("scene.images.available", lambda free=free: free)
         assert len(load(folder, training=True).train_cameras) == 9
     load(folder)  # rendering decodes one at a time
