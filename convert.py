@@ -12,6 +12,7 @@ import shlex
 import shutil
 import sqlite3
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,24 +22,29 @@ from PIL import Image
 from arguments import ConvertParams, parse_convert
 from capture import photos as capture_photos
 from capture import video
-from capture.engines import Engine, Executable
-from capture.memory import budget, workers
+from capture.engines import MAX_FEATURES, Engine, Executable
 from capture.photos import REPORT, Photo
-from scene.files import DataError, some, write_json
+from scene.files import DataError, open_image, some, write_json
 from scene.layout import draw_layout
 from scene.lens import MODELS
 from scene.readers import colmap, read_dataset
 from utils import commands
+from utils.memory import budget, workers
 from utils.terminal import progress, say
 
-FEATURE_SIZES = (3200, 2400, 1600, 1000)  # longer side of photos while features are looked for
+FEATURE_SIZES = (1600, 1000)  # longer side of photos while features are looked for; more place no better
 FEATURE_BYTES_PER_PIXEL = 400  # while features are looked for; 310 measured at 3200x1800
 UNDISTORT_BYTES_PER_PIXEL = 24
 EXHAUSTIVE_UP_TO = 300  # photos; the number of pairs grows with its square
 RESIZED = (2, 4, 8)
 FOCALS = (1.2, 0.75, 1.0)  # one for each try, as a part of the longer side; the first is COLMAP's own guess
 GOOD_PAIR, MIN_SHARED = 30, 0.1  # matches of a pair; points that it must share, as a part of them
+FAILED, FEW = 0.25, 0.6  # of the photos placed: less is a failure, or worth a warning
 MAX_FOLDED = 0.05  # of the pairs may not; a good model has hardly any, a folded one a fifth
+ADVICE = (
+    "What helps: more overlap between neighbors, no blur, no plain walls filling the picture; --camera "
+    "OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
+)
 MAX_IMAGES = 2**31 - 1  # COLMAP's number of a pair is the first image's number times this plus the second's
 
 
@@ -86,15 +92,28 @@ def convert(params: ConvertParams) -> None:
         paths = capture_photos.find(capture.source, below=capture.source != capture.folder)
         if len(paths) < 2:
             raise DataError(f"{capture.source}: needs two photos or more, found {len(paths)}")
+        start = time.monotonic()
         photos, bad = capture_photos.prepare(capture.source, paths, capture.prepared)
+        engine.took["Preparing photos"] = time.monotonic() - start
         reconstruct(params, capture, engine, photos, is_video)
     model = best_model(capture.models)
     if model is None:
         raise DataError(f"{capture.models}: has no reconstruction to undistort; run without --skip_matching")
+    if photos:
+        check_placed(capture, len(colmap.read_model(model)[1]), len(photos))
     undistort(capture, engine, model)
     if params.resize:
         resize(capture.folder)
-    report(capture, photos, bad)
+    report(capture, photos, bad, engine.took)
+
+
+def check_placed(capture: Capture, placed: int, count: int) -> None:
+    """Two of twenty are no data set."""
+    if placed < FAILED * count:
+        raise DataError(
+            f"{capture.source}: only {placed} of {count} photos could be placed, so there is no data set. "
+            f"{ADVICE}. --skip_matching makes one of those few all the same"
+        )
 
 
 def find_capture(source: Path, frames: int, skip_matching: bool) -> tuple[Capture, bool]:
@@ -132,6 +151,7 @@ def reconstruct(
         groups.setdefault(photo.camera, []).append(photo.name)
     threads, size = feature_limits(photos)
     say(f"Cameras: {len(groups)} ({params.camera}), by size, make and focal length of the photos")
+    say(f"Features: up to {MAX_FEATURES:,} of each photo, looked for at up to {size} pixels")
     engine.features(list(groups.values()), params.camera, threads, size)
 
     matcher = params.matcher
@@ -264,7 +284,7 @@ def resize(folder: Path) -> None:
     """images_2, images_4 and images_8, as train.py -i wants them."""
     paths = capture_photos.find(folder / "images")
     for path in progress(paths, "Making smaller copies"):
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.load()
             for factor in RESIZED:
                 small = folder / f"images_{factor}" / path.relative_to(folder / "images")
@@ -273,7 +293,7 @@ def resize(folder: Path) -> None:
                 image.resize(size, Image.Resampling.LANCZOS).save(small, quality=capture_photos.QUALITY)
 
 
-def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None:
+def report(capture: Capture, photos: list[Photo] | None, bad: list[str], took: dict[str, float]) -> None:
     """What came out, in words, as report.json and as a picture."""
     dataset = read_dataset(capture.folder)
     model = capture.folder / "sparse" / "0"
@@ -286,11 +306,12 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
         "photos": len(names) + len(bad),
         "registered": len(registered),
         "not registered": lost,
-        "not readable": bad,
+        "left out": bad,
         "matching pairs that contradict": round(folded, 3),
         "points": len(points),
         "reprojection error in pixels": round(float(errors.mean()), 3) if len(errors) else None,
         "photos per point": round(float(lengths.mean()), 2) if len(lengths) else None,
+        "seconds": {step: round(seconds, 1) for step, seconds in took.items()},
     }
     write_json(capture.folder / "report.json", numbers, indent=1)
     draw_layout(dataset.views, [], points).save(capture.folder / REPORT)
@@ -307,11 +328,11 @@ def report(capture: Capture, photos: list[Photo] | None, bad: list[str]) -> None
         say(f"Left out: {message}")
     if lost:
         say(f"Not registered: {some(lost, 8)}")
+    if len(registered) < FEW * len(names):
+        say(f"Warning: only {len(registered)} of {len(names)} photos could be placed")
     if len(lost) > 0.1 * len(names):
-        say(
-            "What helps: more overlap between neighbors, no blur, no plain walls filling the picture; "
-            "--camera OPENCV_FISHEYE for strong distortion; other pairs by --matcher"
-        )
+        say(ADVICE)
+    say("Seconds: " + ", ".join(f"{step.lower()} {seconds:.0f}" for step, seconds in took.items()))
     say(f"Cameras and points: {capture.folder / REPORT}")
     say(f"Next: python train.py -s {shlex.quote(str(capture.folder))}")
 

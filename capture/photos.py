@@ -4,16 +4,18 @@ What is so already is linked, byte for byte; the rest (photos on their side, HEI
 its EXIF data, as COLMAP takes the focal length from there. At most a few photos are in memory at a time.
 """
 
+import hashlib
 import os
 import shutil
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
-from capture.memory import workers
-from scene.files import BAD_IMAGE, DataError, atomic_write, image_size, some
+from scene.files import BAD_IMAGE, DataError, atomic_write, open_image, some
+from utils.memory import workers
 from utils.terminal import progress
 
 AS_THEY_ARE = {".jpg", ".jpeg", ".png"}
@@ -23,7 +25,6 @@ ENDINGS = AS_THEY_ARE | TO_CONVERT | HEIF
 REPORT = "report.png"  # our own picture, which is no photo
 QUALITY = 95
 UPRIGHT = (None, 1)  # EXIF orientations
-MAX_PIXELS = 500_000_000  # of one photo; more is a mistake or an attack
 BYTES_PER_PIXEL = 12  # while a photo is converted
 
 
@@ -46,15 +47,16 @@ def prepare(folder: Path, paths: list[Path], out: Path) -> tuple[list[Photo], li
         _open_heif(paths)
     if out.exists():
         shutil.rmtree(out)
-    names = _names(folder, paths)
+    names, originals = _names(folder, paths), _originals(paths)
 
     def one(path: Path) -> Photo | str:
+        if path in originals:
+            return f"{path}: is the same photo as {originals[path]}"
         try:
             return _prepare(path, names[path], out)
         except DataError as error:
             return str(error)
 
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own limit is below what telephones take by now
     with ThreadPoolExecutor(workers(BYTES_PER_PIXEL * max(map(_pixels, paths)))) as pool:
         results = list(progress(pool.map(one, paths), "Preparing photos", len(paths)))
     good = [result for result in results if isinstance(result, Photo)]
@@ -66,21 +68,40 @@ def prepare(folder: Path, paths: list[Path], out: Path) -> tuple[list[Photo], li
 
 def _pixels(path: Path) -> int:
     try:
-        width, height = image_size(path)
-    except DataError:
+        with open_image(path, *_more(path)) as image:
+            width, height = image.size
+    except BAD_IMAGE:
         return 0  # will be told when it is read
     return width * height
 
 
+def _originals(paths: list[Path]) -> dict[Path, Path]:
+    """Of each photo that is there several times, byte for byte, the first. Reads only files of equal size."""
+    sizes = Counter(path.stat().st_size for path in paths)
+    first, again = {}, {}
+    for path in paths:
+        if sizes[path.stat().st_size] > 1:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            if first.setdefault(content, path) != path:
+                again[path] = first[content]
+    return again
+
+
+def _more(path: Path) -> tuple[str, ...]:
+    """The format that only those ask for who have the package for it."""
+    return ("HEIF",) if path.suffix.lower() in HEIF else ()
+
+
 def _names(folder: Path, paths: list[Path]) -> dict[Path, str]:
     """What each photo will be called: as it is, or ending in .jpg if it has to be converted."""
-    taken, names = {path.relative_to(folder).as_posix() for path in paths}, {}
+    taken, names = {path.relative_to(folder).as_posix().lower() for path in paths}, {}
     for path in paths:
         name = path.relative_to(folder).as_posix()
         if path.suffix.lower() not in AS_THEY_ARE:
             jpeg = path.relative_to(folder).with_suffix(".jpg").as_posix()
-            name = jpeg if jpeg not in taken else f"{name}.jpg"
-            taken.add(name)
+            name = jpeg if jpeg.lower() not in taken else f"{name}.jpg"
+            taken.add(name.lower())
         names[path] = name
     return names
 
@@ -88,7 +109,7 @@ def _names(folder: Path, paths: list[Path]) -> dict[Path, str]:
 def _prepare(path: Path, name: str, out: Path) -> Photo:
     target = out / name
     try:
-        with Image.open(path) as image:
+        with open_image(path, *_more(path)) as image:
             exif = image.getexif()
             upright = exif.get(ExifTags.Base.Orientation) in UPRIGHT
             if upright and path.suffix.lower() in AS_THEY_ARE and image.mode in ("RGB", "L"):

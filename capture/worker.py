@@ -10,10 +10,11 @@ import sys
 import pycolmap
 
 
-def features(database, photos, groups, model, threads, max_size, gpu):
+def features(database, photos, groups, model, threads, max_size, max_features, gpu):
     """groups: lists of names that share a camera each."""
     reader = pycolmap.ImageReaderOptions(camera_model=model)
     extraction = pycolmap.FeatureExtractionOptions(num_threads=threads, max_image_size=max_size)
+    extraction.sift.max_num_features = max_features
     for names in groups:
         pycolmap.extract_features(
             database,

@@ -3,6 +3,7 @@
 data set folder -> Dataset (readers) -> split -> Cameras. Nothing is ever written to the data set.
 """
 
+import math
 import random
 import shutil
 from collections.abc import Callable
@@ -15,11 +16,12 @@ import torch
 
 from arguments import ModelParams
 from scene.cameras import Camera
-from scene.files import DataError, atomic_write, image_size, some, write_json
+from scene.files import DataError, atomic_write, some, write_json
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity, fitting, move, warnings
 from scene.gaussian_model import GaussianModel
 from scene.images import (
+    DECODED,
     MAX_WIDTH,
     Mask,
     Picture,
@@ -33,7 +35,7 @@ from scene.lens import undistorted_size
 from scene.ply import load_ply, save_ply, write_points
 from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
-from scene.readers.views import ASPECT_TOLERANCE, Points
+from scene.readers.views import Points
 from scene.split import split_views
 from scene.sweep import points_from_photos
 from utils.terminal import say
@@ -105,7 +107,7 @@ class Scene:
             train = [view for view in self._dataset.views if view in shown]
         self._views = test + train  # in the order of cameras.json
 
-        sizes = {view: image_size(view.image_path) for view in self._views}
+        sizes = {view: view.size_of(view.image_path) for view in self._views}
         self._report(sizes)
         pictures = {view: self._pictures(view, size) for view, size in sizes.items()}
         left, right = ("left", "right") if model.train_test_exp else ("", "")
@@ -192,19 +194,21 @@ class Scene:
         )
         width, height = size
         cache = self._undistorted_path(view) if lens else None
-        mask = Mask(view.mask_path, self._model.invert_masks) if view.mask_path else None
+        turn = view.turn(view.image_path)
+        mask = None
+        if view.mask_path:
+            mask = Mask(view.mask_path, self._model.invert_masks, view.turn(view.mask_path))
         ignored, cutout = (mask, None) if self._model.mask_mode == "ignore" else (None, mask)
         by_alpha = self._model.alpha == "mask"
-        decode = partial(
-            load_image, view.image_path, size, self._model.white_background, lens, cache, cutout, by_alpha
-        )
-        photo, depth, counted = Picture(decode, 3 * width * height, self._device), None, None
+        white, device, decoded = self._model.white_background, self._device, DECODED * math.prod(file_size)
+        decode = partial(load_image, view.image_path, size, white, lens, cache, cutout, by_alpha, turn)
+        photo, depth, counted = Picture(decode, 3 * width * height, device, decoded), None, None
         if view.depth is not None and view.depth.reliable:
-            decode = partial(load_inverse_depth, view.depth, size, lens)
-            depth = Picture(decode, 4 * width * height, self._device)
+            decode = partial(load_inverse_depth, view.depth, size, lens, view.turn(view.depth.path))
+            depth = Picture(decode, 4 * width * height, device, decoded)
         if ignored is not None or by_alpha:
-            decode = partial(load_counts, view.image_path, size, lens, ignored, by_alpha)
-            counted = Picture(decode, width * height, self._device)
+            decode = partial(load_counts, view.image_path, size, lens, ignored, by_alpha, turn)
+            counted = Picture(decode, width * height, device, decoded)
         return _Pictures(width, height, photo, depth, counted)
 
     def _undistorted_path(self, view: View) -> Path:
@@ -236,13 +240,6 @@ class Scene:
         """What is worth a line before hours of training. sizes: of the image files."""
         for note in self._dataset.notes:
             self._say(note)
-        odd = []
-        for view, (width, height) in sizes.items():
-            camera = view.lens or view
-            if abs(width / height * camera.height / camera.width - 1) > ASPECT_TOLERANCE:
-                odd.append(f"{view.name} ({width}x{height}, camera {camera.width}x{camera.height})")
-        if odd:
-            self._say(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
         if lenses := {view.lens for view in sizes if view.lens}:
             models = ", ".join(sorted({lens.model for lens in lenses}))
             self._say(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 
 class DataError(ValueError):
@@ -147,6 +147,11 @@ def read_array(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be read as a NumPy array ({error})") from None
 
 
+# Pictures. Pillow knows more formats, some of which start programs (EPS) or are not for photos.
+FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM")
+MAX_PIXELS = 500_000_000  # of one picture; more is a mistake or an attack
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses its double
+
 # What Pillow raises on files that are not images, are cut off, or are too large to be meant seriously.
 BAD_IMAGE = (
     OSError,
@@ -158,6 +163,11 @@ BAD_IMAGE = (
 )
 
 
+def open_image(path: Path, *more: str) -> Image.Image:
+    """A picture whose pixels are not decoded yet. `more`: formats that are meant here, too."""
+    return Image.open(path, formats=(*FORMATS, *more))
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """Width and height, from the file's header."""
     return image_header(path)[0]
@@ -166,7 +176,7 @@ def image_size(path: Path) -> tuple[int, int]:
 def image_header(path: Path) -> tuple[tuple[int, int], str]:
     """(width, height) and Pillow's mode."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.size, image.mode
     except BAD_IMAGE as error:
         refuse_pointer(path)
@@ -181,6 +191,15 @@ def picture_path(target: Path, name: str) -> Path:
         raise DataError(f"{target}: the picture must end in .png or .jpg")
     target.parent.mkdir(parents=True, exist_ok=True)
     return target
+
+
+def orientation(path: Path) -> int:
+    """EXIF's number for how the camera was held, 1 to 8; 1 is upright, as is what does not say."""
+    try:
+        with open_image(path) as image:
+            return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except BAD_IMAGE as error:
+        raise DataError(f"{path}: cannot be read as an image ({error})") from None
 
 
 def some(names: list[str], most: int = 5) -> str:

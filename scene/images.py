@@ -7,7 +7,6 @@ there is used as long as photo and lens are the ones that it was made from.
 """
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,14 +18,22 @@ from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from scene.files import BAD_IMAGE, DataError, atomic_write
+from scene.files import BAD_IMAGE, DataError, atomic_write, open_image
 from scene.lens import Lens, undistort
 from scene.readers.views import DepthMap
+from utils.memory import available, workers
 from utils.terminal import progress
 
 MAX_WIDTH = 1600  # of -r -1
 DOWNSCALES = (1, 2, 4, 8)
 PNG_LEVEL = 1
+UPRIGHT = {  # what EXIF orientations of photos on their side ask for
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+DECODED = 16  # bytes for each pixel of a file while it is decoded, measured
 MADE_FROM = "Made from"  # PNG text of an undistorted photo
 DEVICE_SHARE = 0.4  # of the device's free memory may hold pictures; the Gaussians need the rest
 
@@ -50,6 +57,7 @@ class Mask:
 
     path: Path
     inverted: bool = False
+    turn: int = 1  # EXIF orientation
 
 
 def load_image(
@@ -60,12 +68,14 @@ def load_image(
     cache: Path | None = None,
     cutout: Mask | None = None,
     opaque: bool = False,
+    turn: int = 1,
 ) -> Tensor:
     """A photo as uint8 [3, H, W], undistorted, composited over white or black, then resized (bicubic).
 
-    `cutout` adds transparency where it is black; `opaque` disregards the transparency of the file.
+    `turn` is the EXIF orientation by which it is turned before all that. `cutout` adds transparency where it
+    is black; `opaque` disregards the transparency of the file.
     """
-    image = _open_photo(path, lens, cache)
+    image = _open_photo(path, lens, cache, turn)
     if opaque:
         image = image.convert("RGB")
     if cutout is not None:
@@ -78,23 +88,25 @@ def load_image(
 
 
 def load_counts(
-    path: Path, size: tuple[int, int], lens: Lens | None, mask: Mask | None, by_alpha: bool
+    path: Path, size: tuple[int, int], lens: Lens | None, mask: Mask | None, by_alpha: bool, turn: int = 1
 ) -> Tensor:
     """Where a photo counts: uint8 [H, W], 1 or 0, by its mask and, if asked for, by its own alpha."""
     counts = np.ones(size[::-1], np.uint8)
     pictures = [_open_mask(mask, lens)] if mask else []
-    if by_alpha and (photo := _open_photo(path, lens, None)).mode == "RGBA":
+    if by_alpha and (photo := _open_photo(path, lens, None, turn)).mode == "RGBA":
         pictures.append(photo.getchannel("A"))
     for picture in pictures:
         counts &= np.asarray(picture.resize(size, Image.Resampling.BILINEAR)) > 127
     return torch.from_numpy(counts)
 
 
-def load_inverse_depth(depth: DepthMap, size: tuple[int, int], lens: Lens | None = None) -> Tensor:
+def load_inverse_depth(
+    depth: DepthMap, size: tuple[int, int], lens: Lens | None = None, turn: int = 1
+) -> Tensor:
     """Inverse depth, float32 [H, W], in the units of the scene."""
     try:
-        with Image.open(depth.path) as image:
-            values = np.asarray(image, np.float32)
+        with open_image(depth.path) as image:
+            values = np.asarray(_turned(image, turn), np.float32)
     except BAD_IMAGE as error:
         raise DataError(f"{depth.path}: cannot be read as an image ({error})") from None
     if values.ndim == 3:
@@ -115,18 +127,23 @@ def _composited(image: Image.Image, background: int) -> Image.Image:
     return Image.alpha_composite(canvas, image).convert("RGB")  # rounds each product to the nearest level
 
 
-def _open_photo(path: Path, lens: Lens | None, cache: Path | None) -> Image.Image:
+def _turned(image: Image.Image, turn: int) -> Image.Image:
+    """Upright, if EXIF says with this number how it lies."""
+    return image.transpose(UPRIGHT[turn]) if turn in UPRIGHT else image
+
+
+def _open_photo(path: Path, lens: Lens | None, cache: Path | None, turn: int) -> Image.Image:
     """The photo without distortion, RGB, or RGBA if it has transparency."""
     if lens is None:
-        return _read(path)
+        return _turned(_read(path), turn)
     status = path.stat()
-    made_from = f"{path.name} {status.st_size} {status.st_mtime_ns} {lens!r}"
+    made_from = f"{path.name} {status.st_size} {status.st_mtime_ns} {lens!r}" + f" {turn}" * (turn != 1)
     if cache is not None and cache.is_file():
-        with contextlib.suppress(*BAD_IMAGE), Image.open(cache) as image:
+        with contextlib.suppress(*BAD_IMAGE), open_image(cache) as image:
             if image.info.get(MADE_FROM) == made_from:
                 image.load()
                 return image
-    image = Image.fromarray(_undistorted(np.asarray(_read(path)), lens))
+    image = Image.fromarray(_undistorted(np.asarray(_turned(_read(path), turn)), lens))
     if cache is not None:
         info = PngInfo()
         info.add_text(MADE_FROM, made_from)
@@ -137,7 +154,7 @@ def _open_photo(path: Path, lens: Lens | None, cache: Path | None) -> Image.Imag
 
 def _open_mask(mask: Mask, lens: Lens | None) -> Image.Image:
     """The mask without distortion, 8-bit gray, white where the photo counts."""
-    values = np.asarray(_read(mask.path).convert("L"))
+    values = np.asarray(_turned(_read(mask.path), mask.turn).convert("L"))
     if values.max() == 1:  # 0 and 1 instead of black and white
         values = values * np.uint8(255)
     if mask.inverted:
@@ -164,7 +181,7 @@ def _undistorted(pixels: np.ndarray, lens: Lens) -> np.ndarray:
 def _read(path: Path) -> Image.Image:
     """Any image file as RGB, or as RGBA if it has transparency."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode.startswith("I"):  # 16-bit gray: Pillow would clip it
                 high_byte = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
                 return Image.fromarray(high_byte).convert("RGB")
@@ -182,8 +199,11 @@ def _read(path: Path) -> Image.Image:
 class Picture:
     """A tensor from a file: decoded each time it is asked for, until it is told to stay somewhere."""
 
-    def __init__(self, decode: Callable[[], Tensor], size_in_bytes: int, device: torch.device):
+    def __init__(
+        self, decode: Callable[[], Tensor], size_in_bytes: int, device: torch.device, decoding: int = 0
+    ):
         self.decode = decode  # on the host
+        self.decoding = decoding  # bytes that it takes meanwhile
         self.size_in_bytes = size_in_bytes
         self.device = device  # where it is wanted
         self._kept: Tensor | None = None
@@ -232,17 +252,32 @@ def load_all(pictures: Sequence[Picture], device: torch.device, on_host: bool, q
     on_device = device.type == "cpu" or (
         not on_host and total <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
     )
+    elsewhere = ", or let the GPU hold them (--data_device cuda)" if on_host and device.type != "cpu" else ""
+    if device.type == "cpu" or not on_device:
+        _check_room(pictures, elsewhere)
     try:
         _decode_all(pictures, on_device, quiet)
     except torch.OutOfMemoryError:  # somebody else has taken the room
         on_device = False
+        _check_room(pictures, elsewhere)
         _decode_all(pictures, on_device, quiet)
     place = f"on {device}" if on_device else "in host memory"
     return f"{len(pictures)} pictures {place}, {total / 2**20:.0f} MB"
 
 
+def _check_room(pictures: Sequence[Picture], elsewhere: str) -> None:
+    """Before hours are spent on swapping, or the system ends the run without a word."""
+    total, largest = sum(p.size_in_bytes for p in pictures), max((p.decoding for p in pictures), default=0)
+    free = available()
+    if free is not None and total + largest > free:
+        raise DataError(
+            f"the {len(pictures)} pictures take {(total + largest) / 1e9:,.1f} GB of memory and "
+            f"{free / 1e9:,.1f} GB are free: make them smaller (-r 2, -r 4, -r 8 or -r WIDTH){elsewhere}"
+        )
+
+
 def _decode_all(pictures: Sequence[Picture], on_device: bool, quiet: bool) -> None:
-    pool = ThreadPoolExecutor(os.cpu_count())
+    pool = ThreadPoolExecutor(workers(max((p.decoding for p in pictures), default=0)))
     try:
         done = pool.map(lambda picture: picture.keep(picture.decode(), on_device), pictures)
         for _ in progress(done, "Loading images", len(pictures), disable=quiet):

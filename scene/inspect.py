@@ -21,7 +21,6 @@ from scene.frame import too_small_or_far
 from scene.layout import draw_layout
 from scene.points import PointCloud
 from scene.readers import Dataset, View, read_dataset
-from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 from utils import commands
 from utils.terminal import say
@@ -82,13 +81,6 @@ def _sides(view: View) -> list[tuple[int, float]]:
 
 def _warnings(views: list[View], train: list[View], points: PointCloud | None, radius: float) -> list[str]:
     warnings = []
-    odd = []
-    for view in views:
-        (width, height), camera = _file_size(view), view.lens or view
-        if abs(width / height * camera.height / camera.width - 1) > ASPECT_TOLERANCE:
-            odd.append(view.name)
-    if odd:
-        warnings.append(f"Warning: {len(odd)} images do not have the shape of their cameras: {some(odd, 3)}")
     centers = np.array([view.center for view in views])
     if len(views) > 1 and radius < 1e-6 * max(np.abs(centers).max(), 1):
         warnings.append(

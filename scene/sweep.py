@@ -6,7 +6,10 @@ depth maps of two photos agree.
 """
 
 import math
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +18,7 @@ from torch.nn.functional import grid_sample, interpolate, pad
 from scene.cameras import Camera
 from scene.points import PointCloud, nearest_to_axes
 
+Result = TypeVar("Result")
 PIXELS = 25_000  # of a photo when it is compared
 VIEWS = 128  # at most, evenly chosen
 NEIGHBORS = 4  # with which a view is compared; the two that fit best count, as the view of others is blocked
@@ -81,13 +85,27 @@ def points_from_photos(cameras: list[Camera], count: int, seed: int) -> PointClo
     chosen = torch.linspace(0, len(cameras) - 1, min(len(cameras), VIEWS)).long()
     views = [Small.of(cameras[i]) for i in chosen]
     near = neighbors(views)
-    swept = [sweep(view, [views[j] for j in others]) for view, others in zip(views, near)]
+    swept = _side_by_side(lambda i: sweep(views[i], [views[j] for j in near[i]]), range(len(views)))
     xyz, rgb = [torch.empty(0, 3)], [torch.empty(0, 3)]
-    for view, own, others in zip(views, swept, near):
-        good = agreed(view, own, [(views[j], swept[j]) for j in others])
+    sure = _side_by_side(
+        lambda i: agreed(views[i], swept[i], [(views[j], swept[j]) for j in near[i]]), range(len(views))
+    )
+    for view, own, good in zip(views, swept, sure):
         xyz.append(view.lift(own.inverse_depth)[good].cpu())
         rgb.append(view.rgb.flatten(1).T[good].cpu())
     return PointCloud(torch.cat(xyz).numpy(), torch.cat(rgb).numpy()).at_most(count, seed)
+
+
+def _side_by_side(work: Callable[[int], Result], numbers: Iterable[int]) -> list[Result]:
+    """work(i) of each number. Each thread takes whole views and shares its operations with no other: those
+    are so short that threads which work on one together mostly wait for each other, the more so when other
+    programs are running, too."""
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(torch.no_grad()(work), numbers))
+    finally:
+        torch.set_num_threads(threads)  # PyTorch gives this to threads that begin later
 
 
 def neighbors(views: list[Small]) -> list[list[int]]:

@@ -15,11 +15,13 @@ from PIL import Image
 
 import convert
 from arguments import ConvertParams
-from capture import memory, photos, video
+from capture import photos, video
 from capture.engines import Engine, Executable, run
 from scene.files import DataError
+from scene.readers import colmap as colmap_reader
 from scene.readers import read_dataset
 from tests import test_data_colmap as colmap
+from utils import memory
 
 # 48 x 32 pixels, red is 5 x, green 7 y, blue 60; made for this test.
 HEIC = base64.b64decode(
@@ -124,7 +126,7 @@ def test_photos_of_one_kind_share_a_camera(tmp_path):
         ("a", (48, 32), exif()), ("b", (48, 32), exif()), ("zoomed", (48, 32), exif(focal=50)),
         ("other", (48, 32), exif(model="Camera")), ("turned", (48, 32), exif(6)), ("small", (24, 16), exif()),
     ]:  # fmt: skip
-        gradient(*size).save(tmp_path / "in" / f"{name}.jpg", exif=tags)
+        gradient(*size).save(tmp_path / "in" / f"{name}.jpg", exif=tags, comment=name)
     good, _ = prepared(tmp_path)
     cameras = {name: photo.camera for name, photo in good.items()}
     assert cameras["a.jpg"] == cameras["b.jpg"] and len(set(cameras.values())) == 5
@@ -148,17 +150,57 @@ def test_broken_photos_are_left_out_and_told(tmp_path):
 
 def test_memory_bounds_what_is_done_at_once(monkeypatch):
     assert 0 < memory.available() < 1 << 50
-    monkeypatch.setattr("capture.memory.available", lambda: 10 << 30)
+    monkeypatch.setattr("utils.memory.available", lambda: 10 << 30)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     assert [memory.workers(n << 30) for n in (1, 3, 7)] == [6, 2, 1] and memory.workers(1) == 16
     photo = photos.Photo("a.jpg", (8000, 6000), ())
-    assert convert.feature_limits([photo])[1] == 3200
-    monkeypatch.setattr("capture.memory.available", lambda: 2 << 30)
+    assert convert.feature_limits([photo])[1] == 1600
+    monkeypatch.setattr("utils.memory.available", lambda: 1 << 30)
     threads, size = convert.feature_limits([photo])
-    assert threads == 1 and size in (1000, 1600)
+    assert size == 1000 and threads * 0.75 * 1000**2 * convert.FEATURE_BYTES_PER_PIXEL <= memory.budget()
     assert convert.feature_limits([photos.Photo("a.jpg", (640, 480), ())])[1] == 640
-    monkeypatch.setattr("capture.memory.available", lambda: 10 << 30)
-    assert convert.feature_limits([photos.Photo("a.jpg", (1080, 1920), ())])[1] == 1920
+    monkeypatch.setattr("utils.memory.available", lambda: 10 << 30)
+    assert convert.feature_limits([photos.Photo("a.jpg", (900, 1500), ())])[1] == 1500
+
+
+def test_what_a_container_allows(tmp_path, monkeypatch):
+    """Files that the system keeps in memory give way."""
+    monkeypatch.setattr(memory, "GROUPS", tmp_path)
+    machine = memory.available()
+    (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 200\nactive_file 50\n")
+    (tmp_path / "memory.current").write_text("950\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available() == pytest.approx(machine, rel=0.2)
+    (tmp_path / "memory.max").write_text("1000\n")
+    assert memory.available() == 1000 - 950 + 200 + 50
+
+
+def test_a_photo_that_is_there_twice_is_left_out_and_told(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name, comment in (("a.jpg", "x"), ("b.jpg", "y"), ("sub/a.JPG", "x")):
+        gradient().save(tmp_path / "in" / name, "JPEG", comment=comment)
+    good, bad = prepared(tmp_path)
+    assert list(good) == ["a.jpg", "b.jpg"]
+    assert bad == [f"{tmp_path / 'in' / 'sub' / 'a.JPG'}: is the same photo as {tmp_path / 'in' / 'a.jpg'}"]
+
+
+def test_names_that_differ_in_case_alone_are_not_made(tmp_path):
+    """A disk that takes A for a would have one file for both."""
+    (tmp_path / "in").mkdir()
+    gradient().save(tmp_path / "in" / "a.JPG")
+    gradient(50, 32).save(tmp_path / "in" / "A.tif")
+    assert sorted(prepared(tmp_path)[0]) == ["A.tif.jpg", "a.JPG"]
+
+
+def test_postscript_is_no_photo(tmp_path, monkeypatch):
+    """Whatever it is called: Pillow would start Ghostscript."""
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: started.append(args))
+    (tmp_path / "in").mkdir()
+    gradient().save(tmp_path / "in" / "a.jpg")
+    gradient().save(tmp_path / "in" / "b.tif", "EPS")
+    good, bad = prepared(tmp_path)
+    assert list(good) == ["a.jpg"] and "b.tif: cannot be read as an image" in bad[0] and not started
 
 
 # Video
@@ -248,9 +290,12 @@ def test_options_are_right_for_the_version(tmp_path, calls, text, version, extra
     engine.match("exhaustive", "", 1)
     engine.reconstruct("incremental", 2, tmp_path / "sparse", 7)
     engine.undistort(tmp_path / "sparse" / "0", tmp_path / "undistorted", 3, 2)
+    assert list(engine.took) == ["Finding features", "Matching pairs", "Registering photos", "Undistorting"]
+    assert min(engine.took.values()) > 0
     first, second, match, mapper, undistorter = called()
     assert first[0] == "feature_extractor" and first == second
     assert first[first.index("--image_path") + 1] == str(tmp_path / "photos é")
+    assert ("4096" in first) == (text == HELP_NEW), "of 3.8 our stand-in's help does not name it"
     for name, value in [("use_gpu", "0"), ("num_threads", "2"), ("max_image_size", "1600")]:
         assert first[first.index(f"--{extraction}.{name}") + 1] == value
     assert first[first.index("--ImageReader.camera_model") + 1] == "OPENCV"
@@ -387,6 +432,73 @@ def test_a_folded_reconstruction_is_tried_again(tmp_path, monkeypatch, capsys):
         convert.find_poses(ConvertParams(), capture, Failing(), 2)
 
 
+@pytest.mark.parametrize("placed, count, fails", [(2, 20, 1), (4, 20, 1), (5, 20, 0), (2, 2, 0)])
+def test_too_few_photos_placed_is_a_failure(tmp_path, capsys, monkeypatch, placed, count, fails):
+    """It says what helps, and leaves the data set of an earlier run alone."""
+
+    class Placing(Engine):
+        def _check(self):
+            return "an engine"
+
+        def features(self, *arguments): ...
+
+        match = features
+
+        def reconstruct(self, mapper, count, models, seed):
+            models.mkdir()
+            colmap.make_scene(tmp_path / "scene")
+            (tmp_path / "scene" / "sparse" / "0").rename(models / "0")
+
+        def undistort(self, *arguments):
+            raise DataError("as far as undistortion")
+
+    for number in range(count):
+        gradient(48 + number, 32).save(tmp_path / f"{number}.jpg")
+    read = colmap_reader.read_model
+    monkeypatch.setattr(
+        colmap_reader, "read_model", lambda path: (read(path)[0], (read(path)[1] * placed)[:placed])
+    )
+    monkeypatch.setattr(convert, "Engine", Placing)
+    monkeypatch.setattr(convert, "contradictions", lambda database, tracks: 0)
+    monkeypatch.setattr(colmap_reader, "read_tracks", lambda path: {})
+    assert convert.main(["-s", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert ("as far as undistortion" in told) != fails
+    assert (f"only {placed} of {count} photos could be placed" in told) == fails
+    assert ("more overlap between neighbors" in told) == fails
+
+
+def placed_report(folder, capsys, photos):
+    """What is said of a data set of two views if there were so many photos."""
+    if not (folder / "data").exists():
+        colmap.make_scene(folder / "data")
+        (folder / "data" / "distorted").mkdir()
+    names = [view.name for view in read_dataset(folder / "data").views]
+    names += [f"lost{number}.jpg" for number in range(photos - len(names))]
+    took = {"Preparing photos": 1.25, "Matching pairs": 75.0}
+    capture = convert.Capture(folder / "data", folder / "data")
+    convert.report(capture, [photos_of(name) for name in names], [], took)
+    return capsys.readouterr().out
+
+
+def photos_of(name):
+    return photos.Photo(name, (16, 12), ())
+
+
+def test_the_report_warns_of_few_photos_and_tells_what_took_how_long(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(colmap_reader, "read_tracks", lambda path: {})
+    cloud = colmap_reader.PointCloud(np.zeros((1, 3)), np.zeros((1, 3)))
+    monkeypatch.setattr(colmap_reader, "read_points_bin", lambda path: (cloud, np.ones(1), np.ones(1)))
+    views = len(read_dataset(colmap.make_scene(tmp_path / "data")).views)
+    (tmp_path / "data" / "distorted").mkdir()
+    said = placed_report(tmp_path, capsys, 2 * views)
+    assert f"Warning: only {views} of {2 * views} photos could be placed" in said
+    assert "Seconds: preparing photos 1, matching pairs 75" in said
+    report = json.loads((tmp_path / "data" / "report.json").read_text())
+    assert report["seconds"] == {"Preparing photos": 1.2, "Matching pairs": 75.0}
+    assert "Warning: only" not in placed_report(tmp_path, capsys, views)
+
+
 # The command
 
 
@@ -513,7 +625,7 @@ def test_what_convert_leaves(captured):
     report = json.loads((folder / "report.json").read_text())
     assert report["photos"] == 15 and report["registered"] >= 12 and report["points"] > 300
     assert report["matching pairs that contradict"] < 0.02
-    assert 0.1 < report["reprojection error in pixels"] < 1.5 and "torn.jpg" in report["not readable"][0]
+    assert 0.1 < report["reprojection error in pixels"] < 1.5 and "torn.jpg" in report["left out"][0]
     assert np.asarray(Image.open(folder / "report.png")).std() > 5
     first = folder / "images" / "00.jpg"
     with Image.open(first) as image, Image.open(folder / "images_4" / first.name) as small:

@@ -2,7 +2,11 @@
 
 import json
 import random
+import re
 import stat
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +16,13 @@ from PIL import Image
 from arguments import ModelParams
 from scene import Scene
 from scene.files import DataError
-from scene.images import load_image, training_size
+from scene.images import DECODED, load_image, training_size
 from scene.points import nearest_to_axes, points_in_view
 from scene.readers.views import View
 from tests import test_data_blender as blender
 from tests import test_data_colmap as colmap
+from utils.depth_scale import read_map
+from utils.image import read_image
 
 CPU = torch.device("cpu")
 
@@ -345,11 +351,9 @@ def test_depth_maps_that_deserve_a_word(tmp_path, capsys):
     [depth] = [camera.inv_depth()[0] for camera in scene.train_cameras if camera.name == "v0.png"]
     torch.testing.assert_close(depth, torch.full((6, 8), 128 / 65536))
     Image.new("I;16", (6, 8), 1000).save(folder / "depths" / "v2.png")
-    Scene(model, CPU)
-    assert (
-        "Warning: 1 depth maps do not have the shape of their photos: v2.png (6x8, photo 8x6)"
-        in capsys.readouterr().out
-    )
+    message = r"1 depth maps do not have the shape of their photos: v2.png \(6x8, photo 8x6\)"
+    with pytest.raises(DataError, match=message):
+        Scene(model, CPU)
 
 
 def test_depth_params_beside_a_read_only_data_set(tmp_path):
@@ -435,11 +439,149 @@ def test_data_sets_are_not_written_to(tmp_path):
             path.chmod(path.stat().st_mode | stat.S_IWUSR)
 
 
-def test_photos_on_their_side_are_mentioned(tmp_path, capsys):
+def test_photos_of_another_shape_are_refused(tmp_path):
     folder = ring(tmp_path / "data", count=2, size=(6, 8))
+    message = r"2 of 2 photos do not have the shape of their cameras.*v0.png \(6x8, camera 16x12\)"
+    with pytest.raises(DataError, match=message):
+        load(folder)
+    ring(tmp_path / "rounded", count=2, size=(3, 2))  # 16x12, reduced by 6: off by less than a pixel
+    assert load(tmp_path / "rounded").train_cameras[0].image().shape == (3, 2, 3)
+
+
+QUADRANTS = np.kron(np.uint8([[0, 80], [160, 240]]), np.ones((6, 8), np.uint8))  # of a 16x12 camera
+
+
+def lying(number, pixels=QUADRANTS):
+    """A picture as a camera stores it that EXIF says is held like this, and the EXIF data."""
+    turns = {5: np.transpose, 6: np.rot90, 7: lambda a: np.rot90(a, 2).T, 8: lambda a: np.rot90(a, -1)}
+    tags = Image.Exif()
+    tags[0x0112] = number
+    return Image.fromarray(np.ascontiguousarray(turns[number](pixels))), tags
+
+
+@pytest.mark.parametrize("number", [5, 6, 7, 8])
+def test_photos_on_their_side_are_turned(tmp_path, capsys, number):
+    """And so are their masks and depth maps, which have no EXIF data, or are upright already."""
+    folder = ring(tmp_path / "data", count=3, size=(16, 12))
+    for part in ("masks", "depths"):
+        (folder / part).mkdir()
+    for name in ("v0", "v1"):
+        photo, tags = lying(number)
+        photo.convert("RGB").save(folder / "images" / f"{name}.png", exif=tags)
+    white, depth = 255 * (QUADRANTS > 100).astype(np.uint8), QUADRANTS.astype(np.uint16) * 256
+    lying(number, white)[0].save(folder / "masks" / "v0.png")
+    lying(number, depth)[0].save(folder / "depths" / "v0.png")
+    for name in ("v1", "v2"):
+        Image.fromarray(white).save(folder / "masks" / f"{name}.png")
+        Image.fromarray(depth).save(folder / "depths" / f"{name}.png")
+    params = {name: {"scale": 1, "offset": 0} for name in ("v0", "v1", "v2")}
+    (folder / "depths" / "depth_params.json").write_text(json.dumps(params))
+    model = ModelParams(
+        source_path=str(folder),
+        model_path=str(tmp_path / "m"),
+        depths="depths",
+        masks="masks",
+        mask_mode="ignore",
+    )
+    for camera in sorted(Scene(model, CPU).train_cameras, key=lambda camera: camera.name)[:2]:
+        assert (camera.width, camera.height) == (16, 12)
+        np.testing.assert_array_equal(camera.image()[0], QUADRANTS)
+        np.testing.assert_array_equal(camera.counts(), QUADRANTS > 100)
+        np.testing.assert_allclose(camera.inv_depth()[0], QUADRANTS / 256, atol=1e-6)
+    assert "2 photos lie on their side and are turned, as their EXIF data say" in capsys.readouterr().out
+
+
+def test_photos_on_their_side_that_fit_stay(tmp_path):
+    """What was found from the stored pixels, as COLMAP does, whatever EXIF says."""
+    folder = ring(tmp_path / "data", count=1, size=(16, 12))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.fromarray(QUADRANTS).convert("RGB").save(folder / "images" / "v0.png", exif=tags)
+    np.testing.assert_array_equal(load(folder).train_cameras[0].image()[0], QUADRANTS)
+
+
+def test_undistorted_copies_of_photos_on_their_side(tmp_path):
+    """The lens's picture is the turned one, and a copy that was made without turning is not used."""
+    folder = ring(tmp_path / "data", count=1, size=(16, 12))
+    (folder / "sparse" / "0" / "cameras.txt").write_text("1 SIMPLE_RADIAL 16 12 20 8 6 0.1\n")
+    path = folder / "images" / "v0.png"
+    Image.fromarray(QUADRANTS).convert("RGB").save(path)
+    expected = load(folder, training=True).train_cameras[0].image()
+    photo, tags = lying(6)
+    photo.convert("RGB").save(path, exif=tags)
+    for _ in range(2):  # the second from the copy
+        assert (load(folder, training=True).train_cameras[0].image() == expected).all()
+
+
+# What may be a photo, and how much of it
+
+
+def test_only_pictures_are_opened(tmp_path, monkeypatch):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    folder = ring(tmp_path / "data", count=2)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 16 12\n%%EndComments\nshowpage\n%%EOF\n"
+    started = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **more: started.append(args))
+    for path in (folder / "images" / "v0.png", tmp_path / "a.png"):
+        path.write_bytes(eps)
+    with pytest.raises(DataError, match=r"v0.png: cannot be read as an image"):
+        load(folder, training=True)
+    for read in (lambda path: load_image(path, (16, 12), False), read_image, read_map):
+        with pytest.raises((DataError, OSError), match="a.png"):
+            read(tmp_path / "a.png")
+    assert not started
+
+
+def test_every_picture_of_others_is_opened_by_format():
+    """No Image.open without the formats that are meant."""
+    root = Path(__file__).parents[1]
+    for path in root.rglob("*.py"):
+        if not {".venv", "tests", "submodules"} & set(path.relative_to(root).parts):
+            calls = re.findall(r"Image\.open\([^\n]*", path.read_text())
+            assert all("formats=" in call for call in calls), path
+
+
+def test_pictures_that_do_not_fit_into_memory_are_refused_before_one_is_decoded(tmp_path, monkeypatch):
+    folder = ring(tmp_path / "data", count=9, size=(16, 12))
+    decoded = []
+    monkeypatch.setattr("scene.images._read", lambda path: decoded.append(path))
+    monkeypatch.setattr("scene.images.available", lambda: 9 * 3 * 16 * 12)  # nothing for the decoding
+    message = r"the 9 pictures take .* GB of memory and .* GB are free: make them smaller \(-r 2,"
+    with pytest.raises(DataError, match=message):
+        load(folder, training=True)
+    assert not decoded
+    monkeypatch.undo()
+    for free in (None, 9 * 3 * 16 * 12 + DECODED * 16 * 12):  # unknown; just enough
+        monkeypatch.setattr("scene.images.available", lambda free=free: free)
+        assert len(load(folder, training=True).train_cameras) == 9
+    load(folder)  # rendering decodes one at a time
+
+
+def empty_png(path, width, height):
+    """A few bytes that say they are a picture of this size."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path):
+    folder = ring(tmp_path / "data", count=2)
+    empty_png(folder / "images" / "v1.png", 40_000, 30_000)
+    with pytest.raises(DataError, match=r"v1.png: cannot be read as an image .*exceeds limit of 500000000"):
+        load(folder)
+    empty_png(folder / "images" / "v1.png", 16_000, 12_000)  # 200 million, as telephones take
+    assert len(load(folder, resolution=8).train_cameras) == 2
+
+
+def test_photos_that_are_listed_twice_are_named(tmp_path, capsys):
+    folder = ring(tmp_path / "data", count=3, size=(16, 12))
+    Image.new("RGB", (16, 12)).save(folder / "images" / "V1.png")
+    with open(folder / "sparse" / "0" / "images.txt", "a") as file:
+        file.write("7 1 0 0 0 5 0 0 1 v0.png\n\n8 1 0 0 0 6 0 0 1 V1.png\n\n")
     Scene(ModelParams(source_path=str(folder), model_path="m"), CPU, for_training=False)
-    assert "Warning: 2 images do not have the shape of their cameras: v0.png (6x8, camera 16x12)" in (
-        capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        "4 views share photos, or names but for upper and lower case: V1.png, v0.png, v0.png, v1.png" in said
     )
 
 

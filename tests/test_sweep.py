@@ -1,5 +1,6 @@
 """Points made from photos lie on the surfaces of the sample scene, whose depths are known exactly."""
 
+import threading
 from functools import cache
 
 import numpy as np
@@ -74,6 +75,34 @@ def test_points_are_of_pixels_that_count():
     assert len(points) > 1000 and x.min() > 80
     np.testing.assert_allclose(np.stack([x, y]) % 1, 0.5, atol=0.01)
     np.testing.assert_allclose(points.rgb, view.image[y.astype(int), x.astype(int)] / 255, atol=1e-6)
+
+
+@pytest.fixture
+def threads():
+    """Sets how many threads PyTorch takes."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_take_whole_views(threads, monkeypatch):
+    """Two threads that shared each short operation were ten times slower than one on a busy machine. How many
+    there are does not move a point."""
+    threads(1)
+    alone = sweep.points_from_photos(cameras(), 100_000, seed=0)
+    took_part, warped = set(), sweep._warped
+
+    def watched(*arguments):
+        took_part.add((torch.get_num_threads(), threading.get_ident()))
+        return warped(*arguments)
+
+    monkeypatch.setattr(sweep, "_warped", watched)
+    threads(3)
+    together = sweep.points_from_photos(cameras(), 100_000, seed=0)
+    assert {count for count, _ in took_part} == {1} and len(took_part) > 1
+    assert torch.get_num_threads() == 3
+    np.testing.assert_array_equal(together.xyz, alone.xyz)
+    np.testing.assert_array_equal(together.rgb, alone.rgb)
 
 
 def test_a_data_set_without_points_starts_from_those_of_its_train_photos(tmp_path, capsys):

@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from scene.files import DataError, write_json
+from scene.files import DataError, open_image, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
 from scene.readers.photos import find_folder
@@ -66,7 +65,7 @@ def sample(picture: np.ndarray, positions: np.ndarray) -> np.ndarray:
 def read_map(path: Path) -> np.ndarray:
     """Inverse depth [H, W] float64. 8-bit maps are refused: 256 steps are too coarse, and their unit is
     another."""
-    with Image.open(path) as picture:
+    with open_image(path) as picture:
         if picture.mode not in ("I;16", "I;16B", "I;16L", "I"):
             raise DataError(f"{path} must be a 16-bit gray PNG, got mode {picture.mode}")
         return np.array(picture).astype(np.float64) / DIVISOR

@@ -17,7 +17,7 @@ from scene.readers.depths import check_depths
 from scene.readers.masks import check_masks, find_masks
 from scene.readers.others import next_step
 from scene.readers.photos import find_folder
-from scene.readers.views import Dataset, DepthMap, View
+from scene.readers.views import Dataset, DepthMap, View, check_names, check_shapes
 
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
 
@@ -42,6 +42,7 @@ def read_dataset(
     dataset = _reader_of(folder).read(folder, images, depths, derived, outside)
     _check_photos(dataset, skip_missing)
     _check_places(dataset)
+    dataset.notes += check_shapes(dataset.views) + check_names(dataset.views)
     if depths:
         dataset.notes += check_depths(dataset.views)
     if masks:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, image_header, image_size, is_file, read_json, some
-from scene.readers.views import ASPECT_TOLERANCE, DepthMap, View
+from scene.files import DataError, image_header, is_file, read_json, some
+from scene.readers.views import DepthMap, View, same_shape
 
 DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
 PARAMS = "depth_params.json"
@@ -65,8 +65,8 @@ def check_depths(views: list[View]) -> list[str]:
             view.depth = None
             continue
         (width, height), mode = image_header(view.depth.path)
-        photo_width, photo_height = image_size(view.image_path)
-        if abs(width / height * photo_height / photo_width - 1) > ASPECT_TOLERANCE:
+        if not same_shape(view.size_of(view.depth.path), view.camera_size):
+            photo_width, photo_height = view.size_of(view.image_path)
             odd.append(f"{view.depth.path.name} ({width}x{height}, photo {photo_width}x{photo_height})")
         bits = 16 if mode.startswith("I") else BITS.get(mode, 8)
         if bits < 16:
@@ -75,6 +75,8 @@ def check_depths(views: list[View]) -> list[str]:
             used[bits] = used.get(bits, 0) + 1
         else:
             doubts[view.depth.doubt] = doubts.get(view.depth.doubt, 0) + 1
+    if odd:
+        raise DataError(f"{len(odd)} depth maps do not have the shape of their photos: {some(odd, 3)}")
     if len(missing) == len(views):
         raise DataError(f"{len(missing)} of {len(views)} depth maps are not there: {some(missing)}")
     parts = [f"{count} of {len(views)} used ({bits} bits)" for bits, count in sorted(used.items())] or [
@@ -89,6 +91,4 @@ def check_depths(views: list[View]) -> list[str]:
     notes = ["Depth maps: " + ", ".join(parts)]
     if coarse:
         notes.append(f"Warning: {len(coarse)} depth maps have 8 bits, so coarse steps: {some(coarse, 3)}")
-    if odd:
-        notes.append(f"Warning: {len(odd)} depth maps do not have the shape of their photos: {some(odd, 3)}")
     return notes

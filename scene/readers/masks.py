@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from scene.files import DataError, image_size, is_file, some
-from scene.readers.views import ASPECT_TOLERANCE, Dataset, View
+from scene.readers.views import Dataset, View, same_shape
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 
@@ -44,11 +44,11 @@ def check_masks(dataset: Dataset) -> list[str]:
             f"{dataset.folder}: {len(missing)} of {len(masked)} masks are not there: {some(missing)}"
         )
     for view in masked:
-        (width, height), (photo_width, photo_height) = image_size(view.mask_path), image_size(view.image_path)
-        if abs(width / height * photo_height / photo_width - 1) > ASPECT_TOLERANCE:
+        if not same_shape(view.size_of(view.mask_path), view.camera_size):
+            (width, height), photo = image_size(view.mask_path), view.size_of(view.image_path)
             raise DataError(
                 f"{view.mask_path}: is {width}x{height}, which is not the shape of its photo "
-                f"({photo_width}x{photo_height})"
+                f"({photo[0]}x{photo[1]})"
             )
     without = [view.name for view in views if view.mask_path is None]
     if not without:

@@ -4,14 +4,15 @@ Readers touch no pixels and write nothing. One convention leaves them: world_to_
 x right, y down, z forward; the center of pixel (column i, row j) is (i + 0.5, j + 0.5).
 """
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scene.files import DataError
+from scene.files import DataError, image_size, orientation, some
 from scene.frame import OF_DATA, Similarity
 from scene.lens import Lens
 from scene.points import PointCloud, usable
@@ -19,9 +20,9 @@ from scene.points import PointCloud, usable
 if TYPE_CHECKING:
     from scene.readers.photos import Photos
 
-# How far the shape of a file may be off its camera's: images_4 and the like are off by a pixel, a photo
-# lying on its side is off by far more.
+# How far the shape of a file may be off its camera's; small copies (images_8) may be off by a pixel.
 ASPECT_TOLERANCE = 0.02
+ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations
 MAX_SIZE = 1 << 20  # pixels along a side: more than any camera has
 
 
@@ -52,6 +53,27 @@ class View:
     held_out: bool | None = None  # whether the data set itself lists it as a test view; None: it does not say
     depth: DepthMap | None = None
     depth_range: tuple[float, float] | None = None  # nearest and farthest, if the data set says so
+
+    @property
+    def camera_size(self) -> tuple[int, int]:
+        """Width and height of the camera that took the photo."""
+        camera = self.lens or self
+        return camera.width, camera.height
+
+    def turn(self, path: Path) -> int:
+        """The EXIF orientation by which the photo, its mask or its depth map has to be turned to have the
+        shape of the camera; 1: it stays as it is. Where a mask or a map has none, the photo's counts."""
+        size = image_size(path)
+        if _off(size[::-1], self.camera_size) < _off(size, self.camera_size):
+            for told in (path, self.image_path):
+                if (number := orientation(told)) in ON_ITS_SIDE:
+                    return number
+        return 1
+
+    def size_of(self, path: Path) -> tuple[int, int]:
+        """Width and height of the photo, its mask or its depth map, once it is turned."""
+        width, height = image_size(path)
+        return (width, height) if self.turn(path) == 1 else (height, width)
 
     @property
     def center(self) -> np.ndarray:
@@ -120,3 +142,36 @@ def check_handedness(rotation: np.ndarray, origin: str) -> None:
             f"{origin} is mirrored (its determinant is negative), as from a program with left-handed axes; "
             "negate one axis of its world, such as the second row of every matrix and y of every point"
         )
+
+
+def _off(size: tuple[int, int], camera: tuple[int, int]) -> int:
+    """How far the shape is off the camera's; sides rounded by a pixel make up to camera width + height."""
+    return abs(size[0] * camera[1] - size[1] * camera[0])
+
+
+def same_shape(size: tuple[int, int], camera: tuple[int, int]) -> bool:
+    return _off(size, camera) <= max(ASPECT_TOLERANCE * size[1] * camera[0], sum(camera))
+
+
+def check_shapes(views: Sequence[View]) -> list[str]:
+    """Photos must have the shape of their cameras, lying on their side or not. Returns a line if some do."""
+    odd, turned = [], 0
+    for view in views:
+        (width, height), camera = image_size(view.image_path), view.camera_size
+        if not same_shape(view.size_of(view.image_path), camera):
+            odd.append(f"{view.name} ({width}x{height}, camera {camera[0]}x{camera[1]})")
+        turned += view.turn(view.image_path) != 1
+    if odd:
+        raise DataError(
+            f"{len(odd)} of {len(views)} photos do not have the shape of their cameras, not even turned by "
+            f"EXIF: {some(odd, 3)}; use those that the cameras were found from, or smaller copies"
+        )
+    return [f"{turned} photos lie on their side and are turned, as their EXIF data say"] if turned else []
+
+
+def check_names(views: Sequence[View]) -> list[str]:
+    """A line about photos that are listed twice, or would be the same on a disk that takes A for a."""
+    files = Counter(str(view.image_path).casefold() for view in views)
+    twice = [view.name for view in views if files[str(view.image_path).casefold()] > 1]
+    told = f"Warning: {len(twice)} views share photos, or names but for upper and lower case: {some(twice)}"
+    return [told] if twice else []
