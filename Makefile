@@ -1,5 +1,5 @@
-# TileSplat in two commands. A bare machine with Python >= 3.10 and a C++ compiler is enough; a GPU is used if
-# there is one.
+# TileSplat in two commands. A bare machine with Python >= 3.10, its venv module and a C++ compiler is enough (Debian,
+# Ubuntu: apt install make g++ python3 python3-venv); a GPU is used if there is one.
 #
 #   make demo      set up; train the sample scene, render and score its test views, draw output/demo/contact_sheet.png
 #   make test      set up; run the tests
@@ -20,7 +20,7 @@ SAMPLE ?= output/sample
 VIEWS ?= 60
 
 ifeq ($(PYTHON),)
-$(error Python was not found: install Python 3.10 or newer, or say `make PYTHON=/path/to/python3`)
+$(error Python was not found: install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv g++), or say `make PYTHON=/path/to/python3`)
 endif
 
 # "as it is" if the active Python has torch and is not the .venv that we make ourselves
@@ -89,8 +89,8 @@ $(STATE)/native: $(NATIVE_SOURCES)
 	@$(PY) tools/setup_env.py native $(NATIVE)
 	@touch $@
 
-info: setup
-	@$(PY) -m diff_gaussian_rasterization
+info:
+	@$(PYTHON) tools/setup_env.py info $(PY)
 
 # --- the demo -----------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -84,6 +85,26 @@ def fail(sentence: str) -> None:
 
 
 # ---- what is on this machine ---------------------------------------------------------------------
+
+
+def check_sources() -> None:
+    """A library without operators builds too, so what registers them must be there."""
+    glue = ["ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp"]
+    if missing := [name for name in glue if not (CSRC / name).is_file()]:
+        fail(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing in {CSRC}: this copy of the "
+            "sources is incomplete, so get a complete one."
+        )
+
+
+def torch_required() -> str:
+    """What the metadata asks for. A library works with the torch release it was built for; sources with any."""
+    if "sdist" in sys.argv:
+        return "torch"
+    try:
+        return f"torch=={'.'.join(version('torch').split('.')[:2])}.*"
+    except PackageNotFoundError:
+        return "torch"
 
 
 def find_torch():
@@ -363,6 +384,7 @@ class NinjaBuild(build_ext):
     """Compile with ninja in build/<torch version>/, then put the library beside the Python files."""
 
     def run(self):
+        check_sources()
         torch = find_torch()
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-torch{torch.__version__}".replace("+", "-")
         folder.mkdir(parents=True, exist_ok=True)
@@ -426,7 +448,14 @@ class locked:
 
 
 class AnyPythonWheel(bdist_wheel):
-    """The library holds no Python, so the wheel is py3-none-<platform>."""
+    """The library holds no Python, so the wheel is py3-none-<platform>. Its build tag names the torch that it
+    was built for and the CUDA, as in 1torch2.11cu130 or 1torch2.11cpu."""
+
+    def run(self):
+        torch = find_torch()
+        cuda = f"cu{torch.version.cuda}".replace(".", "") if want_cuda(torch) else "cpu"
+        self.build_number = f"1torch{'.'.join(torch.__version__.split('.')[:2])}{cuda}"
+        super().run()
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
@@ -434,7 +463,8 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     packages=[PACKAGE, "simple_knn", "fused_ssim"],
-    package_data={PACKAGE: ["py.typed"]},
+    package_data={"": ["py.typed"]},
+    install_requires=[torch_required(), "numpy"],
     ext_modules=[Extension(f"{PACKAGE}.libtilesplat", sources=[])],
     cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
 )
