@@ -160,7 +160,7 @@ class GaussianModel:
         groups = [{"name": name, "params": [self.params[name]], "lr": rate} for name, rate in rates.items()]
         self.sparse = opt.optimizer_type == "sparse_adam"
         adam = SparseGaussianAdam if self.sparse else FusedAdam
-        self.optimizer: torch.optim.Optimizer = adam(groups, lr=0.0, eps=ADAM_EPS)
+        self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
         self.exposure_optimizer = FusedAdam([self.exposures], lr=opt.exposure_lr_init)
 
     def schedule(self, iteration: int) -> None:
@@ -182,7 +182,7 @@ class GaussianModel:
 
     def step(self, visible: Tensor) -> None:
         """Move the parameters along their gradients, and drop the gradients. visible: bool [N]."""
-        if self.sparse:
+        if isinstance(self.optimizer, SparseGaussianAdam):
             self.optimizer.step(visible, len(self))
         else:
             self.optimizer.step()

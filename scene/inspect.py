@@ -39,7 +39,7 @@ def summary(
     )
     found = dataset.read_points()
     points = found[0] if found else None
-    if points is None or not len(points):
+    if not found or points is None or not len(points):
         start = "are random" if dataset.cube else "are made from the photos"
         lines.append(f"  points   none: those to start from {start}")
     else:

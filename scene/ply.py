@@ -20,7 +20,7 @@ POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
 ]
 ROWS_AT_ONCE = 4096  # rows are 248 bytes: this many stay in the cache while their columns are picked out
 LONGEST_HEADER = 1 << 16
-SIZES = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
+SIZES: dict[bytes, int] = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
 SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree

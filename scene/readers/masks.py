@@ -34,17 +34,17 @@ def _places(folder: Path, view: View, dataset: Path) -> list[Path]:
 
 def check_masks(views: list[View]) -> list[str]:
     """Every mask that is named must be there, in the shape of its photo. Returns a line about them."""
-    masked = [view for view in views if view.mask_path is not None]
+    masked = [(view, view.mask_path) for view in views if view.mask_path is not None]
     if not masked:
         return []
-    missing = [str(view.mask_path) for view in masked if not is_file(view.mask_path)]
+    missing = [str(path) for _, path in masked if not is_file(path)]
     if missing:
         raise DataError(f"{len(missing)} of {len(masked)} masks are not there: {some(missing)}")
-    for view in masked:
-        (width, height), (photo_width, photo_height) = image_size(view.mask_path), image_size(view.image_path)
+    for view, path in masked:
+        (width, height), (photo_width, photo_height) = image_size(path), image_size(view.image_path)
         if abs(width / height * photo_height / photo_width - 1) > ASPECT_TOLERANCE:
             raise DataError(
-                f"{view.mask_path}: is {width}x{height}, which is not the shape of its photo "
+                f"{path}: is {width}x{height}, which is not the shape of its photo "
                 f"({photo_width}x{photo_height})"
             )
     without = [view.name for view in views if view.mask_path is None]

@@ -1,5 +1,5 @@
-"""What the build says when something is missing: one sentence with what to do about it, and no traceback. What
-the source archive and the wheel hold, and what loading says about a library that does not fit."""
+"""What the build says when something is missing: one sentence with what to do about it, and no traceback.
+What the source archive and the wheel hold, and what loading says about a library that does not fit."""
 
 import json
 import os

@@ -12,8 +12,8 @@ LIBRARY = FOLDER / "libtilesplat.so"
 INSTALL = "`pip install --no-build-isolation ./submodules/diff-gaussian-rasterization`"
 # What the Python files of this package call: an older library may lack some.
 OPERATORS = (
-    "rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward", "photometric_loss", "adam_step",
-    "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
+    "rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward", "photometric_loss",
+    "adam_step", "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
 )  # fmt: skip
 
 

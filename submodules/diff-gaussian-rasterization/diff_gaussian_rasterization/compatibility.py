@@ -10,6 +10,7 @@ units.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -35,6 +36,8 @@ class GaussianRasterizationSettings(NamedTuple):
 
 
 class GaussianRasterizer(nn.Module):
+    __call__: Callable[..., tuple[Tensor, ...]]
+
     def __init__(self, raster_settings: GaussianRasterizationSettings):
         super().__init__()
         self.raster_settings = raster_settings
@@ -43,7 +46,9 @@ class GaussianRasterizer(nn.Module):
         """Which positions [N, 3] are in front of the camera: bool [N]."""
         return mark_visible(positions, self.raster_settings.viewmatrix.T)
 
-    def forward(self, means3D: Tensor, means2D: Tensor, opacities: Tensor, *args, **kwargs):
+    def forward(
+        self, means3D: Tensor, means2D: Tensor, opacities: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, ...]:
         """Render: forward(means3D, means2D, opacities, [dc,] shs, colors_precomp, scales, rotations,
         cov3D_precomp).
 

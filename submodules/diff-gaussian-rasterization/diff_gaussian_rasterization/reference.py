@@ -13,8 +13,9 @@ Conventions: camera x right, y down, z forward; the pixel in column i, row j has
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +75,7 @@ def rasterize(
         scales = None if scales is None else scales.exp()
         opacities = opacities.sigmoid()
     if cov3d is None:
+        assert quats is not None and scales is not None
         cov3d = covariance(quats, scales * scale_modifier)
     else:
         cov3d = unpack_symmetric(cov3d)
@@ -82,6 +84,7 @@ def rasterize(
     if colors is None:
         if camera_center is None:
             camera_center = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
+        assert sh_dc is not None
         coefficients = sh_dc if sh_rest is None else torch.cat([sh_dc, sh_rest], dim=1)
         colors = sh_colors(sh_degree, coefficients, means - camera_center)
     splats = splats._replace(colors=colors, radii=torch.where(colors.isfinite().all(1), splats.radii, 0))
@@ -257,7 +260,9 @@ def blend(
     x0, y0, x1, y1 = splats.tiles[order].unbind(-1)
     # Checkpointed, only one tile's [pixels, splats] tables are in memory at a time; not worth it for few.
     pairs = int(((x1 - x0) * (y1 - y0)).sum()) * TILE_SIZE**2
-    blend_tile = _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
+    blend_tile: Callable[..., Any] = (
+        _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
+    )
     rows = []
     for top in range(0, height, TILE_SIZE):
         row, ty = [], top // TILE_SIZE
@@ -302,6 +307,7 @@ def _blend_tile(
     before = torch.cat([torch.ones_like(pixels[:, :1]), passing], dim=1)
     weights = alpha * before[:, :-1]
     T = before[:, -1:]
+    assert splats.colors is not None
     color = weights @ splats.colors[ids] + T * background
     inv_depth = weights @ (1 / splats.depths[ids])[:, None]
     return torch.cat([color, 1 - T, inv_depth], dim=1)
@@ -327,6 +333,7 @@ class AbsoluteGradients:
     def add(self, ids: Tensor, grad: Tensor) -> None:
         """grad [P, M, 2], in pixels"""
         stats = self.stats.abs_grad_norm_sum
+        assert stats is not None
         if self.sum is None:
             self.sum = grad.new_zeros(len(stats), 2)
             self.base = stats.clone()

@@ -1,8 +1,7 @@
 """Drop-in name for fused-ssim: `from fused_ssim import fused_ssim`, for tensors on any device."""
 
-from torch import Tensor
-
 from diff_gaussian_rasterization.losses import ssim
+from torch import Tensor
 
 
 def fused_ssim(img1: Tensor, img2: Tensor, padding: str = "same", train: bool = True) -> Tensor:

@@ -1,8 +1,7 @@
 """The one function of the original's simple_knn, for tensors on any device."""
 
-from torch import Tensor
-
 from diff_gaussian_rasterization.knn import knn_mean_dist2
+from torch import Tensor
 
 
 def distCUDA2(points: Tensor) -> Tensor:
