@@ -6,6 +6,7 @@
 #
 #   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
 #   make setup-capture   set up, with what convert.py needs for photos and videos
+#   make types     check types with pyright       make sanitize  run native tests under sanitizers
 #   make format    put it into that form          make lock      resolve requirements*.in again
 #   make clean     remove builds and the demo     make info      say what was built for what
 #
@@ -44,7 +45,7 @@ SHORT = --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --position_lr
 OURS := $(DEMO)/test/ours_$(ITERATIONS)
 
 SHELL := /bin/bash
-.PHONY: demo test setup setup-capture packages packages-dev packages-capture lint format lock info clean
+.PHONY: demo test setup setup-capture packages packages-dev packages-capture lint types sanitize format lock info clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/contact_sheet.png
@@ -123,6 +124,23 @@ format: packages-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+types: packages-dev $(STATE)/native
+	$(PY) -m pyright --pythonpath $(PY)
+
+# The CPU part with AddressSanitizer and UndefinedBehaviorSanitizer, built beside the real one, under the tests that
+# reach most of it. `make sanitize SANITIZER=thread` looks for data races.
+SANITIZER ?= address,undefined
+SANITIZED := .make/sanitized
+SANITIZED_TESTS ?= $(addprefix tests/native/test_,cpu_backend.py robustness.py optim.py knn.py ssim.py train_step.py)
+
+sanitize: packages-dev $(STATE)/native
+	rm -rf $(SANITIZED) && mkdir -p .make && cp -R $(NATIVE) $(SANITIZED) && rm -rf $(SANITIZED)/build
+	cd $(SANITIZED) && TILESPLAT_CUDA=0 CXX="g++ -O1 -fsanitize=$(SANITIZER) -fno-sanitize-recover=all" \
+	    $(abspath $(shell command -v $(PY))) setup.py -q build_ext --inplace
+	PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD=$$(ldd $(SANITIZED)/diff_gaussian_rasterization/libtilesplat.so | awk '/lib(asan|ubsan|tsan)/ {print $$3}' | paste -sd:) \
+	    $(PY) -m pytest -p no:cacheprovider $(SANITIZED_TESTS)
 
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q requirements.in -o requirements.txt

@@ -140,6 +140,8 @@ OPTIONAL = {
     "hypothesis": "property tests are skipped",
     "ruff": "no make lint",
     "clang-format": "no make lint",
+    "pyright": "no make types",
+    "mypy": "a test of types is skipped",
 }
 
 

@@ -167,3 +167,36 @@ def test_operators_that_python_calls_are_looked_for_when_it_loads():
     text = "".join(path.read_text() for path in (PACKAGE / "diff_gaussian_rasterization").glob("*.py"))
     called = set(re.findall(r"torch\.ops\.tilesplat\.(\w+)", text))
     assert len(called) > 8 and not called - set(_library.OPERATORS)
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+CALLER = """
+import torch
+from diff_gaussian_rasterization import GaussianRasterizationSettings, GaussianRasterizer, SparseGaussianAdam
+from fused_ssim import fused_ssim
+from simple_knn._C import distCUDA2
+from torch import Tensor
+
+
+def loss(settings: GaussianRasterizationSettings, points: Tensor, target: Tensor) -> Tensor:
+    scales = distCUDA2(points).sqrt()[:, None].expand(-1, 3)
+    rasterizer = GaussianRasterizer(settings)
+    color, radii = rasterizer(points, torch.zeros_like(points), scales[:, :1], colors_precomp=points)
+    optimizer = SparseGaussianAdam([{"params": [points], "lr": 0.1}], lr=0.0, eps=1e-15)
+    optimizer.step(rasterizer.markVisible(points) & (radii > 0), len(points))
+    reveal_type(distCUDA2(points))
+    reveal_type(color)
+    reveal_type(fused_ssim(color[None], target[None]))
+    return fused_ssim(color[None], target[None])
+"""
+
+
+def test_mypy_knows_what_a_caller_gets(tmp_path):
+    """Of the installed packages; without py.typed mypy ends with `import-untyped`."""
+    pytest.importorskip("mypy")
+    (tmp_path / "caller.py").write_text(CALLER)
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), "caller.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Success" in done.stdout, done.stdout
+    assert done.stdout.count('Revealed type is "torch._tensor.Tensor"') == 3

@@ -13,7 +13,6 @@ Conventions: camera x right, y down, z forward; the pixel in column i, row j has
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -260,9 +259,7 @@ def blend(
     x0, y0, x1, y1 = splats.tiles[order].unbind(-1)
     # Checkpointed, only one tile's [pixels, splats] tables are in memory at a time; not worth it for few.
     pairs = int(((x1 - x0) * (y1 - y0)).sum()) * TILE_SIZE**2
-    blend_tile: Callable[..., Any] = (
-        _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
-    )
+    blend_tile = _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
     rows = []
     for top in range(0, height, TILE_SIZE):
         row, ty = [], top // TILE_SIZE
@@ -273,7 +270,7 @@ def blend(
             pixels = _pixel_centers(
                 left, top, min(left + TILE_SIZE, width), min(top + TILE_SIZE, height), background
             )
-            tile = blend_tile(pixels, splats, ids, background, absolute)
+            tile: Any = blend_tile(pixels, splats, ids, background, absolute)
             row.append(tile.T.reshape(5, -1, min(TILE_SIZE, width - left)))
         rows.append(torch.cat(row, dim=2))
     out = torch.cat(rows, dim=1)
