@@ -1,11 +1,12 @@
-# TileSplat in two commands. A bare machine with Python >= 3.10 and a C++ compiler is enough; a GPU is used if
-# there is one.
+# TileSplat in two commands. A bare machine with Python >= 3.10, its venv module and a C++ compiler is enough (Debian,
+# Ubuntu: apt install make g++ python3 python3-venv); a GPU is used if there is one.
 #
 #   make demo      set up; train the sample scene, render and score its test views, draw output/demo/contact_sheet.png
 #   make test      set up; run the tests
 #
 #   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
 #   make setup-capture   set up, with what convert.py needs for photos and videos
+#   make types     check types with pyright       make sanitize  run native tests under sanitizers
 #   make format    put it into that form          make lock      resolve requirements*.in again
 #   make clean     remove builds and the demo     make info      say what was built for what
 #
@@ -20,7 +21,7 @@ SAMPLE ?= output/sample
 VIEWS ?= 60
 
 ifeq ($(PYTHON),)
-$(error Python was not found: install Python 3.10 or newer, or say `make PYTHON=/path/to/python3`)
+$(error Python was not found: install Python 3.10 or newer (Debian, Ubuntu: apt install python3 python3-venv g++), or say `make PYTHON=/path/to/python3`)
 endif
 
 # "as it is" if the active Python has torch and is not the .venv that we make ourselves
@@ -44,7 +45,7 @@ SHORT = --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --position_lr
 OURS := $(DEMO)/test/ours_$(ITERATIONS)
 
 SHELL := /bin/bash
-.PHONY: demo test setup setup-capture packages packages-dev packages-capture lint format lock info clean
+.PHONY: demo test setup setup-capture packages packages-dev packages-capture lint types sanitize format lock info clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/contact_sheet.png
@@ -89,8 +90,8 @@ $(STATE)/native: $(NATIVE_SOURCES)
 	@$(PY) tools/setup_env.py native $(NATIVE)
 	@touch $@
 
-info: setup
-	@$(PY) -m diff_gaussian_rasterization
+info:
+	@$(PYTHON) tools/setup_env.py info $(PY)
 
 # --- the demo -----------------------------------------------------------------------------------------------
 
@@ -123,6 +124,25 @@ format: packages-dev
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(CLANG_FORMAT) -i $(CXX_FILES)
+
+types: packages-dev $(STATE)/native
+	$(PY) -m pyright --pythonpath $(PY)
+
+# The CPU part with AddressSanitizer and UndefinedBehaviorSanitizer, built beside the real one, under all native
+# tests but the slowest. `make sanitize SANITIZER=thread` looks for data races.
+SANITIZER ?= address,undefined
+SANITIZED := .make/sanitized
+# Checks as calls, not inline: g++ compiles the long kernels in a fraction of the time.
+SANITIZED_FLAGS = -O2 -fsanitize=$(SANITIZER) -fno-sanitize-recover=all --param asan-instrumentation-with-call-threshold=0
+SANITIZED_TESTS = $(filter-out %_build.py %_determinism.py %_accuracy.py,$(wildcard tests/native/test_*.py))
+
+sanitize: packages-dev $(STATE)/native
+	rm -rf $(SANITIZED) && mkdir -p .make && cp -R $(NATIVE) $(SANITIZED) && rm -rf $(SANITIZED)/build
+	cd $(SANITIZED) && TILESPLAT_CUDA=0 CXX="g++ $(SANITIZED_FLAGS)" \
+	    $(abspath $(shell command -v $(PY))) setup.py -q build_ext --inplace
+	PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD=$$(ldd $(SANITIZED)/diff_gaussian_rasterization/libtilesplat.so | awk '/lib(asan|ubsan|tsan)/ {print $$3}' | paste -sd:) \
+	    $(PY) -m pytest -p no:cacheprovider --capture=sys $(SANITIZED_TESTS)
 
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q requirements.in -o requirements.txt

@@ -106,7 +106,8 @@ def train(
         scene.train_cameras[queue.peek()].prefetch()
         stats = density.stats_for(gaussians, iteration)
         if fused:  # all of it in one native call; to change what is below, --no-fused
-            return Losses(*fused(view, camera, gaussians, background, stats)[:2], None)
+            loss, l1 = fused(view, camera, gaussians, background, stats)[:2]
+            return Losses(loss, l1, None)
         out = render(camera, gaussians, pipe, background, stats=stats)
         losses = compare(out, camera, gaussians, model, opt, iteration)
         losses.total.backward()
@@ -292,7 +293,7 @@ def seed_everything(seed: int) -> None:
 def fix_the_order_of_sums() -> None:
     """The same bits from run to run on a GPU as well, in PyTorch's operators and in ours."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.utils.deterministic.fill_uninitialized_memory = False  # would only take time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     torch.use_deterministic_algorithms(True)
 
 

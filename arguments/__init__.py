@@ -50,7 +50,7 @@ def arg(
     minimum: float | None = None,
     maximum: float | None = None,
     const: Any = None,
-):
+) -> Any:
     """A dataclass field that is also a flag. A number, and each of a list of them, is from minimum to
     maximum, which is MOST for integers and LARGE for others unless it is given. `const`: the value when the
     flag is given without one."""
@@ -429,7 +429,7 @@ def parse_cfg_args(text: str, origin: str | os.PathLike = LEGACY_FILE) -> dict[s
             raise ValueError
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise ConfigError(f"{origin} must be Namespace(name=value, ...) with plain values") from None
 
@@ -549,12 +549,12 @@ def _kind(f: dataclasses.Field) -> dict[str, Any]:
     return kind
 
 
-def _metavar(kind: type) -> str:
+def _metavar(kind: Any) -> str:
     return {int: "N", float: "X", str: "TEXT"}[kind]
 
 
 def _help(f: dataclasses.Field) -> str:
-    default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+    default = f.default_factory() if callable(f.default_factory) else f.default
     if isinstance(default, list):
         default = " ".join(map(str, default))
     text = f.metadata["help"].replace("%", "%%")

@@ -154,7 +154,7 @@ def _link(path: Path, target: Path) -> None:
 
 def _open_heif(paths: list[Path]) -> None:
     try:
-        from pi_heif import register_heif_opener
+        from pi_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
     except ImportError:
         heic = [path.name for path in paths if path.suffix.lower() in HEIF]
         raise DataError(

@@ -18,7 +18,7 @@ def extract_frames(video: Path, folder: Path, count: int) -> list[Path]:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # we say ourselves what is wrong
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     try:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise DataError(
             f"{video}: reading videos needs the package opencv-python-headless; "

@@ -7,7 +7,7 @@ because what it crashes on should not take us along, and because its memory is g
 import json
 import sys
 
-import pycolmap
+import pycolmap  # pyright: ignore[reportMissingImports]
 
 
 def features(database, photos, groups, model, threads, max_size, max_features, gpu):

@@ -6,7 +6,7 @@ out of the kernels and into PyTorch, where it can be read and changed.
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diff_gaussian_rasterization import Rendered, ScreenStats, rasterize
@@ -36,7 +36,7 @@ def render(
     given, is added to in backward: what densification decides by. override_color [N, 3] takes the place of
     the model's colors.
     """
-    inputs = dict(
+    inputs: dict[str, Any] = dict(
         means=gaussians.xyz,
         opacities=gaussians.opacity,
         **_shape(gaussians, pipe, scaling_modifier),

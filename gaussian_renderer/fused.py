@@ -9,7 +9,7 @@ you write there, and gradients to cameras, need --no-fused. The log says which w
 """
 
 import torch
-from diff_gaussian_rasterization import ScreenStats, TrainStep
+from diff_gaussian_rasterization import FusedAdam, ScreenStats, TrainStep
 from torch import Tensor
 
 from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
@@ -58,7 +58,9 @@ class FusedIteration:
     ) -> Tensor:
         """Learn from one camera, the view-th of training. Returns loss and L1 loss, on the device."""
         target, mask = camera.image(), camera.mask()
-        counted = gaussians.optimizer.begin_step()
+        optimizer = gaussians.optimizer
+        assert isinstance(optimizer, FusedAdam)
+        counted = optimizer.begin_step()
         try:
             losses = self._step(
                 *counted,
@@ -74,7 +76,7 @@ class FusedIteration:
                 stats=stats,
             )
         except (RuntimeError, MemoryError):  # out of memory: nothing has moved
-            gaussians.optimizer.take_step_back()
+            optimizer.take_step_back()
             self._step.forget(view)
             raise
         gaussians.settle_with(self._step.settle)

@@ -134,6 +134,7 @@ class Viewer:
 
         What has come of it is kept: a client that sends slowly does not hold up training.
         """
+        assert self._client is not None
         while True:
             length = 4 + int.from_bytes(self._inbox[:4], "little") if len(self._inbox) >= 4 else 4
             if length > 4 + MAX_REQUEST:
@@ -156,6 +157,7 @@ class Viewer:
             self._inbox += piece
 
     def _reply(self, request: Request, render_view: RenderView) -> None:
+        assert self._client is not None
         message = b""
         if request.camera is not None:
             picture = self._picture(request, render_view)

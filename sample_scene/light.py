@@ -8,7 +8,7 @@ and soft edges that widen with the distance between what casts and what receives
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -51,7 +51,9 @@ class DepthMap:
     center: np.ndarray  # [3, 1]
     reach: float  # half of the side of the square
     size: int
-    depth: np.ndarray = None  # [size * size] distance below the plane at `reach * 2` towards the light
+    depth: np.ndarray = field(
+        init=False
+    )  # [size * size] distance below the plane at `reach * 2` towards the light
 
     def __post_init__(self):
         self.frame = frame_along(self.toward[:, 0])

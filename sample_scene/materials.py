@@ -95,18 +95,18 @@ def step(x: np.ndarray, edge: float, width: float) -> np.ndarray:
 
 
 def plain(color: str, gloss=0.0, sharpness=30.0, mirror=0.0):
-    color = rgb(color)
-    return lambda world, local: Surface(np.broadcast_to(color, local.shape), gloss, sharpness, mirror)
+    albedo = rgb(color)
+    return lambda world, local: Surface(np.broadcast_to(albedo, local.shape), gloss, sharpness, mirror)
 
 
 def marble(light: str, vein: str, scale=0.35, gloss=0.25):
-    light, vein = rgb(light), rgb(vein)
+    ground, veins = rgb(light), rgb(vein)
 
     def paint(world, local):
         bend = solid(local, scale)
         line = np.exp(-5 * np.abs(np.sin(4.2 * local[0] + 2.6 * local[1] + 3.4 * local[2] + 1.5 * bend)))
         cloud = 0.06 * solid(local + 7, 0.8 * scale)
-        return Surface(mix(light, vein, 0.75 * line) * (1 + cloud), gloss, 60.0)
+        return Surface(mix(ground, veins, 0.75 * line) * (1 + cloud), gloss, 60.0)
 
     return paint
 
@@ -149,22 +149,22 @@ def planks(world, local):
 
 def weathered(dark: str, light: str, scale=0.25, gloss=0.03):
     """Stone, clay, bark: one color in two tones."""
-    dark, light = rgb(dark), rgb(light)
+    tones = rgb(dark), rgb(light)
 
     def paint(world, local):
         t = unit(0.5 + 0.22 * solid(world, scale) + 0.06 * solid(world, 3 * scale, "fine"))
-        return Surface(mix(dark, light, t), gloss, 15.0)
+        return Surface(mix(*tones, t), gloss, 15.0)
 
     return paint
 
 
 def leaves(dark: str, light: str, scale=0.22):
-    dark, light = rgb(dark), rgb(light)
+    tones = rgb(dark), rgb(light)
 
     def paint(world, local):
         t = unit(0.45 + 0.2 * solid(world, scale, "fine") + 0.2 * solid(world, 0.3 * scale))
         bump = 0.15 * np.stack([solid(world + 3, scale, "fine"), solid(world + 5, scale, "fine"), 0 * t])
-        return Surface(mix(dark, light, t), 0.04, 10.0, 0.0, bump)
+        return Surface(mix(*tones, t), 0.04, 10.0, 0.0, bump)
 
     return paint
 

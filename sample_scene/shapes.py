@@ -8,6 +8,7 @@ Distances are along unit directions; `inf` says that nothing is hit.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -47,7 +48,7 @@ def frame_along(axis) -> np.ndarray:
 class Shape:
     """A placed shape. `material` paints it; a sphere of radius `bound` about `center` contains it."""
 
-    center: tuple
+    center: Any  # three numbers, here as a column
     material: object
     rotation: np.ndarray = field(default_factory=lambda: np.eye(3, dtype=np.float32), kw_only=True)
     subject: bool = field(default=True, kw_only=True)  # part of the still life (opaque in RGBA renders)
@@ -57,6 +58,18 @@ class Shape:
         self.center = column(self.center)
         self.to_local = np.ascontiguousarray(self.rotation.T.astype(np.float32))
         self.bound = np.float32(self.measure())
+
+    def measure(self) -> float:
+        """The radius of a sphere around the center that contains it."""
+        raise NotImplementedError
+
+    def hit_local(self, o: np.ndarray, d: np.ndarray, least: np.ndarray) -> np.ndarray:
+        """Distance of the first hit beyond `least` of each ray in the shape's own frame, [n]."""
+        raise NotImplementedError
+
+    def normal_local(self, p: np.ndarray) -> np.ndarray:
+        """Outward unit normals in the shape's own frame, [3, n]."""
+        raise NotImplementedError
 
     def local(self, points: np.ndarray) -> np.ndarray:
         return self.to_local @ (points - self.center)
@@ -90,7 +103,7 @@ def first_root(a, b, c, least) -> np.ndarray:
 
 @dataclass
 class Ellipsoid(Shape):
-    radii: tuple = (1, 1, 1)
+    radii: Any = (1, 1, 1)
 
     def measure(self):
         self.radii = column(np.broadcast_to(self.radii, 3))
@@ -106,7 +119,7 @@ class Ellipsoid(Shape):
 
 @dataclass
 class Box(Shape):
-    half: tuple = (1, 1, 1)
+    half: Any = (1, 1, 1)
 
     def measure(self):
         self.half = column(self.half)
@@ -180,6 +193,10 @@ class Marched(Shape):
 
     steps = 48
     close = np.float32(8e-4)
+
+    def distance(self, p: np.ndarray) -> np.ndarray:
+        """Signed distance of points in the shape's own frame, [n]."""
+        raise NotImplementedError
 
     def hit_local(self, o, d, least):
         n = np.broadcast_shapes(o.shape, d.shape)[1]

@@ -9,7 +9,7 @@ import os
 import random
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -144,7 +144,7 @@ def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
     _check_number("fits", state["density"].get("fits", 0))
 
     count = len(params["xyz"])
-    shapes = {name: value.shape[1:] for name, value in gaussians.params.items()}
+    shapes: dict[str, tuple[int, ...]] = {name: value.shape[1:] for name, value in gaussians.params.items()}
     shapes["f_rest"] = ((degree + 1) ** 2 - 1, 3)  # the model's degree will be the file's
     if params.keys() != shapes.keys():
         got = ", ".join(repr(str(name))[1:-1] for name in params)
@@ -260,7 +260,7 @@ def _from_ply(path: Path, frame: Similarity) -> dict[str, Any]:
 
 
 def _random_states(device: torch.device) -> dict[str, Any]:
-    name, words, *rest = np.random.get_state()
+    name, words, *rest = cast("tuple[Any, ...]", np.random.get_state())
     states = {
         "python": random.getstate(),
         "numpy": [name, torch.from_numpy(words.astype(np.int64)), *map(float, rest)],

@@ -108,6 +108,7 @@ class AdaptiveDensityControl:
         so it never does.
         """
         scale = gaussians.scales.amax(dim=1)  # [N]
+        assert self.stats is not None
         pull = self.stats.grad_norm_sum / self.stats.visits.clamp_min(1)
         large = scale > self.split_above * extent
         good = gaussians.opacities[:, 0] >= MIN_OPACITY

@@ -160,7 +160,7 @@ class GaussianModel:
         groups = [{"name": name, "params": [self.params[name]], "lr": rate} for name, rate in rates.items()]
         self.sparse = opt.optimizer_type == "sparse_adam"
         adam = SparseGaussianAdam if self.sparse else FusedAdam
-        self.optimizer: torch.optim.Optimizer = adam(groups, lr=0.0, eps=ADAM_EPS)
+        self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
         self.exposure_optimizer = FusedAdam([self.exposures], lr=opt.exposure_lr_init)
 
     def schedule(self, iteration: int) -> None:
@@ -189,7 +189,7 @@ class GaussianModel:
             self.exposures.grad = self.exposures.grad.contiguous()
             self.exposure_optimizer.begin_step()
             self.exposure_optimizer.take_step_back()
-        if self.sparse:
+        if isinstance(self.optimizer, SparseGaussianAdam):
             self.optimizer.step(visible, len(self))
         else:
             self.optimizer.step()

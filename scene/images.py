@@ -237,10 +237,10 @@ class Picture:
             self._coming = value, torch.cuda.current_stream(self.device).record_event()
 
 
-_copy_streams: dict[torch.device, torch.Stream] = {}
+_copy_streams: dict[torch.device, torch.cuda.Stream] = {}
 
 
-def _copy_stream(device: torch.device) -> torch.Stream:
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
     if device not in _copy_streams:
         _copy_streams[device] = torch.cuda.Stream(device)
     return _copy_streams[device]

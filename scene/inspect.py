@@ -41,7 +41,7 @@ def summary(
     )
     found = dataset.points()
     points = found.cloud if found else None
-    if points is None or not len(points):
+    if not found or points is None or not len(points):
         start = "are random" if dataset.cube else "are made from the photos"
         lines.append(f"  points   none: those to start from {start}")
     else:

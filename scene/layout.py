@@ -65,7 +65,7 @@ def _visible(
     chosen = np.random.RandomState(0).permutation(len(points))[:MAX_POINTS]
     xyz, colors = (
         points.xyz[chosen] @ axes.T,
-        np.uint8(points.rgb[chosen] * 200),
+        (points.rgb[chosen] * 200).astype(np.uint8),
     )  # darker, to be seen on white
     middle = np.median(xyz, axis=0)
     distance = np.linalg.norm(xyz - middle, axis=1)

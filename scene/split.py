@@ -63,10 +63,10 @@ def _by_lists(dataset: Dataset, listed: dict) -> tuple[list[View], list[View]]:
 
     train, test = named("train"), named("test")
     if train is None:
-        train = [view for view in dataset.views if view not in test]
+        train = [view for view in dataset.views if view not in (test or [])]
     elif test is None:
         test = [view for view in dataset.views if view not in train]
-    return train, test
+    return train, test or []
 
 
 def _names(view: View, folder: Path) -> set[str]:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -185,8 +185,9 @@ class Patches:
 def _box(x: Tensor) -> Tensor:
     """Means of all patches, [..., h - PATCH + 1, w - PATCH + 1]."""
     h, w = x.shape[-2] - PATCH + 1, x.shape[-1] - PATCH + 1
-    rows = sum(x[..., k : k + w] for k in range(PATCH))
-    return sum(rows[..., k : k + h, :] for k in range(PATCH)) / PATCH**2
+    rows: Any = sum(x[..., k : k + w] for k in range(PATCH))
+    patches: Any = sum(rows[..., k : k + h, :] for k in range(PATCH))
+    return patches / PATCH**2
 
 
 def agreed(view: Small, own: Swept, others: list[tuple[Small, Swept]]) -> Tensor:

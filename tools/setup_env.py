@@ -5,6 +5,7 @@ setup_env.py name                    prints a short name for this environment
 setup_env.py check requirements.in   says which of the listed packages this Python lacks; exit code 1 if any
 setup_env.py venv FOLDER LOCK        makes a virtual environment with exactly the packages of a lock file
 setup_env.py native FOLDER           builds and installs the native half with this Python's torch
+setup_env.py info PYTHON             says what was built for this Python; builds nothing
 """
 
 from __future__ import annotations
@@ -23,6 +24,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 
+# The packages that hold what a machine may lack, by package manager.
+VENV = f"python3.{sys.version_info[1]}-venv"
+MANAGERS = {
+    "apt": ("apt install", {"venv": VENV, "compiler": "g++"}),
+    "dnf": ("dnf install", {"venv": "python3", "compiler": "gcc-c++"}),
+    "zypper": ("zypper install", {"venv": "python3", "compiler": "gcc-c++"}),
+    "pacman": ("pacman -S", {"venv": "python", "compiler": "gcc"}),
+}
+
 
 def fail(message: str) -> None:
     raise SystemExit(f"\n{message}\n")
@@ -33,6 +43,41 @@ def run(*command, **environment) -> None:
     done = subprocess.run([str(part) for part in command], env={**os.environ, **environment})
     if done.returncode:
         fail(f"That failed (exit code {done.returncode}): {' '.join(map(str, command))}")
+
+
+def require(**missing: str | None) -> None:
+    """Say all at once what this machine lacks, with the one command that installs it; or go on in silence."""
+    lacks = {name: text for name, text in missing.items() if text}
+    if not lacks:
+        return
+    lines = ["This machine lacks", *(f"    {text}" for text in lacks.values())]
+    manager = next((name for name in MANAGERS if shutil.which(name)), None)
+    install, packages = MANAGERS[manager] if manager else ("", {})
+    if wanted := [packages[name] for name in lacks if name in packages]:
+        sudo = "sudo " if os.geteuid() else ""
+        lines += ["This installs it:", f"    {sudo}{install} {' '.join(wanted)}"]
+    fail("\n".join([*lines, "Nothing was downloaded yet: run make again when that is done."]))
+
+
+def no_python() -> str | None:
+    if sys.version_info[:2] >= OLDEST:
+        return None
+    found = f"{sys.executable} is {sys.version.split()[0]}"
+    return f"Python 3.10 or newer ({found}; `make PYTHON=python3.12` chooses another one)"
+
+
+def no_compiler() -> str | None:
+    named = os.environ.get("CXX")
+    if any(shutil.which(cxx.split()[0]) for cxx in ([named] if named else ["g++", "c++", "clang++"])):
+        return None
+    return f"the C++ compiler that CXX names ({named})" if named else "a C++ compiler"
+
+
+def no_venv(python: Path) -> str | None:
+    """What keeps this Python from making the environment of that one."""
+    if no_python() or has_pip(python) or importlib.util.find_spec("ensurepip") or working_uv():
+        return None
+    return f"the venv module of {sys.executable}"
 
 
 def active() -> None:
@@ -55,12 +100,14 @@ def listed(requirements: Path) -> list[str]:
         if line.startswith("-r "):
             names += listed(requirements.parent / line[3:].strip())
         elif line:
-            names.append(re.match(r"[A-Za-z0-9_.-]+", line)[0])
+            names.append(re.split(r"[^A-Za-z0-9_.-]", line)[0])
     return names
 
 
 def check(requirements: str) -> None:
     """The environment is the user's own: say what is missing, change nothing."""
+    if not importlib.util.find_spec("diff_gaussian_rasterization"):
+        require(python=no_python(), compiler=no_compiler())
     missing = []
     for package in listed(Path(requirements)):
         try:
@@ -93,30 +140,22 @@ OPTIONAL = {
     "hypothesis": "property tests are skipped",
     "ruff": "no make lint",
     "clang-format": "no make lint",
+    "pyright": "no make types",
+    "mypy": "a test of types is skipped",
 }
 
 
 def venv(folder: str, lock: str) -> None:
-    start, folder = time.monotonic(), Path(folder)
-    if sys.version_info < OLDEST:
-        fail(
-            f"Python must be 3.10 or newer, got {sys.version.split()[0]} ({sys.executable}).\n"
-            "Choose another one: make PYTHON=python3.12"
-        )
-    if not any(shutil.which(cxx) for cxx in [os.environ.get("CXX", "g++"), "g++", "c++", "clang++"]):
-        fail("No C++ compiler was found: install one (Debian, Ubuntu: apt install g++), or set CXX to yours.")
+    start = time.monotonic()
+    python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    require(python=no_python(), venv=no_venv(python), compiler=no_compiler())
     print(f"Setting up {folder}/ from {lock}: a few GB, mostly torch. Later runs skip this.", flush=True)
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if uv := working_uv():
         if not python.exists():
             run(uv, "venv", "--quiet", "--python", sys.executable, folder)
         run(uv, "pip", "install", "--quiet", "--python", python, "--require-hashes", "-r", lock)
     else:
         if not has_pip(python):
-            if not importlib.util.find_spec("ensurepip"):
-                fail(
-                    "This Python cannot make virtual environments (Debian, Ubuntu: apt install python3-venv)."
-                )
             run(sys.executable, "-m", "venv", folder)
         quiet = ["--quiet", "--disable-pip-version-check", "--no-input"]
         run(python, "-m", "pip", "install", *quiet, "--require-hashes", "-r", lock)
@@ -152,6 +191,15 @@ def native(folder: str) -> None:
     print(f"The native half is built and installed ({time.monotonic() - start:.0f} s)")
 
 
+def info(python: str) -> None:
+    look = (
+        "import importlib.util; raise SystemExit(not importlib.util.find_spec('diff_gaussian_rasterization'))"
+    )
+    if not shutil.which(python) or subprocess.run([python, "-c", look]).returncode:
+        fail(f"Nothing is built for {python} yet: `make setup` does it.")
+    raise SystemExit(subprocess.run([python, "-m", "diff_gaussian_rasterization"]).returncode)
+
+
 def has_gpu() -> bool:
     try:
         return subprocess.run(["nvidia-smi", "-L"], capture_output=True, timeout=30).stdout.startswith(b"GPU")
@@ -172,7 +220,7 @@ def working_uv() -> str | None:
 
 
 if __name__ == "__main__":
-    commands = {"active": active, "name": name, "check": check, "venv": venv, "native": native}
+    commands = {"active": active, "name": name, "check": check, "venv": venv, "native": native, "info": info}
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
-        fail(__doc__)
+        fail(str(__doc__))
     commands[sys.argv[1]](*sys.argv[2:])

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -99,7 +100,7 @@ class Deferred:
     def __init__(self, device: torch.device, collected: list[tuple[int, list[Tensor]]] | None = None):
         self._device = device
         self._collected = [] if collected is None else collected  # (iteration, scalars on the device)
-        self._travelling: tuple[list[int], Tensor, object] | None = None
+        self._travelling: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
 
     def put(self, iteration: int, values: list[Tensor]) -> None:
         self._collected.append((iteration, values))
@@ -347,7 +348,8 @@ class Report:
         file, pixels = BytesIO(), to_uint8(image).permute(1, 2, 0).contiguous().cpu().numpy()
         with contextlib.suppress(OSError):  # wider or higher than a JPEG file can be
             Image.fromarray(pixels).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-            self._draw("add_summary", _picture(tag, *pixels.shape[:2], file.getvalue()), step)
+            height, width = pixels.shape[:2]
+            self._draw("add_summary", _picture(tag, height, width, file.getvalue()), step)
 
     def _draw(self, method: str, *arguments) -> None:
         """TensorBoard, if it is there. What fails in it, as on a full disk, ends the curves, not the run."""
@@ -452,8 +454,9 @@ def _megabytes(count: int) -> str:
 
 def _picture(tag: str, height: int, width: int, file: bytes):
     """What TensorBoard takes for a picture."""
-    from tensorboard.compat.proto import summary_pb2 as proto
+    from tensorboard.compat.proto import summary_pb2
 
+    proto: Any = summary_pb2  # protobuf makes its classes when it is imported
     picture = proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=file)
     return proto.Summary(value=[proto.Summary.Value(tag=tag, image=picture)])
 

@@ -27,8 +27,8 @@ def basis(degree: int, directions: Tensor) -> Tensor:
     values = [torch.full_like(x, C0)]
     if degree >= 1:
         values += [-C1 * y, C1 * z, -C1 * x]
+    xx, yy, zz = x * x, y * y, z * z
     if degree >= 2:
-        xx, yy, zz = x * x, y * y, z * z
         values += [C2[0] * x * y, C2[1] * y * z, C2[2] * (2 * zz - xx - yy), C2[3] * x * z, C2[4] * (xx - yy)]
     if degree >= 3:
         values += [

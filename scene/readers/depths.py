@@ -60,6 +60,7 @@ def check_depths(views: list[View]) -> list[str]:
     """
     missing, doubts, used, coarse, odd = [], {}, {}, [], []
     for view in views:
+        assert view.depth is not None
         if not is_file(view.depth.path):
             missing.append(str(view.depth.path))
             view.depth = None

@@ -73,7 +73,8 @@ def read(
 
 
 def _size(width: float, height: float) -> tuple[int, int]:
-    return tuple(int(min(max(side, 0), 1e9)) for side in (width, height))
+    w, h = (int(min(max(side, 0), 1e9)) for side in (width, height))
+    return w, h
 
 
 def _image_folder(folder: Path, images: str) -> tuple[Path, list[str]]:

@@ -35,20 +35,19 @@ def _places(folder: Path, view: View, dataset: Path) -> list[Path]:
 def check_masks(dataset: Dataset) -> list[str]:
     """Every mask that is named must be there, in the shape of its photo. Returns a line about them."""
     views = dataset.views
-    masked = [view for view in views if view.mask_path is not None]
+    masked = [(view, view.mask_path) for view in views if view.mask_path is not None]
     if not masked:
         return []
-    missing = [str(view.mask_path) for view in masked if not is_file(view.mask_path)]
+    missing = [str(path) for _, path in masked if not is_file(path)]
     if missing:
         raise DataError(
             f"{dataset.folder}: {len(missing)} of {len(masked)} masks are not there: {some(missing)}"
         )
-    for view in masked:
-        if not same_shape(view.size_of(view.mask_path), view.camera_size):
-            (width, height), photo = image_size(view.mask_path), view.size_of(view.image_path)
+    for view, path in masked:
+        if not same_shape(view.size_of(path), view.camera_size):
+            (width, height), photo = image_size(path), view.size_of(view.image_path)
             raise DataError(
-                f"{view.mask_path}: is {width}x{height}, which is not the shape of its photo "
-                f"({photo[0]}x{photo[1]})"
+                f"{path}: is {width}x{height}, which is not the shape of its photo ({photo[0]}x{photo[1]})"
             )
     without = [view.name for view in views if view.mask_path is None]
     if not without:

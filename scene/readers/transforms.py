@@ -129,7 +129,7 @@ def _world_to_camera(frame: dict, where: str) -> np.ndarray:
 
 
 def _lens(meta: dict, frame: dict, path: Path, where: str) -> Lens:
-    def number(name: str, default: float | None = None) -> float | None:
+    def number(name: str, default: Any = None) -> Any:
         return _number(frame, name, where, _number(meta, name, where, default))
 
     width, height = number("w"), number("h")
@@ -138,14 +138,15 @@ def _lens(meta: dict, frame: dict, path: Path, where: str) -> Lens:
     model, names = _model(frame.get("camera_model", meta.get("camera_model")), frame, meta, where)
     fx = _focal((frame, meta), "fl_x", "camera_angle_x", width, where)
     fy = _focal((frame, meta), "fl_y", "camera_angle_y", height, where)
-    if fx is None and fy is None:
+    fx, fy = fy if fx is None else fx, fx if fy is None else fy
+    if fx is None or fy is None:
         raise DataError(f"{where} needs a number as camera_angle_x or as fl_x, in the frame or beside frames")
     return Lens(
         model,
         int(width) if math.isfinite(width) else 0,
         int(height) if math.isfinite(height) else 0,
-        fy if fx is None else fx,
-        fx if fy is None else fy,
+        fx,
+        fy,
         number("cx", width / 2),
         number("cy", height / 2),
         tuple(number(name, 0.0) for name in names),

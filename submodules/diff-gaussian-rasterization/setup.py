@@ -15,7 +15,7 @@ What goes in: every csrc/**/*.cpp and, for CUDA, csrc/**/*.cu, found by name.
 Environment:
   TILESPLAT_CUDA=0|1        never / always build the CUDA part (default: when nvcc and a CUDA torch are there)
   TORCH_CUDA_ARCH_LIST      such as "8.6;9.0+PTX" (default: the visible GPUs, else the common ones)
-  CUDA_HOME, CXX, MAX_JOBS  as everywhere
+  CUDA_HOME, CXX, MAX_JOBS  as everywhere; options in CXX, such as "g++ -O1", come after ours
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NoReturn
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -78,12 +80,32 @@ COMMON_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
 NAMED_ARCHS = {"Turing": "7.5", "Ampere": "8.0;8.6", "Ada": "8.9", "Hopper": "9.0", "Blackwell": "10.0;12.0"}
 
 
-def fail(sentence: str) -> None:
+def fail(sentence: str) -> NoReturn:
     """Stop with one sentence instead of a traceback."""
     raise SystemExit(f"\ndiff-gaussian-rasterization: {sentence}\n")
 
 
 # ---- what is on this machine ---------------------------------------------------------------------
+
+
+def check_sources() -> None:
+    """A library without operators builds too: what registers them must be there."""
+    glue = ["ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp"]
+    if missing := [name for name in glue if not (CSRC / name).is_file()]:
+        fail(
+            f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing in {CSRC}: this copy of "
+            "the sources is incomplete, so get a complete one."
+        )
+
+
+def torch_required() -> str:
+    """What the metadata asks for: of a wheel, the torch release it was built for; of sources, any."""
+    if "sdist" in sys.argv:
+        return "torch"
+    try:
+        return f"torch=={'.'.join(version('torch').split('.')[:2])}.*"
+    except PackageNotFoundError:
+        return "torch"
 
 
 def find_torch():
@@ -177,7 +199,8 @@ def want_cuda(torch) -> Path | None:
 
 def nvcc_version(home: Path) -> str:
     text = subprocess.run([home / "bin/nvcc", "--version"], capture_output=True, text=True, check=True).stdout
-    return re.search(r"release (\d+\.\d+)", text).group(1)
+    found = re.search(r"release (\d+\.\d+)", text)
+    return found[1] if found else fail(f"{home}/bin/nvcc does not say which release it is: {text!r}.")
 
 
 def cuda_archs(torch, home: Path) -> list[str]:
@@ -322,10 +345,14 @@ class NinjaFile:
                 *NVCC_FLAGS,
             ]
             nvcc = " ".join([*nvcc, f"-I{shell(CSRC)}", *gencode(self.archs)])
+        # Options in CXX come after ours, and so overrule them.
+        words = self.compiler.split()
+        first = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
+        program, options = words[:first], words[first:]
         objects = {part: " ".join(names) for part, names in self.objects.items()}
         parts = [
             "ninja_required_version = 1.5",
-            f"cxx = {self.compiler} {' '.join(cxx)}",
+            f"cxx = {' '.join([*program, *cxx, *options])}",
             f"nvcc = {nvcc}",
             *(
                 f"rule {rule}\n  command = ${rule} -MMD -MF $out.d $extra -c $in -o $out\n"
@@ -363,6 +390,7 @@ class NinjaBuild(build_ext):
     """Compile with ninja in build/<torch version>/, then put the library beside the Python files."""
 
     def run(self):
+        check_sources()
         torch = find_torch()
         folder = ROOT / "build" / f"{sysconfig.get_platform()}-torch{torch.__version__}".replace("+", "-")
         folder.mkdir(parents=True, exist_ok=True)
@@ -425,8 +453,15 @@ class locked:
         self.file.close()
 
 
-class AnyPythonWheel(bdist_wheel):
-    """The library holds no Python, so the wheel is py3-none-<platform>."""
+class AnyPythonWheel(bdist_wheel):  # pyright: ignore[reportGeneralTypeIssues]
+    """The library holds no Python, so the wheel is py3-none-<platform>. Its build tag names the torch that it
+    was built for and the CUDA, as in 1torch2.11cu130 or 1torch2.11cpu."""
+
+    def run(self):
+        torch = find_torch()
+        cuda = f"cu{torch.version.cuda}".replace(".", "") if want_cuda(torch) else "cpu"
+        self.build_number = f"1torch{'.'.join(torch.__version__.split('.')[:2])}{cuda}"
+        super().run()
 
     def get_tag(self):
         return "py3", "none", super().get_tag()[2]
@@ -434,7 +469,8 @@ class AnyPythonWheel(bdist_wheel):
 
 setup(
     packages=[PACKAGE, "simple_knn", "fused_ssim"],
-    package_data={PACKAGE: ["py.typed"]},
+    package_data={"": ["py.typed"]},
+    install_requires=[torch_required(), "numpy"],
     ext_modules=[Extension(f"{PACKAGE}.libtilesplat", sources=[])],
     cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
 )

@@ -86,8 +86,8 @@ def _render(rasterize, device: str, dtype: torch.dtype):
         means, quats, scales, opacities, sh_dc=sh_dc, sh_rest=sh_rest, world_to_camera=view, K=K, width=width,
         height=height, background=torch.tensor([0.2, 0.4, 0.6], device=device, dtype=dtype), sh_degree=3,
     )  # fmt: skip
-    (out.image * normal(3, height, width)).sum().backward()
-    return out.image.detach().cpu().double(), [leaf.grad.cpu().double() for leaf in leaves]
+    grads = torch.autograd.grad((out.image * normal(3, height, width)).sum(), leaves)
+    return out.image.detach().cpu().double(), [grad.cpu().double() for grad in grads]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,12 @@ import torch
 
 FOLDER = Path(__file__).parent
 LIBRARY = FOLDER / "libtilesplat.so"
+INSTALL = "`pip install --no-build-isolation ./submodules/diff-gaussian-rasterization`"
+# What the Python files of this package call: an older library may lack some.
+OPERATORS = (
+    "rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward", "photometric_loss",
+    "adam_step", "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
+)  # fmt: skip
 
 
 def build_info() -> dict:
@@ -19,21 +25,23 @@ def build_info() -> dict:
 
 def load() -> None:
     """Load the library, or raise ImportError with the one thing to do."""
-    install = "`pip install --no-build-isolation ./submodules/diff-gaussian-rasterization`"
     if not LIBRARY.exists():
         raise ImportError(
-            f"diff_gaussian_rasterization is not built ({LIBRARY.name} is missing): run {install}"
+            f"diff_gaussian_rasterization is not built ({LIBRARY.name} is missing): run {INSTALL}"
         )
+    built = build_info().get("torch", torch.__version__)
+    other = built.split(".")[:2] != torch.__version__.split(".")[:2]  # releases differ in their C++ interface
+    advice = f"rebuild it with {INSTALL}"
+    if built != torch.__version__:
+        advice = f"it was built for torch {built} and this is torch {torch.__version__}: {advice}"
+    if other:
+        raise ImportError(f"{LIBRARY.name} does not fit; {advice}")
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        built = build_info().get("torch", "an unknown version")
-        advice = (
-            f"it was built for torch {built} and this is torch {torch.__version__}: rebuild it with {install}"
-        )
-        if built == torch.__version__:
-            advice = f"rebuild it with {install}"
         raise ImportError(f"{LIBRARY.name} does not load; {advice} ({error.__cause__ or error})") from None
+    if missing := [name for name in OPERATORS if not hasattr(torch.ops.tilesplat, name)]:
+        raise ImportError(f"{LIBRARY.name} lacks {', '.join(missing)}; {advice}")
 
 
 load()

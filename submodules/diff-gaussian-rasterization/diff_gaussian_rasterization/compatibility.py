@@ -12,6 +12,7 @@ does this.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,8 @@ class GaussianRasterizationSettings(NamedTuple):
 
 
 class GaussianRasterizer(nn.Module):
+    __call__: Callable[..., tuple[Tensor, ...]]
+
     def __init__(self, raster_settings: GaussianRasterizationSettings):
         super().__init__()
         self.raster_settings = raster_settings
@@ -47,7 +50,9 @@ class GaussianRasterizer(nn.Module):
         _expect_points("positions", positions)
         return mark_visible(positions, _fit("viewmatrix", self.raster_settings.viewmatrix, positions, 4, 4).T)
 
-    def forward(self, means3D: Tensor, means2D: Tensor, opacities: Tensor, *args, **kwargs):
+    def forward(
+        self, means3D: Tensor, means2D: Tensor, opacities: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, ...]:
         """Render: forward(means3D, means2D, opacities, [dc,] shs, colors_precomp, scales, rotations,
         cov3D_precomp).
 

@@ -72,10 +72,10 @@ class FusedAdam(_QuickStart, torch.optim.Optimizer):
         states = [_state(self.state[param], param) for param in params]
         for state in states:
             state["step"] += 1
-        moments = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
+        avgs, avg_sqs = ([state[key] for state in states] for key in ("exp_avg", "exp_avg_sq"))
         lrs = [float(group["lr"]) for group in self.param_groups]
         first = self.param_groups[0]
-        return params, *moments, lrs, first["betas"], first["eps"], int(states[0]["step"])
+        return params, avgs, avg_sqs, lrs, first["betas"], first["eps"], int(states[0]["step"])
 
     def take_step_back(self) -> None:
         """The step that begin_step() counted was not taken."""

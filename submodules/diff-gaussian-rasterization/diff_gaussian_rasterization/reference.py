@@ -14,7 +14,7 @@ Conventions: camera x right, y down, z forward; the pixel in column i, row j has
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +75,7 @@ def rasterize(
         scales = None if scales is None else scales.exp()
         opacities = opacities.sigmoid()
     if cov3d is None:
+        assert quats is not None and scales is not None
         cov3d = covariance(quats, scales * scale_modifier)
     else:
         cov3d = unpack_symmetric(cov3d)
@@ -83,6 +84,7 @@ def rasterize(
     if colors is None:
         if camera_center is None:
             camera_center = -world_to_camera[:3, :3].T @ world_to_camera[:3, 3]
+        assert sh_dc is not None
         coefficients = sh_dc if sh_rest is None else torch.cat([sh_dc, sh_rest], dim=1)
         colors = sh_colors(sh_degree, coefficients, means - camera_center)
     splats = splats._replace(colors=colors, radii=torch.where(colors.isfinite().all(1), splats.radii, 0))
@@ -270,7 +272,7 @@ def blend(
             pixels = _pixel_centers(
                 left, top, min(left + TILE_SIZE, width), min(top + TILE_SIZE, height), background
             )
-            tile = blend_tile(pixels, splats, ids, background, absolute)
+            tile: Any = blend_tile(pixels, splats, ids, background, absolute)
             row.append(tile.T.reshape(5, -1, min(TILE_SIZE, width - left)))
         rows.append(torch.cat(row, dim=2))
     out = torch.cat(rows, dim=1)
@@ -304,6 +306,7 @@ def _blend_tile(
     before = torch.cat([torch.ones_like(pixels[:, :1]), passing], dim=1)
     weights = alpha * before[:, :-1]
     T = before[:, -1:]
+    assert splats.colors is not None
     color = weights @ splats.colors[ids] + T * background
     inv_depth = weights @ (1 / splats.depths[ids])[:, None]
     return torch.cat([color, 1 - T, inv_depth], dim=1)
@@ -329,6 +332,7 @@ class AbsoluteGradients:
     def add(self, ids: Tensor, grad: Tensor) -> None:
         """grad [P, M, 2], in pixels"""
         stats = self.stats.abs_grad_norm_sum
+        assert stats is not None
         if self.sum is None:
             self.sum = grad.new_zeros(len(stats), 2)
             self.base = stats.clone()

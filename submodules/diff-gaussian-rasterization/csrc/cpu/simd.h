@@ -227,6 +227,7 @@ using W = Integer;
 #else
 typedef Number V __attribute__((vector_size(sizeof(Number) * GS_WIDTH)));
 typedef Integer W __attribute__((vector_size(sizeof(Number) * GS_WIDTH)));
+typedef uint32_t U __attribute__((vector_size(4 * GS_WIDTH)));  // bits of floats: sums may run over
 #endif
 
 struct M {
@@ -515,7 +516,7 @@ GS_OP F ex2(F a) {
         const V shifted = x + magic, f = x - (shifted - magic);
         V p = V{} + kEx2[5];
         for (int i = 4; i >= 0; --i) p = p * f + kEx2[i];
-        const W scale = ((W)shifted + 127) << 23;  // the sum's high bits fall out of the shift
+        const U scale = ((U)shifted + 127) << 23;  // the sum's high bits fall out of the shift
         const V y = p * (V)scale;
         r.v[k] = a.v[k] >= -126.f ? (a.v[k] <= 127.5f ? y : y * V(V{} + 3.4e38f)) : V{};
     }
@@ -527,16 +528,16 @@ GS_OP F ex2_near(F a) {
         const V magic = V{} + 12582912.f, shifted = a.v[k] + magic, f = a.v[k] - (shifted - magic);
         V p = V{} + kEx2[5];
         for (int i = 4; i >= 0; --i) p = p * f + kEx2[i];
-        r.v[k] = (V)((W)p + ((W)shifted << 23));
+        r.v[k] = (V)((U)p + ((U)shifted << 23));
     }
     return r;
 }
 GS_OP F split_exponent(F a, F& mantissa) {
     F e;
     GS_EACH {
-        const W b = (W)a.v[k], shifted = b - 0x3f3504f3;  // the bits of 1/sqrt 2
-        const W n = shifted >> 23;
-        mantissa.v[k] = (V)(b - (n << 23));
+        const U b = (U)a.v[k], shifted = b - 0x3f3504f3;  // the bits of 1/sqrt 2
+        const W n = (W)shifted >> 23;
+        mantissa.v[k] = (V)(b - ((U)n << 23));
         e.v[k] = __builtin_convertvector(n, V);
     }
     return e;
