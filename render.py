@@ -91,7 +91,9 @@ def _place(model: ModelParams, ply: str) -> Path:
     shown = {"source_path": model.source_path, "ply": ply}
     name = f"on_{Path(model.source_path).name}"
     name = f"{Path(ply).stem}_{name}" if ply else name
-    for number in count(1):
+    numbers = count(1)
+    while True:
+        number = next(numbers)
         place = Path(model.model_path or "output") / (name if number == 1 else f"{name}_{number}")
         if not place.exists() or {path.name for path in place.iterdir()} <= {UNDISTORTED}:
             return place

@@ -82,7 +82,8 @@ def train(
     scene.write_inputs()
 
     def show(request: Request) -> Tensor:
-        scene.enter(request.camera)
+        if request.camera is not None:
+            scene.enter(request.camera)
         return viewed(request, gaussians, pipe, scene.background)
 
     report = Report(folder, done + 1, opt.iterations, device, run.quiet, told)

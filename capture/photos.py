@@ -81,8 +81,7 @@ def _originals(paths: list[Path]) -> dict[Path, Path]:
     first, again = {}, {}
     for path in paths:
         if sizes[path.stat().st_size] > 1:
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").digest()
+            content = hashlib.sha256(path.read_bytes()).digest()
             if first.setdefault(content, path) != path:
                 again[path] = first[content]
     return again

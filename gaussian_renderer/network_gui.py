@@ -168,6 +168,7 @@ class Viewer:
     def _picture(self, request: Request, render_view: RenderView) -> Tensor:
         """uint8 [3, H, W], of no more pixels than there is time for."""
         camera, start = request.camera, time.monotonic()
+        assert camera is not None
         smaller = _shrunk(camera, self._pixels)
         picture = to_uint8(render_view(replace(request, camera=smaller)).detach()).cpu()
         share = PICTURE_SECONDS / max(time.monotonic() - start, 1e-6)

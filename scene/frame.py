@@ -66,7 +66,7 @@ class Similarity:
     @property
     def needs_doubles(self) -> bool:
         """Is float32 too coarse for positions in the data set's coordinates?"""
-        return bool(grid(self.center) > EXACT * self.unit)
+        return bool(grid(np.array(self.center)) > EXACT * self.unit)
 
     def write(self, folder: Path) -> None:
         """What an earlier run left must not stay either."""
@@ -109,7 +109,8 @@ def fitting(dataset: "Dataset") -> Similarity:
     unit = near / NEAREST
     if radius > 1e-3 * near:  # else the cameras are in one place
         unit = min(unit, radius / RADIUS)
-    return Similarity(tuple(map(float, center)), unit)
+    x, y, z = map(float, center)
+    return Similarity((x, y, z), unit)
 
 
 def move(dataset: "Dataset", frame: Similarity) -> None:
@@ -145,7 +146,10 @@ def too_small_or_far(views: "list[View]", points: PointCloud | None) -> list[str
             f"Warning: the scene is small: {100 * hidden:.0f} % of what the cameras show is nearer than "
             f"{NEAR_PLANE}, where nothing is drawn; --normalize scales it"
         )
-    step, pixel = grid([view.center for view in views]), near / [view.intrinsics[0, 0] for view in views]
+    step, pixel = (
+        grid(np.array([view.center for view in views])),
+        near / [view.intrinsics[0, 0] for view in views],
+    )
     if step > OF_A_PIXEL * np.median(pixel):
         lines.append(
             f"Warning: the scene is far from the origin, where positions have steps of {step:.2g}, and "

@@ -166,6 +166,7 @@ class _Machine:
         _need(type(name) is _Name and type(arguments) is tuple)
         call = CALLS.get((name.module, name.name))
         _need(call is not None)
+        assert call is not None  # for the type checker
         self._stack.append(call(self, *arguments))
 
     # Calls
@@ -196,10 +197,11 @@ class _Machine:
         self._seen.add(key)
         part = self._file.getinfo(f"{self._folder}/data/{key}")
         numbers = torch.empty(part.file_size, dtype=torch.uint8)
-        bytes_ = memoryview(numbers.numpy())
+        bytes_ = memoryview(numbers.numpy().data)
         with self._file.open(part) as source:  # its checksum is compared at the end
             for start in range(0, part.file_size, PIECE):
-                source.readinto(bytes_[start : start + PIECE])
+                piece = source.read(min(PIECE, part.file_size - start))
+                bytes_[start : start + len(piece)] = piece
             source.read(1)
         numbers = numbers.view(STORAGES[kind.name])
         if len(numbers) != count:

@@ -11,7 +11,7 @@ from scene.files import DataError
 from scene.memory import in_short, out_of_memory
 from utils import terminal
 
-SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; not under Windows
 if HANGUP:
     SIGNALS[HANGUP] = "hung up"
@@ -93,7 +93,7 @@ class Patience:
 
 def _stop(number: int, frame) -> None:
     if number == HANGUP:
-        signal.signal(HANGUP, signal.SIG_IGN)  # the one that the shell sends, too, while we clean up
+        signal.signal(number, signal.SIG_IGN)  # the one that the shell sends, too, while we clean up
     raise Stopped(number)
 
 

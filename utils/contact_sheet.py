@@ -61,7 +61,7 @@ def draw(method: Path, count: int) -> Image.Image:
             sheet.paste(Image.fromarray(picture), (GAP + k * column, top))
         top += row.truth.shape[0]
         for k, caption in enumerate((names.get(file, file), *row.scores())):
-            pen.text((GAP + k * column, top + 2), caption, INK, small)
+            pen.text((GAP + k * column, top + 2), str(caption), INK, small)
         top += LABEL
     return sheet
 

@@ -168,7 +168,7 @@ def read_model(model: Path) -> tuple[dict[int, Intrinsics], list[Pose]]:
         poses = [pose for pose, _ in _images_bin(model / "images.bin")]
     else:
         cameras, path = _read_cameras_txt(model / "cameras.txt"), model / "images.txt"
-        poses = [_pose_txt(path, *head) for *head, _ in _images_txt(path)]
+        poses = [_pose_txt(path, number, line) for number, line, _ in _images_txt(path)]
     if not poses:
         raise DataError(f"{model}: the model has no images")
     return cameras, poses
@@ -277,8 +277,8 @@ def read_features(model: Path) -> dict[str, np.ndarray]:
     if ending == ".bin":
         return {pose.name: features for pose, features in _images_bin(path)}
     return {
-        _pose_txt(path, *head).name: _features_txt(path, head[0], features)
-        for *head, features in _images_txt(path)
+        _pose_txt(path, number, line).name: _features_txt(path, number, features)
+        for number, line, features in _images_txt(path)
     }
 
 

@@ -64,7 +64,7 @@ class View:
         """The EXIF orientation by which the photo, its mask or its depth map has to be turned to have the
         shape of the camera; 1: it stays as it is. Where a mask or a map has none, the photo's counts."""
         size = image_size(path)
-        if _off(size[::-1], self.camera_size) < _off(size, self.camera_size):
+        if _off((size[1], size[0]), self.camera_size) < _off(size, self.camera_size):
             for told in (path, self.image_path):
                 if (number := orientation(told)) in ON_ITS_SIDE:
                     return number

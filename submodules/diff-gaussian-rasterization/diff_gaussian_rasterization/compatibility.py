@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -161,6 +161,7 @@ def _harmonics(
     if shs is None and needed == 0:
         return dc, None, degree
     expect_tensor("shs", shs)
+    assert shs is not None
     count = max(needed, shs.shape[1] if shs.dim() == 3 else 0)
     shs = _fit("shs", shs, means, len(means), count, 3, rows=True)
     if count > most:
@@ -213,7 +214,7 @@ def _fit(name: str, value: Tensor, like: Tensor, *shape: int, rows: bool = False
     return value if value.shape == shape else value.reshape(shape)
 
 
-def _number(name: str, value: object) -> float:
+def _number(name: str, value: Any) -> float:
     """A number, or a tensor or array of one element."""
     try:
         return float(value.item() if hasattr(value, "item") else value)
