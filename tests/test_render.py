@@ -121,7 +121,8 @@ def test_a_bare_ply_of_any_degree(here, degree, capsys):
         picture = np.array(Image.open(method / "renders" / f"{index:05d}.png")).astype(int)
         assert photo.std() > 10 and np.abs(photo - picture).max() <= 1, "the photos show these Gaussians"
     assert metrics.main(["-m", str(place), "--lpips", "none", *CPU]) == 0
-    assert json.loads((place / "results.json").read_text())["blobs"]["PSNR"] > 45
+    psnr = json.loads((place / "results.json").read_text())["blobs"]["PSNR"]
+    assert psnr is None or psnr > 45, "null is infinite: the pictures are equal"
     assert contact_sheet.newest(place) == method
 
 
