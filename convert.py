@@ -25,11 +25,11 @@ from capture import video
 from capture.engines import Engine, Executable
 from capture.memory import budget, workers
 from capture.photos import REPORT, Photo
-from scene.files import DataError, some, write_json
 from scene.layout import draw_layout
 from scene.lens import MODELS
 from scene.readers import colmap, read_dataset
 from utils import commands
+from utils.files import DataError, some, write_json
 
 FEATURE_SIZES = (3200, 2400, 1600, 1000)  # longer side of photos while features are looked for
 FEATURE_BYTES_PER_PIXEL = 400  # while features are looked for; 310 measured at 3200x1800

@@ -23,8 +23,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import MetricsParams, parse_metrics, pick_device
-from scene.files import DataError, read_json, write_json
 from utils import commands, lpips
+from utils.files import DataError, read_json, write_json
 from utils.image import psnr, read_image, ssim_where, to_float
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value

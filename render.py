@@ -15,9 +15,9 @@ from tqdm import tqdm
 from arguments import ModelParams, PipelineParams, RenderParams, parse_render, pick_device
 from gaussian_renderer import render_pair
 from scene import Camera, Scene, load_gaussians
-from scene.files import write_json
 from scene.gaussian_model import GaussianModel
 from utils import commands
+from utils.files import write_json
 from utils.image import PngWriter
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from scene.files import DataError
+from utils.files import DataError
 
 TOLERANCE = 1e-6  # of global bundle adjustment, the original's
 WORKER = Path(__file__).with_name("worker.py")

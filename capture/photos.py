@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from capture.memory import workers
-from scene.files import BAD_IMAGE, DataError, atomic_write, image_size, some
+from utils.files import BAD_IMAGE, DataError, atomic_write, image_size, some
 
 AS_THEY_ARE = {".jpg", ".jpeg", ".png"}
 TO_CONVERT = {".tif", ".tiff", ".webp", ".bmp"}

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from scene.files import DataError
+from utils.files import DataError
 
 ENDINGS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp"}
 LOOKED_AT = 640  # sharpness is measured at this width: smaller blur does not hurt, and noise counts less

@@ -15,7 +15,7 @@ import torch
 
 from arguments import ModelParams
 from scene.cameras import Camera
-from scene.files import DataError, atomic_write, image_size, some, write_json
+from scene.formats.ply import load_ply, save_ply, write_points
 from scene.gaussian_model import GaussianModel
 from scene.images import (
     MAX_WIDTH,
@@ -28,12 +28,12 @@ from scene.images import (
     training_size,
 )
 from scene.lens import undistorted_size
-from scene.ply import load_ply, save_ply, write_points
 from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
 from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 from scene.sweep import points_from_photos
+from utils.files import DataError, atomic_write, image_size, some, write_json
 
 __all__ = [
     "Camera",

@@ -20,9 +20,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from tqdm import tqdm
 
-from scene.files import BAD_IMAGE, DataError, atomic_write
 from scene.lens import Lens, undistort
 from scene.readers.views import DepthMap
+from utils.files import BAD_IMAGE, DataError, atomic_write
 
 MAX_WIDTH = 1600  # of -r -1
 DOWNSCALES = (1, 2, 4, 8)

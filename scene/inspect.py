@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from scene import extent
-from scene.files import DataError, image_size, some
 from scene.layout import draw_layout
 from scene.points import PointCloud
 from scene.readers import Dataset, View, read_dataset
 from scene.readers.views import ASPECT_TOLERANCE
 from scene.split import split_views
 from utils import commands
+from utils.files import DataError, image_size, some
 
 
 def summary(

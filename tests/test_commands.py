@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from arguments import ConfigError
-from scene.files import DataError
 from utils import commands
+from utils.files import DataError
 
 
 def fail(error: BaseException):

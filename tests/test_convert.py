@@ -17,9 +17,9 @@ import convert
 from arguments import ConvertParams
 from capture import memory, photos, video
 from capture.engines import Engine, Executable, run
-from scene.files import DataError
 from scene.readers import read_dataset
 from tests import test_data_colmap as colmap
+from utils.files import DataError
 
 # 48 x 32 pixels, red is 5 x, green 7 y, blue 60; made for this test.
 HEIC = base64.b64decode(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scene.files import DataError
 from scene.lens import MODELS, Lens
 from scene.readers import read_dataset
+from utils.files import DataError
 
 HALF = 0.5**0.5
 
@@ -105,7 +105,7 @@ def test_both_forms_and_places(tmp_path, write, model):
 def test_points_as_ply_are_used_unless_they_are_older(tmp_path):
     import os
 
-    from scene.ply import write_points
+    from scene.formats.ply import write_points
     from scene.points import PointCloud
 
     model = make_scene(tmp_path) / "sparse" / "0"

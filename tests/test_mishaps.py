@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import train
-from scene import files
-from scene.files import atomic_write, write_json
-from scene.ply import load_ply
-from scene.resume import found
+from scene.formats.ply import load_ply
 from tests import tiny_scenes
+from training.resume import found
+from utils import files
+from utils.files import atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -139,7 +139,7 @@ def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float =
 @pytest.mark.parametrize("name", ["f_dc", "xyz", "opacity", "scaling", "rotation", "f_rest"])
 def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch):
     poison(monkeypatch, 59, slice(0, 1), name, value)
-    monkeypatch.setattr("scene.health.FEW", 1.0)  # one bad color spoils all that is behind it
+    monkeypatch.setattr("training.health.FEW", 1.0)  # one bad color spoils all that is behind it
     folder = tmp_path / "m"
     assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
     log = (folder / "train.log").read_text()

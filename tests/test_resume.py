@@ -23,10 +23,10 @@ import torch
 
 import train
 from arguments import RunParams
-from scene import checkpoint
-from scene.resume import Checkpoints, found
 from tests import tiny_scenes
 from tests.test_viewer import message
+from training import checkpoint
+from training.resume import Checkpoints, found
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA once started survives no fork
@@ -405,7 +405,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(checkpoint, "save", lambda path, *state: saved.append(path) or path.touch())
     now = [0.0]
-    monkeypatch.setattr("scene.resume.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.resume.time.monotonic", lambda: now[0])
 
     def written(**options) -> list[int]:
         for path in tmp_path.glob("*"):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from arguments import ConfigError
-from scene.files import DataError
-from scene.memory import in_short, out_of_memory
+from utils.files import DataError
+from utils.memory import in_short, out_of_memory
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 

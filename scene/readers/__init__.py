@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, is_file, some
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
 from scene.readers.masks import check_masks, find_masks
 from scene.readers.views import Dataset, DepthMap, View
+from utils.files import DataError, is_file, some
 
 FARTHEST = 1e12  # from the origin; beyond, float32 knows no scene
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken

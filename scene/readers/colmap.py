@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scene.files import DataError, some
+from scene.formats.ply import read_points
 from scene.lens import MODELS, Lens, parameter_count
-from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
 from scene.readers.views import Dataset, View, camera_of
+from utils.files import DataError, some
 from utils.geometry import rotation_matrices
 
 NAME = "COLMAP"

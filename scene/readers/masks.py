@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from scene.files import DataError, image_size, is_file, some
 from scene.readers.views import ASPECT_TOLERANCE, Dataset, View
+from utils.files import DataError, image_size, is_file, some
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 

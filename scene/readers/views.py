@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError
 from scene.lens import Lens
 from scene.points import PointCloud
+from utils.files import DataError
 
 # How far the shape of a file may be off its camera's: images_4 and the like are off by a pixel, a photo
 # lying on its side is off by far more.

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import IO
 
 from arguments import CONFIG_FILE, ConfigError, RunParams
-from scene import checkpoint, saved_iterations
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError
+from scene import saved_iterations
 from scene.gaussian_model import GaussianModel
-from utils.report import READ_EVERY, Told
-from utils.views import ViewQueue
+from strategies.adc import AdaptiveDensityControl
+from training import checkpoint
+from training.queue import ViewQueue
+from training.report import READ_EVERY, Told
+from utils.files import DataError
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
@@ -26,7 +27,7 @@ TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a kill
 WRITTEN = (
     "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
     "exposure.json", "point_cloud/iteration_*/exposure.json",
-    # what render.py, metrics.py and utils.contact_sheet made of it, and would tell of a model that is gone
+    # what render.py, metrics.py and tools.contact_sheet made of it, and would tell of a model that is gone
     *(f"{views}/ours_*/{files}" for views in ("train", "test")
       for files in ("renders/[0-9]*.png", "gt/[0-9]*.png", "masks/[0-9]*.png", "names.json")),
     "results.json", "per_view.json", "contact_sheet.png",

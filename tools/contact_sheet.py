@@ -1,6 +1,6 @@
 """One picture of a rendered test set: ground truth | render | error, a row per view.
 
-    python -m utils.contact_sheet -m output/x [--iteration 30000] [--views 4] [--to sheet.png]
+    python -m tools.contact_sheet -m output/x [--iteration 30000] [--views 4] [--to sheet.png]
 
 The error is the absolute difference, averaged over the channels, on a scale from dark (equal) to bright
 (0.25 or more).
@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scene.files import DataError
 from utils import commands
+from utils.files import DataError
 
 FULL_SCALE = 0.25  # this error is drawn in the brightest color
 HEATS = np.array(
@@ -113,7 +113,7 @@ def newest(model: Path) -> Path:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        "python -m utils.contact_sheet", description="ground truth | render | error"
+        "python -m tools.contact_sheet", description="ground truth | render | error"
     )
     parser.add_argument("-m", "--model_path", type=Path, required=True)
     parser.add_argument("--iteration", type=int, default=-1, help="default: the highest that was rendered")

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
-from scene.files import DataError, atomic_write
 from scene.gaussian_model import GaussianModel
 from scene.points import PointCloud
+from utils.files import DataError, atomic_write
 
 POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
     (c, "u1") for c in ("red", "green", "blue")

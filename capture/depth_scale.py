@@ -1,6 +1,6 @@
 """Aligns monocular depth maps with a COLMAP reconstruction: makes depth_params.json.
 
-    python -m utils.depth_scale -s dataset -d depths [-o file]
+    python -m capture.depth_scale -s dataset -d depths [-o file]
 
 A network sees inverse depth only up to a scale and an offset. At the key-points of each photo we know the
 inverse depth twice: from the reconstruction, and from the map. The scale is the ratio of the two spreads
@@ -23,11 +23,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from scene.files import DataError, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
 from scene.readers.views import View
 from utils import commands
+from utils.files import DataError, write_json
 
 DIVISOR = 65536.0  # of the map's integers, the same as in training
 MIN_POINTS = 10  # more than these are needed
@@ -179,7 +179,7 @@ def depth_params(source: Path, depths: Path, images: str = "images") -> dict[str
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.depth_scale", description="Align monocular depth maps."
+        prog="python -m capture.depth_scale", description="Align monocular depth maps."
     )
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="COLMAP data set folder")
     parser.add_argument(

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError, atomic_write
+from scene.formats.ply import load_ply
 from scene.gaussian_model import MOMENTS, GaussianModel
-from scene.ply import load_ply
-from utils.report import Told
-from utils.views import ViewQueue
+from strategies.adc import AdaptiveDensityControl
+from training.queue import ViewQueue
+from training.report import Told
+from utils.files import DataError, atomic_write
 
 FORMAT = "TileSplat checkpoint"
 VERSION = 1

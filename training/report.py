@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from scene.files import write_json
-from scene.memory import out_of_memory
+from utils.files import write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, to_float, to_uint8
+from utils.memory import out_of_memory
 
 READ_EVERY = 10
 LOSSES = 3  # total, L1, depth
