@@ -10,12 +10,14 @@ masks/, too. The options of the run are read from the model folder.
 import sys
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from arguments import ModelParams, PipelineParams, RenderParams, parse_render, pick_device
-from gaussian_renderer import render_pair
-from scene import Camera, Scene, load_gaussians
-from scene.gaussian_model import GaussianModel
+from per_view import Shown
+from scene import Camera, Scene
+from scene.folder import ModelFolder
+from training import method
 from utils import commands
 from utils.files import write_json
 from utils.image import PngWriter
@@ -23,7 +25,8 @@ from utils.image import PngWriter
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
     device = pick_device(options.device)
-    gaussians, iteration = load_gaussians(model.model_path, options.iteration, device)
+    background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
+    shown, iteration = method.load(model, pipe, options.iteration, background)
     scene = Scene(model, device, for_training=False, quiet=options.quiet)
     for name, cameras, skip in [
         ("train", scene.train_cameras, options.skip_train),
@@ -32,29 +35,18 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         if not cameras and not skip and not options.quiet:
             print(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            folder = Path(model.model_path) / name / f"ours_{iteration}"
-            _render_set(
-                folder, name, cameras, gaussians, pipe, scene.background, model.train_test_exp, options.quiet
-            )
+            folder = ModelFolder(model.model_path).pictures(name, iteration)
+            _render_set(folder, name, cameras, shown, options.quiet)
 
 
-def _render_set(
-    folder: Path,
-    name: str,
-    cameras: list[Camera],
-    gaussians: GaussianModel,
-    pipe: PipelineParams,
-    background,
-    train_test_exp: bool,
-    quiet: bool,
-) -> None:
+def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, quiet: bool) -> None:
     """One view after the other; files are written on other threads meanwhile."""
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     names, masked = {}, set()
     with PngWriter() as files:
         for index, camera in enumerate(tqdm(cameras, desc=f"Rendering {name} views", disable=quiet)):
-            image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
+            image, truth, mask = shown.pair(camera)
             file = f"{index:05d}.png"
             files.write(image, folder / "renders" / file)
             files.write(truth, folder / "gt" / file)

@@ -137,7 +137,8 @@ def original_checkpoint(path, scalar=np.float64, protocol=2) -> dict:
     """What the original writes: a tuple of tensors, parameters and an Adam state with numpy scalars in it."""
     count = 5
     shapes = {
-        "xyz": (3,), "f_dc": (1, 3), "f_rest": (15, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,),
+        "means": (3,), "sh_dc": (1, 3), "sh_rest": (15, 3), "opacity_logits": (1,),
+        "log_scales": (3,), "raw_quats": (4,),
     }  # fmt: skip
     torch.manual_seed(3)
     params = {name: nn.Parameter(torch.randn(count, *shape)) for name, shape in shapes.items()}
@@ -150,8 +151,8 @@ def original_checkpoint(path, scalar=np.float64, protocol=2) -> dict:
     optimizer.param_groups[0]["lr"] = scalar(1.25e-4)
     grad_sum, visits = torch.rand(count, 1), torch.full((count, 1), 3.0)
     state = (
-        2, params["xyz"], params["f_dc"], params["f_rest"], params["scaling"], params["rotation"],
-        params["opacity"], torch.zeros(count), grad_sum, visits, optimizer.state_dict(), scalar(4.5),
+        2, params["means"], params["sh_dc"], params["sh_rest"], params["log_scales"], params["raw_quats"],
+        params["opacity_logits"], torch.zeros(count), grad_sum, visits, optimizer.state_dict(), scalar(4.5),
     )  # fmt: skip
     torch.save((state, 7000), path, pickle_protocol=protocol)
     return {"params": params, "optimizer": optimizer, "grad_sum": grad_sum}

@@ -19,8 +19,8 @@ def model_with(scales: list[float], opacities: list[float]) -> GaussianModel:
     model = make_model(len(scales))
     some_steps(model)
     with torch.no_grad():
-        model.scaling.copy_(torch.tensor(scales).log()[:, None] + torch.tensor([0.0, -0.5, -1.0]))
-        model.opacity.copy_(torch.tensor(opacities).logit()[:, None])
+        model.log_scales.copy_(torch.tensor(scales).log()[:, None] + torch.tensor([0.0, -0.5, -1.0]))
+        model.opacity_logits.copy_(torch.tensor(opacities).logit()[:, None])
     return model
 
 
@@ -41,7 +41,7 @@ def pull(
 
 def origins(model: GaussianModel, before: torch.Tensor) -> list[int]:
     """Which row each Gaussian was, told by the view-dependent color, which nothing here changes."""
-    return [int((before == row).flatten(1).all(dim=1).nonzero()[0, 0]) for row in model.f_rest]
+    return [int((before == row).flatten(1).all(dim=1).nonzero()[0, 0]) for row in model.sh_rest]
 
 
 def test_clone_split_and_prune():
@@ -51,26 +51,26 @@ def test_clone_split_and_prune():
     pulls = [1.9e-4, 2.1e-4, 2.1e-4, 0, 1, 2.0001e-4]
     model = model_with(scales, opacity)
     with torch.no_grad():
-        model.scaling[5, 0] = math.log(0.0999)
+        model.log_scales[5, 0] = math.log(0.0999)
     old = {name: value.detach().clone() for name, value in model.params.items()}
     density = control()
     pull(density, model, 600, pulls)
     density.step(model, 600, EXTENT, white_background=False)
 
     # By where they came from; a clone, being in the same place, follows what it is a copy of.
-    origin = origins(model, old["f_rest"])
+    origin = origins(model, old["sh_rest"])
     model.reindex(torch.tensor(sorted(range(len(origin)), key=lambda row: origin[row])))
     assert sorted(origin) == [0, 1, 1, 2, 2, 5, 5]
     same, children, new = [0, 1, 2, 5, 6], [3, 4], [2, 3, 4, 6]
     assert len(model.optimizer.state) == 6 and all(
         state["exp_avg"].shape[0] == 7 for state in moments(model).values()
     )
-    for name in ("xyz", "f_dc", "opacity", "scaling", "rotation"):
+    for name in ("means", "sh_dc", "opacity_logits", "log_scales", "raw_quats"):
         assert torch.equal(model.params[name][same], old[name][[0, 1, 1, 5, 5]]), name
-    for name in ("f_dc", "opacity", "rotation"):
+    for name in ("sh_dc", "opacity_logits", "raw_quats"):
         assert torch.equal(model.params[name][children], old[name][[2, 2]]), name
-    torch.testing.assert_close(model.scales[children], old["scaling"][[2, 2]].exp() / 1.6)
-    assert (model.xyz[3] != old["xyz"][2]).all() and (model.xyz[3] != model.xyz[4]).all()
+    torch.testing.assert_close(model.scales[children], old["log_scales"][[2, 2]].exp() / 1.6)
+    assert (model.means[3] != old["means"][2]).all() and (model.means[3] != model.means[4]).all()
 
     for name, state in moments(model).items():
         for key in ("exp_avg", "exp_avg_sq"):
@@ -85,10 +85,10 @@ def test_children_are_drawn_from_their_parent():
     count = 20_000
     model = make_model(1)
     with torch.no_grad():
-        model.scaling.copy_(torch.tensor([[0.5, 0.3, 0.2]]).log())
-        model.rotation.copy_(torch.tensor([[3 * math.cos(0.4), 0, 0, 3 * math.sin(0.4)]]))  # 0.8 rad about z
-        model.opacity.fill_(2.0)
-        model.xyz.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+        model.log_scales.copy_(torch.tensor([[0.5, 0.3, 0.2]]).log())
+        model.raw_quats.copy_(torch.tensor([[3 * math.cos(0.4), 0, 0, 3 * math.sin(0.4)]]))  # 0.8 rad about z
+        model.opacity_logits.fill_(2.0)
+        model.means.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     model.reindex(torch.zeros(count, dtype=torch.long))
     density = control()
     pull(density, model, 600, [1.0] * count)
@@ -98,15 +98,15 @@ def test_children_are_drawn_from_their_parent():
     turn = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     covariance = turn @ torch.diag(torch.tensor([0.25, 0.09, 0.04])) @ turn.T
     # 40,000 samples: the mean is off by 0.5 / 200 and a variance by 0.25 * sqrt(2) / 200 at one sigma.
-    torch.testing.assert_close(model.xyz.mean(dim=0), torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=0.01)
-    torch.testing.assert_close(torch.cov(model.xyz.T), covariance, rtol=0, atol=0.007)
+    torch.testing.assert_close(model.means.mean(dim=0), torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=0.01)
+    torch.testing.assert_close(torch.cov(model.means.T), covariance, rtol=0, atol=0.007)
 
 
 def test_large_gaussians_go_after_the_first_opacity_reset():
     scales = [0.99, 1.01, 1.5, 1.7]
     for iteration, left in [(3000, [0, 1, 2, 3]), (3100, [0])]:
         model = model_with(scales, [0.5] * 4)
-        old = model.f_rest.detach().clone()
+        old = model.sh_rest.detach().clone()
         density = control(opacity_reset_interval=3000)
         pull(density, model, iteration, [0.0] * 4)
         density.step(model, iteration, EXTENT, white_background=False)
@@ -114,7 +114,7 @@ def test_large_gaussians_go_after_the_first_opacity_reset():
 
     # Split ones are judged by the size of the children: 1.5 / 1.6 stays, 1.7 / 1.6 does not.
     model = model_with(scales, [0.5] * 4)
-    old = model.f_rest.detach().clone()
+    old = model.sh_rest.detach().clone()
     density = control()
     pull(density, model, 3100, [0.0, 0.0, 1.0, 1.0])
     density.step(model, 3100, EXTENT, white_background=False)
@@ -173,7 +173,7 @@ def test_same_generator_same_result():
         pull(density, model, 600, [1.0] * 4)
         torch.manual_seed(len(results))  # PyTorch's own generator has no say
         density.step(model, 600, EXTENT, white_background=False)
-        results.append(model.xyz.detach())
+        results.append(model.means.detach())
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
@@ -198,7 +198,7 @@ def test_state_goes_through_a_dictionary():
     twin = model_with([0.5] * 4, [0.5] * 4)
     density.step(model, 600, EXTENT, white_background=False)
     other.step(twin, 600, EXTENT, white_background=False)
-    assert len(model) == 6 and torch.equal(model.xyz, twin.xyz)
+    assert len(model) == 6 and torch.equal(model.means, twin.means)
     other.load_state_dict(density.state_dict(), torch.device("cpu"))
     assert other.stats is None
 

@@ -75,7 +75,7 @@ def test_densification_is_whole_or_undone(monkeypatch):
     before = state(model)
     density.step(model, 600, EXTENT, white_background=False)
     after = state(model)
-    assert len(after["params"]["xyz"]) != 6
+    assert len(after["params"]["means"]) != 6
 
     undone = whole = 0
     for failing in range(1, 1000):
@@ -112,7 +112,7 @@ def test_growth_stops_at_what_fits():
 def test_cap_max(cap):
     """Four are left after pruning. Growing by one each, in the order of their pull: rows 1, 2, 5."""
     model = model_with([0.05, 0.05, 0.5, 0.05, 0.05, 0.1], [0.5, 0.5, 0.5, 0.004, 0.004, 0.5])
-    old = model.f_rest.detach().clone()
+    old = model.sh_rest.detach().clone()
     density = control(cap_max=cap)
     pull(density, model, 600, [0, 4e-4, 3.5e-4, 0, 1, 3e-4])
     density.step(model, 600, EXTENT, white_background=False)

@@ -122,7 +122,7 @@ def check_often(monkeypatch):
     monkeypatch.setattr(train, "CHECK_EVERY", 10)
 
 
-def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float = float("nan")) -> None:
+def poison(monkeypatch, at: int, rows: slice, name: str = "sh_dc", value: float = float("nan")) -> None:
     """Write into the parameters before this iteration."""
     schedule = train.GaussianModel.schedule
 
@@ -136,7 +136,7 @@ def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float =
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["f_dc", "xyz", "opacity", "scaling", "rotation", "f_rest"])
+@pytest.mark.parametrize("name", ["sh_dc", "means", "opacity_logits", "log_scales", "raw_quats", "sh_rest"])
 def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch):
     poison(monkeypatch, 59, slice(0, 1), name, value)
     monkeypatch.setattr("training.health.FEW", 1.0)  # one bad color spoils all that is behind it

@@ -175,9 +175,9 @@ def test_saved_model_is_the_trained_one(colmap, tmp_path):
     in_process("-s", colmap, "-m", tmp_path, "--iterations", 1)
     gaussians = load_ply(tmp_path / "point_cloud" / "iteration_1" / "point_cloud.ply", torch.device("cpu"))
     start = (tiny_scenes.blobs()["colors"] * 255).int() / 255
-    moved = (gaussians.f_dc[:, 0].detach() - (start - 0.5) / 0.28209479177387814).abs()
+    moved = (gaussians.sh_dc[:, 0].detach() - (start - 0.5) / 0.28209479177387814).abs()
     torch.testing.assert_close(moved.amax(), torch.tensor(0.0025), rtol=1e-3, atol=0)
-    opacity = gaussians.opacity.detach().flatten() - torch.logit(torch.tensor(0.1))
+    opacity = gaussians.opacity_logits.detach().flatten() - torch.logit(torch.tensor(0.1))
     torch.testing.assert_close(opacity.abs().amax(), torch.tensor(0.025), rtol=1e-3, atol=0)
 
 
@@ -329,9 +329,9 @@ def test_python_colors_and_covariances_change_nothing(trained, colmap):
     gaussians, _ = load_gaussians(trained[0], 300, device)
     with torch.no_grad():  # colors that depend on the direction in all bands, and shapes that are not round
         generator = torch.Generator().manual_seed(0)
-        gaussians.f_rest += 0.1 * torch.randn(gaussians.f_rest.shape, generator=generator)
-        gaussians.scaling += 0.5 * torch.randn(gaussians.scaling.shape, generator=generator)
-        gaussians.rotation += 0.5 * torch.randn(gaussians.rotation.shape, generator=generator)
+        gaussians.sh_rest += 0.1 * torch.randn(gaussians.sh_rest.shape, generator=generator)
+        gaussians.log_scales += 0.5 * torch.randn(gaussians.log_scales.shape, generator=generator)
+        gaussians.raw_quats += 0.5 * torch.randn(gaussians.raw_quats.shape, generator=generator)
     camera = Scene(
         ModelParams(source_path=str(colmap)), device, for_training=False, quiet=True
     ).train_cameras[1]

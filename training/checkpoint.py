@@ -1,7 +1,8 @@
 """Checkpoints: all that training goes on from, in one file.
 
 A dictionary of plain values and tensors, so that it loads safely (weights_only) and any tool can look into
-it. A run that is continued from a checkpoint ends with the same result as one that was never interrupted.
+it: one entry for each part of what is trained, by the part's name. A run that is continued from a checkpoint
+ends with the same result as one that was never interrupted.
 """
 
 import math
@@ -11,42 +12,39 @@ import random
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from scene.formats.ply import load_ply
-from scene.gaussian_model import MOMENTS, GaussianModel
-from strategies.adc import AdaptiveDensityControl
-from training.queue import ViewQueue
-from training.report import Told
+from scene.gaussian_model import MOMENTS
 from utils.files import DataError, atomic_write
 
 FORMAT = "TileSplat checkpoint"
-VERSION = 1
+VERSION = 2
 LONGEST = 200  # characters of another library's message
 MOST = 2**31 - 1  # iterations, steps
+SHAPES = {"means": (3,), "sh_dc": (1, 3), "opacity_logits": (1,), "log_scales": (3,), "raw_quats": (4,)}
+OF_THE_VIEWS = ("queue", "history")  # parts that mean nothing to a run with other views
 
 
-def save(
-    path: str | os.PathLike,
-    iteration: int,
-    gaussians: GaussianModel,
-    density: AdaptiveDensityControl,
-    queue: ViewQueue,
-    told: Told | None = None,
-) -> None:
+class Part(Protocol):
+    """Whatever has a state. The tensors that it is given are on the device of the run."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+def save(path: str | os.PathLike, iteration: int, parts: dict[str, Part], device: torch.device) -> None:
     """Write the state after this iteration."""
     state = {
         "format": FORMAT,
         "version": VERSION,
         "iteration": iteration,
-        "gaussians": gaussians.state_dict(),
-        "density": density.state_dict(),
-        "queue": queue.state_dict(),
-        "random": _random_states(gaussians.device),
-        "told": (told or Told()).state_dict(),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "random": _random_states(device),
     }
     with atomic_write(path, _size(state)) as file:
         torch.save(state, file)
@@ -63,37 +61,39 @@ def _values(value: Any) -> Iterable:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
 
 
-def load(
-    path: str | os.PathLike,
-    gaussians: GaussianModel,
-    density: AdaptiveDensityControl,
-    queue: ViewQueue,
-    told: Told | None = None,
-    same_run: bool = True,
-) -> int:
-    """Put everything back as it was; returns the iteration it was after.
+def load(path: str | os.PathLike, parts: dict[str, Part], device: torch.device, same_run: bool = True) -> int:
+    """Put every part back as it was; returns the iteration it was after.
 
-    A file of the original has no exposures, view queue and random states, a PLY has no moments either: what a
-    file does not have stays as it is. So do view queue and scores if it is of another run, with other views.
+    A file of the original has no queue and random states, a PLY has no moments either: what a file does not
+    have stays as it is. So do the parts that belong to the views, if it is of a run with other views.
     """
     state = read(path)
     try:
-        _check(state, gaussians)
-        gaussians.load_state_dict(state["gaussians"])
-        density.load_state_dict(state["density"], gaussians.device)
-        same_views = same_run or state.get("queue", {}).get("count") == queue.count
-        if "queue" in state and same_views:
-            queue.load_state_dict(state["queue"])
-        if told and "told" in state and same_views:
-            told.load_state_dict(state["told"], gaussians.device)
+        _check(state)
+        found = state["parts"]
+        same_views = same_run or found.get("queue", {}).get("count") == parts["queue"].state_dict()["count"]
+        for name, part in parts.items():
+            if name in found and (same_views or name not in OF_THE_VIEWS):
+                part.load_state_dict(_moved(found[name], device))
         if "random" in state:
-            _set_random_states(state["random"], gaussians.device)
+            _set_random_states(state["random"], device)
         return state["iteration"]
     except ValueError as error:
         raise DataError(f"{path}: does not fit this run: {str(error)[:LONGEST]}") from None
     except (LookupError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         reason = repr(error).partition("\\n")[0][:LONGEST]
         raise DataError(f"{path}: does not fit this run ({reason})") from None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The same on the device. Single numbers, such as counts of steps, and states of generators stay."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device) if value.dim() and value.dtype != torch.uint8 else value
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(inner, device) for inner in value)
+    return value
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
@@ -115,9 +115,9 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         return _from_original(state, path)
     if not isinstance(state, dict) or _brief(state.get("format")) != repr(FORMAT):
         raise DataError(f"{path}: is not a checkpoint of TileSplat or of the original")
-    if (version := _brief(state.get("version"))) != repr(VERSION):
+    if (version := _brief(state.get("version"))) not in ("1", repr(VERSION)):
         raise DataError(f"{path}: has version {version}, must have {VERSION}")
-    return state
+    return _from_version_1(state, path) if version == "1" else state
 
 
 def _brief(value: Any) -> str:
@@ -126,12 +126,19 @@ def _brief(value: Any) -> str:
     return repr(value)[:LONGEST] if plain else f"a {type(value).__name__}"
 
 
-def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
-    """Everything that a native call or a later iteration relies on. Parameters must be those of the model."""
+def _check(state: dict[str, Any]) -> None:
+    """What no part can check for itself."""
     _check_bytes(state)
-    model, stats = state["gaussians"], state["density"]["stats"]
-    params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
-    extent, names = model["extent"], model["exposure_names"]
+    _check_number("iteration", state["iteration"])
+    if "gaussians" in state["parts"]:
+        _check_gaussians(state["parts"]["gaussians"])
+
+
+def _check_gaussians(model: dict[str, Any]) -> None:
+    """Everything that a native call or a later iteration relies on."""
+    params, degree, active, extent = (
+        model[key] for key in ("params", "sh_degree", "active_sh_degree", "extent")
+    )
     if (
         type(degree) is not int
         or not 0 <= degree <= 3
@@ -141,24 +148,12 @@ def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
         raise ValueError(f"its SH degrees must be 0 to 3, got {_brief(active)} of {_brief(degree)}")
     if extent is not None and not (type(extent) is float and 0 <= extent < math.inf):
         raise ValueError(f"its extent must be a finite number, got {_brief(extent)}")
-    _check_number("iteration", state["iteration"])
-    _check_number("fits", state["density"].get("fits", 0))
-
-    count = len(params["xyz"])
-    shapes = {name: value.shape[1:] for name, value in gaussians.params.items()}
-    shapes["f_rest"] = ((degree + 1) ** 2 - 1, 3)  # the model's degree will be the file's
-    if params.keys() != shapes.keys():
-        raise ValueError(f"its parameters must be {', '.join(shapes)}, got {', '.join(map(str, params))}")
+    count = len(params["means"])
+    shapes = {name: value.shape[1:] for name, value in params.items()} | SHAPES
+    shapes["sh_rest"] = ((degree + 1) ** 2 - 1, 3)
     for name, shape in shapes.items():
         _check_tensor(name, params[name], (count, *shape))
         _check_moments(name, model["moments"].get(name, {}), (count, *shape))
-    for value in stats or []:
-        _check_tensor("density", value, (count,))
-    if names:
-        if len(set(names)) != len(names) or not all(type(name) is str for name in names):
-            raise ValueError("its exposures must have different names")
-        _check_tensor("exposures", model["exposures"], (len(names), 3, 4))
-        _check_moments("exposures", model["exposure_moments"], (len(names), 3, 4))
 
 
 def _check_bytes(value: Any) -> None:
@@ -211,29 +206,30 @@ _NUMPY_SCALARS = [
     type(np.dtype(np.float64)),
 ]
 
-ORIGINAL_PARAMS = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")  # in the tuple's order
+# The original's names, in the order of its tuple -> ours
+RENAMED = {
+    "xyz": "means", "f_dc": "sh_dc", "f_rest": "sh_rest", "scaling": "log_scales", "rotation": "raw_quats",
+    "opacity": "opacity_logits",
+}  # fmt: skip
 
 
 def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
     try:
         (active_sh_degree, *tensors, _max_radii, grad_sum, visits, optimizer, extent), iteration = state
-        params = {name: tensor.detach() for name, tensor in zip(ORIGINAL_PARAMS, tensors, strict=True)}
+        params = {name: tensor.detach() for name, tensor in zip(RENAMED.values(), tensors, strict=True)}
         moments = {
-            group["name"]: optimizer["state"].get(group["params"][0], {})
+            RENAMED[group["name"]]: optimizer["state"].get(group["params"][0], {})
             for group in optimizer["param_groups"]
         }
         gaussians = {
             "params": params,
             "moments": moments,
-            "sh_degree": round((params["f_rest"].shape[1] + 1) ** 0.5) - 1,
+            "sh_degree": round((params["sh_rest"].shape[1] + 1) ** 0.5) - 1,
             "active_sh_degree": int(active_sh_degree),
             "extent": float(extent),
-            "exposure_names": [],
-            "exposures": None,
-            "exposure_moments": {},
         }
-        density = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
-        return {"iteration": int(iteration), "gaussians": gaussians, "density": density}
+        adc = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
+        return {"iteration": int(iteration), "parts": {"gaussians": gaussians, "adc": adc}}
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
 
@@ -248,12 +244,28 @@ def _from_ply(path: Path) -> dict[str, Any]:
         "sh_degree": model.sh_degree,
         "active_sh_degree": model.active_sh_degree,
         "extent": None,
-        "exposure_names": [],
-        "exposures": None,
-        "exposure_moments": {},
     }
-    iteration = int(number) if number.isdecimal() else 0
-    return {"iteration": iteration, "gaussians": gaussians, "density": {"stats": None, "generator": None}}
+    return {"iteration": int(number) if number.isdecimal() else 0, "parts": {"gaussians": gaussians}}
+
+
+def _from_version_1(state: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """Parts had fixed places, and parameters the original's names."""
+    try:
+        model, told = dict(state["gaussians"]), dict(state.get("told", {}))
+        for key in ("params", "moments"):
+            model[key] = {RENAMED.get(name, name): value for name, value in model[key].items()}
+        exposure = {"names": model["exposure_names"], "values": model["exposures"]}
+        exposure["moments"] = model["exposure_moments"]
+        losses = ("loss", "l1", "depth")
+        told["smooth"] = dict(zip(losses, told.get("smooth") or ()))
+        told["waiting"] = [[i, dict(zip(losses, row))] for i, row in told.get("waiting", [])]
+        parts = {"gaussians": model, "adc": state["density"], "exposure": exposure}
+        parts |= {"queue": state["queue"]} if "queue" in state else {}
+        parts |= {"history": told} if "told" in state else {}
+        rest = {key: state[key] for key in ("iteration", "random") if key in state}
+        return {**rest, "parts": parts}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: is not a checkpoint of version 1 ({error!r})") from None
 
 
 # Random numbers: Python's, numpy's and PyTorch's generators

@@ -4,28 +4,27 @@ that was cut off goes on."""
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from arguments import CONFIG_FILE, ConfigError, RunParams
-from scene import saved_iterations
-from scene.gaussian_model import GaussianModel
-from strategies.adc import AdaptiveDensityControl
+import torch
+
+from arguments import ConfigError, RunParams
+from scene.folder import ModelFolder
 from training import checkpoint
-from training.queue import ViewQueue
-from training.report import READ_EVERY, Told
+from training.checkpoint import Part
+from training.report import READ_EVERY
 from utils.files import DataError
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
 MODELS = "point_cloud/iteration_*/point_cloud.ply"
-SUMMARY = "summary.json"
 LOCK = ".training"
 TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
 WRITTEN = (
-    "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", SUMMARY,
+    "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", "summary.json",
     "exposure.json", "point_cloud/iteration_*/exposure.json",
     # what render.py, metrics.py and tools.contact_sheet made of it, and would tell of a model that is gone
     *(f"{views}/ours_*/{files}" for views in ("train", "test")
@@ -37,17 +36,9 @@ WRITTEN = (
 class Checkpoints:
     """The checkpoints of a model folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        run: RunParams,
-        gaussians: GaussianModel,
-        density: AdaptiveDensityControl,
-        queue: ViewQueue,
-        told: Told,
-    ):
+    def __init__(self, folder: ModelFolder, run: RunParams, parts: dict[str, Part], device: torch.device):
         self._folder, self._run = folder, run
-        self._state = gaussians, density, queue, told
+        self._parts, self._device = parts, device
         self._last = time.monotonic()
 
     def due(self, iteration: int) -> bool:
@@ -60,11 +51,11 @@ class Checkpoints:
         return self._run.checkpoint_every == 0 and late and iteration % READ_EVERY == 0
 
     def write(self, iteration: int) -> Path:
-        path = self._folder / f"chkpnt{iteration}.pth"
-        checkpoint.save(path, iteration, *self._state)
-        passing = [i for i in found(self._folder) if i < iteration and not self._asked_for(i)]
+        path = self._folder.checkpoint(iteration)
+        checkpoint.save(path, iteration, self._parts, self._device)
+        passing = [i for i in self._folder.checkpoints() if i < iteration and not self._asked_for(i)]
         for old in passing[KEPT - 1 :]:
-            (self._folder / f"chkpnt{old}.pth").unlink(missing_ok=True)
+            self._folder.checkpoint(old).unlink(missing_ok=True)
         self._last = time.monotonic()
         return path
 
@@ -77,22 +68,22 @@ class Checkpoints:
         try:
             yield
         except (DataError, OSError) as error:
-            last = next(iter(found(self._folder)), None)
+            last = next(iter(self._folder.checkpoints()), None)
             how = f"iteration {last} is saved, and {how_to_resume(self._folder)} goes on from it"
             raise DataError(f"{error}. {'There is no checkpoint' if last is None else how}") from None
 
-    def load(self, iterations: int) -> tuple[int, list[str]]:
+    def load(self, iterations: int, loaded: Callable[[], None]) -> tuple[int, list[str]]:
         """Go on from where this run says; returns the iteration that was, and what to tell the user.
 
         --resume takes the newest checkpoint of the folder that can be read and is before the last iteration:
         what may be missing after that one is made again.
         """
-        notes, candidates = [], {}
+        candidates, notes = {}, []
         if self._run.resume:
-            candidates = {i: path for i, path in found(self._folder).items() if i < iterations}
+            candidates = {i: path for i, path in self._folder.checkpoints().items() if i < iterations}
         for number, path in candidates.items():
             try:
-                done = checkpoint.load(path, *self._state)
+                done = self._read(path, loaded)
                 if done != number:
                     raise DataError(f"{path}: is the checkpoint of iteration {done}")
             except DataError as error:
@@ -106,7 +97,7 @@ class Checkpoints:
                 "starts over"
             )
         if self._run.start_checkpoint:
-            done = checkpoint.load(self._run.start_checkpoint, *self._state, same_run=False)
+            done = self._read(Path(self._run.start_checkpoint), loaded, same_run=False)
             if done >= iterations:
                 raise ConfigError(
                     f"iterations must be more than the {done} of the checkpoint, got {iterations}"
@@ -114,23 +105,24 @@ class Checkpoints:
             return done, [f"Starting from {self._run.start_checkpoint}"]
         return 0, ["There is no checkpoint to resume from: starting over"] if self._run.resume else []
 
+    def _read(self, path: Path, loaded: Callable[[], None], same_run: bool = True) -> int:
+        done = checkpoint.load(path, self._parts, self._device, same_run)
+        try:
+            loaded()
+        except ValueError as error:
+            raise DataError(f"{path}: does not fit this run: {error}") from None
+        return done
 
-def found(folder: Path) -> dict[int, Path]:
-    """Iteration -> checkpoint, the newest first."""
-    numbers = [path.stem.removeprefix("chkpnt") for path in folder.glob("chkpnt*.pth")]
-    newest_first = sorted((int(n) for n in numbers if n.isascii() and n.isdecimal()), reverse=True)
-    return {n: folder / f"chkpnt{n}.pth" for n in newest_first}
 
-
-def finished(folder: Path) -> int:
+def finished(folder: ModelFolder) -> int:
     """Number of iterations of the run that ended here; 0 if none did.
 
     Of a run of the original one sees only the models that it saved; the last of them is taken for its end.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        return max(saved_iterations(folder), default=0)
+    if not folder.config.is_file():
+        return max(folder.saved_iterations(), default=0)
     try:
-        return int(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["iterations"])
+        return int(json.loads(folder.summary.read_text(encoding="utf-8"))["iterations"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return 0
 
@@ -166,7 +158,7 @@ def _lock(file: IO) -> None:
         pass
 
 
-def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
+def check_folder(folder: ModelFolder, run: RunParams, iterations: int) -> None:
     """What an earlier run left is neither mixed with another one's results nor lost by accident."""
     if run.start_checkpoint and not Path(run.start_checkpoint).is_file():
         raise ConfigError(f"{run.start_checkpoint}: there is no such checkpoint")
@@ -174,30 +166,30 @@ def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
         return
     ended = finished(folder)
     if run.resume:
-        if 0 < ended < iterations and not found(folder) and not run.start_checkpoint:
-            model = folder / "point_cloud" / f"iteration_{ended}" / "point_cloud.ply"
+        if 0 < ended < iterations and not folder.checkpoints() and not run.start_checkpoint:
             raise ConfigError(
                 f"{folder} has no checkpoint to resume from, only the model of a run that ended at {ended}; "
                 f"{how_to_resume(folder)} --iterations {iterations} --start_checkpoint "
-                f"{shlex.quote(str(model))} goes on from that"
+                f"{shlex.quote(str(folder.ply(ended)))} goes on from that"
             )
         return
-    own_start = run.start_checkpoint and Path(run.start_checkpoint).resolve().is_relative_to(folder.resolve())
-    if not own_start and (found(folder) or any(folder.glob(MODELS))):
+    start, home = run.start_checkpoint, folder.path.resolve()
+    own_start = start and Path(start).resolve().is_relative_to(home)
+    if not own_start and (folder.checkpoints() or folder.saved_iterations()):
         raise ConfigError(
             f"{folder} has the results of an earlier run: --resume goes on with it, --overwrite starts over, "
             "-m names another folder"
         )
 
 
-def clear(folder: Path, patterns: tuple[str, ...] = WRITTEN) -> None:
+def clear(folder: ModelFolder, patterns: tuple[str, ...] = WRITTEN) -> None:
     """Remove what an earlier run left, and nothing else; folders, too, as viewers look for the last one."""
-    for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+    for path in [path for pattern in patterns for path in folder.path.glob(pattern)]:
         path.unlink()
         with suppress(OSError):  # not empty yet
-            for parent in path.relative_to(folder).parents[:-1]:
-                (folder / parent).rmdir()
+            for parent in path.relative_to(folder.path).parents[:-1]:
+                (folder.path / parent).rmdir()
 
 
-def how_to_resume(folder: Path) -> str:
+def how_to_resume(folder: ModelFolder) -> str:
     return f"python train.py -m {shlex.quote(str(folder))} --resume"

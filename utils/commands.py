@@ -6,8 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from arguments import ConfigError
-from utils.files import DataError
 from utils.memory import in_short, out_of_memory
 
 SIGNALS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -30,7 +28,9 @@ def run(name: str, work: Callable[[], None]) -> int:
         number = getattr(stop, "number", signal.SIGINT)
         print(f"\n{name}: {SIGNALS[number]}", file=sys.stderr)
         return 128 + number
-    except (ConfigError, DataError, OSError) as error:
+    except (ValueError, OSError) as error:
+        if isinstance(error, ValueError) and not getattr(error, "for_the_user", False):
+            raise
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except (RuntimeError, MemoryError) as error:

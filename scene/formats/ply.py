@@ -5,6 +5,7 @@ the original's exact layout, because SIBR's reader counts on it.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +24,28 @@ LONGEST_HEADER = 1 << 16
 SIZES = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
 SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
+KNOWN = ("means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_quats")
+STORED = ("f_dc", "f_rest", "scale", "rot")  # what the file calls some of them
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 
 
 def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -> None:
-    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot."""
+    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot; then the
+    attributes of one's own, as name_0, name_1, ..."""
     p = {name: value.detach().float() for name, value in gaussians.params.items()}
-    count, rest = p["f_rest"].shape[:2]
+    count, rest = p["sh_rest"].shape[:2]
     rests = _numbered("f_rest_", 3 * rest)  # all of red, then green, then blue
     parts = [
-        (["x", "y", "z"], p["xyz"]),
+        (["x", "y", "z"], p["means"]),
         (["nx", "ny", "nz"], torch.zeros(1, 3)),
-        (_numbered("f_dc_", 3), p["f_dc"][:, 0]),
-        *((rests[rest * c : rest * (c + 1)], p["f_rest"][:, :, c]) for c in range(3)),
-        (["opacity"], p["opacity"]),
-        (_numbered("scale_", 3), p["scaling"]),
-        (_numbered("rot_", 4), p["rotation"]),
+        (_numbered("f_dc_", 3), p["sh_dc"][:, 0]),
+        *((rests[rest * c : rest * (c + 1)], p["sh_rest"][:, :, c]) for c in range(3)),
+        (["opacity"], p["opacity_logits"]),
+        (_numbered("scale_", 3), p["log_scales"]),
+        (_numbered("rot_", 4), p["raw_quats"]),
     ]
+    for name in [name for name in p if name not in KNOWN]:
+        parts.append((_numbered(f"{name}_", p[name].shape[1:].numel()), p[name].flatten(1)))
     names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
@@ -53,24 +59,37 @@ def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -
 
 
 def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
-    """A trained model. All its SH degrees are active. Its scene extent is unknown, and 1."""
+    """A trained model, with all properties name_0, name_1, ... as an attribute [N, ...]. All its SH degrees
+    are active. Its scene extent is unknown, and 1."""
     vertices = _Vertices(path)
     rest = len([name for name in vertices.names if name.startswith("f_rest_")])
     if rest not in REST_COUNTS:
         raise DataError(f"{path}: must have 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), got {rest}")
-    f_rest = (
+    sh_rest = (
         vertices.columns(_numbered("f_rest_", rest)).reshape(len(vertices), 3, rest // 3).transpose(0, 2, 1)
     )
     arrays = {
-        "xyz": vertices.columns(["x", "y", "z"]),
-        "f_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
-        "f_rest": f_rest,
-        "opacity": vertices.columns(["opacity"]),
-        "scaling": vertices.columns(_numbered("scale_", 3)),
-        "rotation": vertices.columns(_numbered("rot_", 4)),
+        "means": vertices.columns(["x", "y", "z"]),
+        "sh_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
+        "sh_rest": sh_rest,
+        "opacity_logits": vertices.columns(["opacity"]),
+        "log_scales": vertices.columns(_numbered("scale_", 3)),
+        "raw_quats": vertices.columns(_numbered("rot_", 4)),
     }
+    for name, count in _own_attributes(vertices.names).items():
+        arrays[name] = vertices.columns(_numbered(f"{name}_", count))
     params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
     return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+
+
+def _own_attributes(names: Iterable[str]) -> dict[str, int]:
+    """Name -> how many numbers a Gaussian has of it, where they are numbered from 0."""
+    counts: dict[str, int] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        if stem and number == str(counts.get(stem, 0)):
+            counts[stem] = int(number) + 1
+    return {stem: count for stem, count in counts.items() if stem not in (*KNOWN, *STORED)}
 
 
 def read_points(path: Path) -> PointCloud:
