@@ -27,15 +27,16 @@ from arguments import (
     PipelineParams,
     RunParams,
     parse_cfg_args,
-    save_config,
     saved_options,
 )
+from per_view import Exposure
+from scene.folder import ModelFolder
 from scene.formats.ply import load_ply, read_points, save_ply
 from tests.test_checkpoint import fresh, original_checkpoint, toy_training
 from tests.test_data_fuzz import spoiled
 from tests.test_gaussians import make_model
 from training import checkpoint
-from training.report import Told
+from training.report import RunHistory
 from utils.files import DataError
 
 CASES = int(os.environ.get("TILESPLAT_FUZZ", 150))
@@ -43,6 +44,7 @@ ROOM = 250 << 20  # bytes for one file of some thousand; 130 MB are what PyTorch
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.test_resume", "tests.test_fuzz", "torch.utils.tensorboard"])
 HOWS = ["cut", "bytes", "bytes", "bytes", "extremes", "words", "words", "empty", "other", "longer"]
+CPU = torch.device("cpu")
 GROUPS = (ModelParams, OptimizationParams, PipelineParams, RunParams)
 
 
@@ -70,13 +72,13 @@ def read_ply(path: Path) -> None:
 
 
 def make_cfg_args(folder: Path) -> Path:
-    save_config(folder, *(group() for group in GROUPS))
+    ModelFolder(folder).write_options([group() for group in GROUPS])
     (folder / "config.json").unlink()
     return folder / "cfg_args"
 
 
 def make_config(folder: Path) -> Path:
-    save_config(folder, *(group() for group in GROUPS))
+    ModelFolder(folder).write_options([group() for group in GROUPS])
     return folder / "config.json"
 
 
@@ -85,19 +87,20 @@ def read_options(path: Path) -> None:
 
 
 def make_exposures(folder: Path) -> Path:
-    make_model(3).save_exposures(folder / "exposure.json")
+    Exposure(["a", "b"], torch.device("cpu")).save(ModelFolder(folder), 1)
     return folder / "exposure.json"
 
 
 def read_exposures(path: Path) -> None:
-    make_model(3).load_exposures(path)
+    Exposure.read(path, torch.device("cpu"))
 
 
 def make_checkpoint(folder: Path) -> Path:
     parts = fresh()
-    toy_training(1, 3, *parts)
-    told = Told(smooth=[0.1, 0.2, 0.0], waiting=[(3, [torch.tensor(0.5)] * 3)])
-    checkpoint.save(folder / "c.pth", 3, *parts, told)
+    toy_training(1, 3, **parts)
+    waiting = [(3, {"loss": torch.tensor(0.5), "l1": torch.tensor(0.25)})]
+    history = RunHistory(smooth={"loss": 0.1, "l1": 0.2}, waiting=waiting)
+    checkpoint.save(folder / "c.pth", 3, parts | {"history": history}, CPU)
     return folder / "c.pth"
 
 
@@ -108,10 +111,19 @@ def make_original_checkpoint(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> None:
     """What was accepted can be gone on from."""
-    parts, told = fresh(), Told()
-    done = checkpoint.load(path, *parts, told)
+    parts = fresh()
+    done = checkpoint.load(path, parts | {"history": RunHistory()}, CPU)
+    check_statistics(path, parts)
     if done < 1000:
-        toy_training(done + 1, done + 2, *parts)
+        toy_training(done + 1, done + 2, **parts)
+
+
+def check_statistics(path: Path, parts: dict) -> None:
+    """As a run does when it has loaded a checkpoint."""
+    try:
+        parts["adc"].check(parts["gaussians"])
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 KINDS = {

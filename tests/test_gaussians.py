@@ -1,6 +1,5 @@
-"""The model: initial values, meanings, learning rates, the one move of rows, exposures; and its PLY form."""
+"""The model: initial values, meanings, learning rates, the one move of rows; and its PLY form."""
 
-import json
 import math
 
 import numpy as np
@@ -26,7 +25,6 @@ def make_model(count=6, sh_degree=3, extent=2.0, seed=0, **options) -> GaussianM
     shapes = SHAPES | {"sh_rest": ((sh_degree + 1) ** 2 - 1, 3)}
     params = {name: torch.randn(count, *shape, generator=generator) for name, shape in shapes.items()}
     model = GaussianModel(params, sh_degree, extent=extent)
-    model.set_exposures(["a", "b"])
     model.setup_optimizer(OptimizationParams(**options))
     return model
 
@@ -38,7 +36,6 @@ def some_steps(model: GaussianModel, count=3, seed=1) -> None:
         model.schedule(iteration)
         for value in model.params.values():
             value.grad = torch.randn(value.shape, generator=generator)
-        model.exposures.grad = torch.randn(model.exposures.shape, generator=generator)
         model.step(visible=torch.ones(len(model), dtype=torch.bool))
 
 
@@ -50,9 +47,7 @@ def test_start_from_points():
     # Corners of a square of side 2 and a far point: the mean of the three smallest squared distances.
     xyz = np.float32([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0], [100, 0, 0]])
     rgb = np.float32([[0.5, 0, 1]] * 5)
-    model = GaussianModel.from_points(
-        PointCloud(xyz.astype(float), rgb), 2, extent=3.0, device=CPU, exposure_names=["x", "y"]
-    )
+    model = GaussianModel.from_points(PointCloud(xyz.astype(float), rgb), 2, extent=3.0, device=CPU)
     assert len(model) == 5 and model.sh_degree == 2 and model.active_sh_degree == 0
     torch.testing.assert_close(model.means, torch.from_numpy(xyz))
     corner = math.sqrt((4 + 4 + 8) / 3)
@@ -67,7 +62,6 @@ def test_start_from_points():
     with torch.no_grad():
         model.means += 1
     assert (xyz[0] == 0).all(), "the points are not the model's memory"
-    assert (model.exposure("y") == torch.eye(3, 4)).all() and model.exposures.shape == (2, 3, 4)
 
 
 def test_start_from_points_at_the_same_place_and_from_none():
@@ -98,7 +92,7 @@ def test_parameters_change_in_place_only():
     assert model.means is kept is model.params["means"] and (model.means[1:] == before[1:] + 1).all()
     model.reindex(torch.tensor([2]))
     assert torch.equal(model.means, before[2:3] + 1)
-    with pytest.raises(AttributeError, match="would not know another xyz"):
+    with pytest.raises(AttributeError, match="would not know another means"):
         model.means = torch.nn.Parameter(before)
 
 
@@ -116,24 +110,9 @@ def test_learning_rates():
         "log_scales": 0.005,
         "raw_quats": 0.001,
     }
-    for iteration, xyz, exposure in [
-        (0, 3.2e-4, 1e-2),
-        (15_000, 3.2e-5, 10**-2.5),  # the geometric means
-        (30_000, 3.2e-6, 1e-3),
-        (40_000, 3.2e-6, 1e-3),
-    ]:
+    for iteration, xyz in [(0, 3.2e-4), (15_000, 3.2e-5), (30_000, 3.2e-6), (40_000, 3.2e-6)]:
         model.schedule(iteration)
         assert rates() == pytest.approx({"means": xyz} | constant)
-        assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(exposure)
-
-
-def test_exposures_ease_in():
-    model = make_model(exposure_lr_delay_steps=100, exposure_lr_delay_mult=0.1)
-    model.schedule(0)
-    assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1)
-    model.schedule(50)  # sin(45 degrees)
-    expected = 0.01 * 0.1 ** (50 / 30_000) * (0.1 + 0.9 * 0.5**0.5)
-    assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(expected)
 
 
 def test_bands_of_color_come_one_by_one():
@@ -152,7 +131,6 @@ def test_first_step_moves_by_the_learning_rate():
     model.schedule(0)
     for value in model.params.values():
         value.grad = torch.full_like(value, 3.0)
-    model.exposures.grad = torch.full_like(model.exposures, -1.0)
     model.step(visible=torch.ones(6, dtype=torch.bool))
     rates = {
         "means": 3.2e-4,
@@ -166,7 +144,6 @@ def test_first_step_moves_by_the_learning_rate():
         moved = before[name] - model.params[name]
         torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=0, atol=1e-6)
         assert model.params[name].grad is None
-    torch.testing.assert_close(model.exposures.detach() - torch.eye(3, 4), torch.full((2, 3, 4), 0.01))
 
 
 def test_sparse_adam_moves_only_what_is_seen():
@@ -226,31 +203,6 @@ def test_opacity_reset():
     for key in ("exp_avg", "exp_avg_sq"):
         assert (moments(model)["opacity_logits"][key] == 0).all()
     assert torch.equal(moments(model)["means"]["exp_avg"], xyz_moment)
-
-
-def test_exposures_as_json(tmp_path):
-    model = make_model()
-    some_steps(model)
-    model.save_exposures(tmp_path / "exposure.json")
-    data = json.loads((tmp_path / "exposure.json").read_text())
-    assert list(data) == ["a", "b"] and np.array(data["b"]).shape == (3, 4)
-    other = make_model()
-    other.load_exposures(tmp_path / "exposure.json")
-    assert torch.equal(other.exposure("b"), model.exposure("b")) and not torch.equal(
-        other.exposure("b"), torch.eye(3, 4)
-    )
-    other.set_exposures(["r", "s", "r"])
-    assert other.exposures.shape == (2, 3, 4) and other.exposure_names == {"r": 0, "s": 1}
-    other.load_exposures(tmp_path / "exposure.json")
-    with pytest.raises(DataError, match="no exposure for the image c, .* the model has 2"):
-        other.exposure("c")
-    for text in ('{"a": [[1, 2], [3, 4]]}', '{"a": "x"}', "[]", "{"):
-        (tmp_path / "exposure.json").write_text(text)
-        with pytest.raises(DataError, match=r"exposure.json"):
-            other.load_exposures(tmp_path / "exposure.json")
-
-
-# PLY
 
 
 def header_of(path) -> list[str]:

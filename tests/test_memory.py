@@ -10,18 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import gaussian_renderer
 import train
 from gaussian_renderer import fused
+from per_view import Shown
 from scene import images
 from scene.formats.ply import load_ply
 from scene.images import Picture, load_all
 from scene.points import PointCloud
-from strategies.adc import strongest
+from strategies.rows import strongest
 from tests import tiny_scenes
-from tests.test_density import EXTENT, control, model_with, origins, pull
+from tests.test_density import control, model_with, origins, pull
 from tests.test_gaussians import make_model, moments, some_steps
-from training.memory import out_of_memory
-from utils.memory import grow_in_place
+from utils.memory import grow_in_place, out_of_memory
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory, says this test")
 
@@ -73,7 +74,7 @@ def test_densification_is_whole_or_undone(monkeypatch):
     """One allocation after the other fails, until none is left to fail."""
     model, density = refinable()
     before = state(model)
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     after = state(model)
     assert len(after["params"]["means"]) != 6
 
@@ -82,7 +83,7 @@ def test_densification_is_whole_or_undone(monkeypatch):
         model, density = refinable()
         with monkeypatch.context() as patch:
             allocations = Allocations(patch, failing, failing)
-            density.step(model, 600, EXTENT, white_background=False)
+            density.after_step(model, 600)
         if density.said:
             assert_equal(state(model), before)
             assert density.fits == 6 and "densification at iteration 600 undone" in density.said[0]
@@ -99,12 +100,12 @@ def test_densification_is_whole_or_undone(monkeypatch):
 def test_growth_stops_at_what_fits():
     model, density = refinable()
     density.fits = 5
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     assert len(model) == 5
 
     # It is part of a checkpoint.
     other = control()
-    other.load_state_dict(density.state_dict(), torch.device("cpu"))
+    other.load_state_dict(density.state_dict())
     assert other.fits == 5
 
 
@@ -115,7 +116,7 @@ def test_cap_max(cap):
     old = model.sh_rest.detach().clone()
     density = control(cap_max=cap)
     pull(density, model, 600, [0, 4e-4, 3.5e-4, 0, 1, 3e-4])
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     grown = [1, 2, 5][: max(min(cap, 7) - 4, 0)]
     assert sorted(origins(model, old)) == sorted([0, 1, 2, 5, *grown])
 
@@ -126,7 +127,7 @@ def test_cap_counts_children_that_outlive_their_parent():
         model = model_with([0.05, 1.2], [0.5, 0.5])
         density = control(cap_max=cap)
         pull(density, model, 3100, [0, 1])
-        density.step(model, 3100, EXTENT, white_background=False)
+        density.after_step(model, 3100)
         assert len(model) == left, cap
 
 
@@ -169,7 +170,7 @@ def run(scene: Path, folder: Path, *options) -> tuple[int, str]:
 @pytest.mark.parametrize("way", ["--fused", "--no-fused"])
 def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
     """A device that renders up to 200 Gaussians."""
-    real = train.render
+    real = gaussian_renderer.render
     expected, _ = run(scene, tmp_path / "whole", way)
     assert expected > 400, "or nothing would have been limited"
 
@@ -193,7 +194,7 @@ def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
         limited_steps.real = fused.TrainStep
         monkeypatch.setattr(fused, "TrainStep", limited_steps)
     else:
-        monkeypatch.setattr(train, "render", limited_render)
+        monkeypatch.setattr(gaussian_renderer, "render", limited_render)
     count, log = run(scene, tmp_path / "m", way)
     assert 150 <= count <= 200
     assert "is taken again; from now on there are at most" in log
@@ -224,7 +225,7 @@ def test_cap_max_of_a_run(scene, tmp_path):
 
 
 def test_evaluation_runs_out_of_memory(scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "render_pair", lambda *arguments: (_ for _ in ()).throw(NO_MEMORY))
+    monkeypatch.setattr(Shown, "pair", lambda *arguments: (_ for _ in ()).throw(NO_MEMORY))
     _, log = run(scene, tmp_path / "m")
     assert "out of memory: iteration 60 is not evaluated in full" in log
 

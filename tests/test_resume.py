@@ -23,10 +23,11 @@ import torch
 
 import train
 from arguments import RunParams
+from scene.folder import ModelFolder
 from tests import tiny_scenes
 from tests.test_viewer import message
 from training import checkpoint
-from training.resume import Checkpoints, found
+from training.resume import Checkpoints
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA once started survives no fork
@@ -144,7 +145,12 @@ def test_killed_at_random_moments(way, scene, tmp_path):
         began = time.perf_counter()
     assert ended(timed, truth) == 0
     usual = time.perf_counter() - began
-    assert torch.load(truth / "chkpnt70.pth", weights_only=True)["gaussians"]["params"]["xyz"].shape[0] > 60
+    assert (
+        torch.load(truth / "chkpnt70.pth", weights_only=True)["parts"]["gaussians"]["params"]["means"].shape[
+            0
+        ]
+        > 60
+    )
 
     chance, kills, rounds, resumed_at = random.Random(way), 0, 0, []
     while kills < KILLS // len(WAYS):
@@ -178,11 +184,13 @@ def test_asked_to_stop(number, scene, tmp_path):
     long = [word if word != "70" else "100000" for word in SHORT]
     folder = tmp_path / "it's here"
     process = start(folder, "-s", scene, *long)
-    wait_for(lambda: len(found(folder)) > 0, process)
+    wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.kill(process.pid, number)
     assert ended(process, folder) == 128 + number
     stopped = int(re.search(r"Stopped after iteration (\d+)", said(folder)).group(1))
-    assert found(folder)[stopped].is_file() and stopped == max(found(folder))
+    assert ModelFolder(folder).checkpoints()[stopped].is_file() and stopped == max(
+        ModelFolder(folder).checkpoints()
+    )
     assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
     assert "Traceback" not in said(folder)
     command = said(folder).split("To go on:\n")[1].splitlines()[0].strip()
@@ -234,7 +242,7 @@ def cut_off(scene, tmp_path_factory) -> tuple[Path, Path]:
     """A folder of a run that ended at 70 and has checkpoints 63 and 70; and how it came out."""
     folder = tmp_path_factory.mktemp("runs") / "m"
     assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
-    assert list(found(folder)) == [70, 63], "the last two stay"
+    assert list(ModelFolder(folder).checkpoints()) == [70, 63], "the last two stay"
     return folder
 
 
@@ -279,7 +287,7 @@ def test_a_spoiled_checkpoint_is_told_and_the_one_before_used(spoiled, cut_off, 
 def test_no_usable_checkpoint_at_all(cut_off, tmp_path, capsys):
     folder = copy_cut_off(cut_off, tmp_path)
     before = (folder / "config.json").read_bytes()
-    for path in found(folder).values():
+    for path in ModelFolder(folder).checkpoints().values():
         path.write_bytes(b"torn")
     assert train.main(["-m", str(folder), "--resume", "--seed", "7"]) == 1
     told = capsys.readouterr().err
@@ -305,7 +313,7 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     assert train.main([*start_over, "--overwrite"]) == 0
-    assert not found(folder), "an old checkpoint would be resumed from by mistake"
+    assert not ModelFolder(folder).checkpoints(), "an old checkpoint would be resumed from by mistake"
     assert [path.name for path in folder.glob("point_cloud/*")] == ["iteration_5"], "viewers take the last"
     assert {path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == b"mine"} == mine
     assert not (folder / "test" / "ours_70").exists(), "pictures of a model that is gone would be scored"
@@ -314,7 +322,11 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
 def test_a_model_of_the_original_is_not_trained_anew_by_mistake(cut_off, tmp_path, capsys):
     folder = tmp_path / "m"
     shutil.copytree(cut_off, folder)
-    for path in [folder / "config.json", folder / "summary.json", *found(folder).values()]:
+    for path in [
+        folder / "config.json",
+        folder / "summary.json",
+        *ModelFolder(folder).checkpoints().values(),
+    ]:
         path.unlink()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert train.main(["-m", str(folder), "--resume", "--iterations", "70", *CPU]) == 0
@@ -331,7 +343,7 @@ def test_finished_run(cut_off, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     assert train.main(["-m", str(folder), "--resume", "--iterations", "72", "--no-quiet"]) == 0
     assert "Training from iteration 71 " in capsys.readouterr().out
-    for path in found(folder).values():
+    for path in ModelFolder(folder).checkpoints().values():
         path.unlink()
     assert train.main(["-m", str(folder), "--resume", "--iterations", "80"]) == 1
     told = capsys.readouterr().err
@@ -411,7 +423,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
         for path in tmp_path.glob("*"):
             path.unlink()
         saved.clear()
-        checkpoints = Checkpoints(tmp_path, RunParams(**options), None, None, None, None)
+        checkpoints = Checkpoints(ModelFolder(tmp_path), RunParams(**options), {}, torch.device("cpu"))
         for iteration in range(1, 1001):
             now[0] += 1.0
             if checkpoints.due(iteration):
@@ -419,7 +431,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
         return [int(path.stem.removeprefix("chkpnt")) for path in saved]
 
     assert written() == [310, 620, 930]
-    assert list(found(tmp_path)) == [930, 620]
+    assert list(ModelFolder(tmp_path).checkpoints()) == [930, 620]
     assert written(checkpoint_every=300, checkpoint_iterations=[7, 300]) == [7, 300, 600, 900]
-    assert list(found(tmp_path)) == [900, 600, 300, 7]
+    assert list(ModelFolder(tmp_path).checkpoints()) == [900, 600, 300, 7]
     assert written(checkpoint_every=-1, checkpoint_iterations=[5]) == [5]

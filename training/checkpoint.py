@@ -71,7 +71,9 @@ def load(path: str | os.PathLike, parts: dict[str, Part], device: torch.device, 
     try:
         _check(state)
         found = state["parts"]
-        same_views = same_run or found.get("queue", {}).get("count") == parts["queue"].state_dict()["count"]
+        same_views = same_run or found.get("queue", {}).get("count") == getattr(
+            parts.get("queue"), "count", None
+        )
         for name, part in parts.items():
             if name in found and (same_views or name not in OF_THE_VIEWS):
                 part.load_state_dict(_moved(found[name], device))

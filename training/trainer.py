@@ -3,6 +3,7 @@
 Schedule, next view, picture, loss, backward, Adam; then the strategy lets Gaussians come and go.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -113,7 +114,7 @@ class Trainer(Method):
             with torch.no_grad():
                 ours = self.loss(iteration, camera, background)[0].item()
             native = self.native.loss(camera, self.gaussians, background).item()
-            if not abs(ours - native) <= ROUNDING * abs(native):
+            if math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native):
                 self.say(
                     f"iteration {iteration}: render() and the loss terms give a loss of {ours:.6f}, the "
                     f"native step {native:.6f}; from here on a step is {APART}"
