@@ -75,23 +75,23 @@ class Run:
     def iterations(self, trainer: Method) -> Iterator[int]:
         """The numbers of the iterations that are left, from 1 if there is nothing to resume."""
         done = self._begin(trainer)
-        last, self._viewer = self.options.opt.iterations, self._start_viewer()
-        with closing(self._report), self._checkpoints.advice(), commands.Patience() as signals:
-            for iteration in range(done + 1, last + 1):
-                if self._viewer:
-                    with suppress(commands.Stopped), signals.at_once():
-                        self._viewer.serve(trainer.viewed)
-                if signals.asked:
-                    self._stop_early(trainer, iteration - 1, signals.asked)
-                yield iteration
-            for note in trainer.closing_notes():
-                self.say(note)
-            self.summary = self._summarize(last)
-            self._report.finish(self.summary, self.folder)
-            if self._viewer:
-                with signals.at_once():  # for as long as the viewer wants to stay
-                    self._viewer.serve(trainer.viewed, training_ended=True)
-                self._viewer.close()
+        last, viewer = self.options.opt.iterations, self._start_viewer()
+        signals = self._open.enter_context(commands.Patience())
+        for iteration in range(done + 1, last + 1):
+            if viewer:
+                with suppress(commands.Stopped), signals.at_once():
+                    viewer.serve(trainer.viewed)
+            if signals.asked:
+                self._stop_early(trainer, iteration - 1, signals.asked)
+            yield iteration
+        for note in trainer.closing_notes():
+            self.say(note)
+        self.summary = self._summarize(last)
+        self._report.finish(self.summary, self.folder)
+        if viewer:
+            with signals.at_once():  # for as long as the viewer wants to stay
+                viewer.serve(trainer.viewed, training_ended=True)
+            viewer.close()
 
     def _begin(self, trainer: Method) -> int:
         """Go on from a checkpoint if there is one to go on from; returns the iteration that was."""
@@ -108,6 +108,8 @@ class Run:
         self.folder.write_options(stored)
         trainer.scene.write_inputs()
         self._report = Report(self.folder, done + 1, opt.iterations, self.device, run.quiet, self.history)
+        self._open.enter_context(closing(self._report))
+        self._open.enter_context(self._checkpoints.advice())
         for note in self._notes:
             self._report.log(note)
         self._report.log(
