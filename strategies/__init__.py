@@ -1,7 +1,7 @@
 """Where Gaussians come and go while training: one file for each strategy.
 
 `--strategy name` takes strategies/name.py and calls its make(options, extent, say). A strategy of your own is
-such a file, or a module whose name has a dot; strategy.py says what it may do, and rows.py has what strategies
+such a file, or a module whose name has a dot. strategy.py says what it may do; rows.py has what strategies
 share.
 """
 

@@ -117,11 +117,8 @@ def test_own_color_curve(scene, tmp_path, ideas, monkeypatch):
     added = BLOCKS["per_view/__init__.py, in attached()"]
     assert source.count("    return modules\n") == 1
     edited: dict = {}
-    exec(
-        textwrap.dedent(source.replace("    return modules\n", added + "    return modules\n")),
-        vars(per_view),
-        edited,
-    )
+    source = source.replace("    return modules\n", added + "    return modules\n")
+    exec(source, vars(per_view), edited)
     monkeypatch.setattr(per_view, "attached", edited["attached"])
     folder = same_after_resuming(scene, tmp_path)
     curves = np.array(list(json.loads(folder.ply(30).with_name("curve.json").read_text()).values()))
