@@ -6,7 +6,6 @@ python -m tools.flags_page
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 
-import arguments
 from arguments import (
     ConvertParams,
     MetricsParams,
@@ -24,14 +23,14 @@ PROGRAMS = {
     "metrics.py": (MetricsParams,),
     "convert.py": (ConvertParams,),
 }
-HEAD = f"""# Flags
+HEAD = """# Flags
 
 All flags of the original keep their names, shorthands and defaults. Switches have an off position as well
 (`--no-antialiasing`). A misspelled flag is answered with the nearest one. `--help` prints the same lists.
 
-`train.py` also takes `--config FILE.json`: options from a file, such as the `{arguments.CONFIG_FILE}` of an earlier
-run. `render.py` also takes the flags of the model and of the picture; it reads them from the model folder, so none has
-to be repeated.
+`train.py` also takes `--config FILE.json`: options from a file, such as the `config.json` of an earlier run.
+`render.py` also takes the flags of the model and of the picture. It reads them from the model folder, so that
+you repeat none.
 
 This page is made by `python -m tools.flags_page`.
 """
