@@ -121,7 +121,7 @@ class OptimizationParams:
     position_lr_delay_mult: float = arg(0.01, "no effect (kept for old scripts): positions do not ease in")
     position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
     feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
-    opacity_lr: float = arg(0.025, "learning rate of opacity logits", minimum=0)
+    opacity_lr: float = arg(0.025, "learning rate of opacity logits; mcmc: 0.05", minimum=0)
     scaling_lr: float = arg(0.005, "learning rate of log scales", minimum=0)
     rotation_lr: float = arg(0.001, "learning rate of quaternions", minimum=0)
     exposure_lr_init: float = arg(0.01, "learning rate of exposures at the start", minimum=0)
@@ -133,15 +133,18 @@ class OptimizationParams:
     densification_interval: int = arg(100, "steps between densifications", minimum=1)
     opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
-    densify_until_iter: int = arg(15_000, "densify before this step", minimum=0)
+    densify_until_iter: int = arg(15_000, "densify before this step; mcmc: 25000", minimum=0)
     densify_grad_threshold: float = arg(2e-4, "screen-space gradient (NDC) that asks for more", minimum=0)
     cap_max: int = arg(
-        0, "the most Gaussians there may be; the hardest pulled win (0: any number)", minimum=0
+        0, "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc: 1000000", minimum=0
     )
+    noise_lr: float = arg(5e5, "mcmc: noise on positions, relative to their learning rate", minimum=0)
+    opacity_reg: float = arg(0.01, "mcmc: weight of the mean opacity in the loss", minimum=0)
+    scale_reg: float = arg(0.01, "mcmc: weight of the mean scale in the loss", minimum=0)
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
-    strategy: str = arg("adc", "how Gaussians come and go: adc, as published, or a file in strategies/")
+    strategy: str = arg("adc", "how Gaussians come and go: adc, as published; mcmc; or a file in strategies/")
     optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
 
@@ -208,6 +211,11 @@ class MetricsParams:
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
+OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their help names, too
+    ("strategy", "mcmc"): {"opacity_lr": 0.05, "densify_until_iter": 25_000, "cap_max": 1_000_000},
+}
+
+
 class Options(NamedTuple):
     """All of a training run."""
 
@@ -233,7 +241,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         given = _given(parser, argv)
         values = _options_to_resume(given, groups)
         values |= read_config(given.pop("config"), groups) if "config" in given else {}
-        model, opt, pipe, run = build(groups, values | given)
+        model, opt, pipe, run = build(groups, _own_defaults(values | given) | values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
         if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
@@ -248,6 +256,14 @@ def parse_train(argv: list[str] | None = None) -> Options:
     except ConfigError as error:
         parser.error(str(error))
     return Options(model, opt, pipe, run)
+
+
+def _own_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that other flags have because of these."""
+    own: dict[str, Any] = {}
+    for (name, value), defaults in OWN_DEFAULTS.items():
+        own |= defaults if values.get(name) == value else {}
+    return own
 
 
 def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:

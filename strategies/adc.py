@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diff_gaussian_rasterization import ScreenStats
 
 from arguments import Options
 from scene.gaussian_model import GaussianModel
-from strategies.rows import at_most, morton_order, scattered, strongest
+from strategies.rows import morton_order, scattered, strongest
 from strategies.strategy import Strategy
-from utils.memory import out_of_memory
 
 CHILDREN = 2  # a split Gaussian becomes this many,
 SHRINK = 0.8 * CHILDREN  # each smaller by this factor
@@ -55,7 +55,8 @@ class AdaptiveDensityControl(Strategy):
             return
         if iteration > self.begin and iteration % self.every == 0:
             if self._stats is not None:
-                self._refine_if_it_fits(gaussians, iteration)
+                refine = partial(self.refine, gaussians, prune_large=iteration > self.reset_every)
+                self.if_it_fits(gaussians, f"densification at iteration {iteration}", refine)
             self.forget()
         if iteration % self.reset_every == 0 or (self.white_background and iteration == self.begin):
             gaussians.reset_opacity()
@@ -66,16 +67,6 @@ class AdaptiveDensityControl(Strategy):
     def limit(self, count: int) -> None:
         self.fits = count
         self.forget()
-
-    def _refine_if_it_fits(self, gaussians: GaussianModel, iteration: int) -> None:
-        try:
-            self.refine(gaussians, prune_large=iteration > self.reset_every)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            self.limit(len(gaussians))
-            fits = at_most(len(gaussians))
-            self.say(f"out of memory: densification at iteration {iteration} undone; {fits}")
 
     def state_dict(self) -> dict:
         stats = None if self._stats is None else [v for v in vars(self._stats).values() if v is not None]

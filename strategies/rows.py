@@ -6,6 +6,8 @@ from torch import Tensor
 from scene.gaussian_model import GaussianModel
 from utils.geometry import morton_codes, rotation_matrices
 
+STEPS = 2**32  # to which draw() rounds a weight of 1
+
 
 def at_most(count: int) -> str:
     return f"from now on there are at most {count:,} Gaussians"
@@ -18,6 +20,19 @@ def strongest(pull: Tensor, growth: Tensor, room: int) -> Tensor:
     mask = torch.zeros_like(pull, dtype=torch.bool)
     mask[order] = growth[order].cumsum(0) <= room
     return mask
+
+
+def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows [count], drawn with replacement in proportion to weights [N] in [0, 1].
+
+    On integers: the same on any device for any number of rows, of which torch.multinomial takes 2^24 at most.
+    """
+    ends = (weights.double() * STEPS).long().cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    if total == 0:
+        return torch.empty(0, dtype=torch.long, device=weights.device)
+    places = torch.randint(total, (count,), generator=generator, device=weights.device)
+    return torch.searchsorted(ends, places, right=True)
 
 
 def morton_order(means: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from diff_gaussian_rasterization import ScreenStats
 
 from scene.gaussian_model import GaussianModel
+from strategies.rows import at_most
+from utils.memory import out_of_memory
 
 
 class Strategy:
@@ -13,6 +15,8 @@ class Strategy:
     Rows move through GaussianModel.reindex() alone. They may also move without the strategy, when memory runs
     out or numbers are not finite: forget() tells it.
     """
+
+    say: Callable[[str], None] = print  # takes lines for the log
 
     def start(self, gaussians: GaussianModel) -> None:
         """Once, before the first step of a run that starts from points."""
@@ -33,6 +37,16 @@ class Strategy:
 
     def limit(self, count: int) -> None:
         """Memory has run out: from now on there may be so many Gaussians, and no more."""
+
+    def if_it_fits(self, gaussians: GaussianModel, what: str, move: Callable[[], None]) -> None:
+        """Let move() change the rows. If memory for that is lacking, they stay, and limit() is told."""
+        try:
+            move()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self.limit(len(gaussians))
+            self.say(f"out of memory: {what} undone; {at_most(len(gaussians))}")
 
     def state_dict(self) -> dict:
         return {}

@@ -99,7 +99,7 @@ class Run:
         parts = trainer.parts() | {"history": self.history}
         self._checkpoints = resume.Checkpoints(self.folder, run, parts, self.device)
         done, notes = self._checkpoints.load(opt.iterations, trainer.loaded)
-        if not done:
+        if not done and not run.start_checkpoint:
             trainer.start()
         self._notes += notes
         self._started -= self.history.seconds + self.history.left_out  # of the processes before this one
