@@ -134,7 +134,10 @@ class OptimizationParams:
     opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
     densify_until_iter: int = arg(15_000, "densify before this step; mcmc: 25000", minimum=0)
-    densify_grad_threshold: float = arg(2e-4, "screen-space gradient (NDC) that asks for more", minimum=0)
+    densify_grad_threshold: float = arg(
+        2e-4, "screen-space gradient (NDC) that asks for more; with --absgrad: 0.0008", minimum=0
+    )
+    absgrad: bool = arg(False, "adc: pulls of a Gaussian's pixels add up by their absolute values (AbsGS)")
     cap_max: int = arg(
         0, "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc: 1000000", minimum=0
     )
@@ -212,6 +215,7 @@ class MetricsParams:
 
 
 OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their help names, too
+    ("absgrad", True): {"densify_grad_threshold": 8e-4},
     ("strategy", "mcmc"): {"opacity_lr": 0.05, "densify_until_iter": 25_000, "cap_max": 1_000_000},
 }
 

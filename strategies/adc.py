@@ -35,6 +35,7 @@ class AdaptiveDensityControl(Strategy):
     extent: float  # radius of the scene
     white_background: bool = False  # opacities are reset once more, when densification begins
     generator: torch.Generator | None = None  # places the children of a split; None: PyTorch's own
+    absolute: bool = False  # gradients are summed over pixels by their absolute values (Ye et al. 2024)
     cap: int = 0  # the most Gaussians there may be; 0: any number
     fits: int = 0  # the most that memory allows, once it has run out; 0: not known
     say: Callable[[str], None] = print
@@ -46,7 +47,7 @@ class AdaptiveDensityControl(Strategy):
         if iteration >= self.end:
             return None
         if self._stats is None:
-            self._stats = ScreenStats.zeros(len(gaussians), gaussians.device)
+            self._stats = ScreenStats.zeros(len(gaussians), gaussians.device, self.absolute)
         return self._stats
 
     def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
@@ -75,7 +76,8 @@ class AdaptiveDensityControl(Strategy):
 
     def load_state_dict(self, state: dict) -> None:
         stats, self.fits = state["stats"], int(state.get("fits", 0))
-        self._stats = None if stats is None else ScreenStats(*stats)
+        known = stats is not None and (len(stats) == 3) == self.absolute  # --absgrad may have been off then
+        self._stats = ScreenStats(*stats) if known else None
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
 
@@ -94,7 +96,7 @@ class AdaptiveDensityControl(Strategy):
         """
         extent, stats = self.extent, self._stats
         scale = gaussians.scales.amax(dim=1)  # [N]
-        pull = stats.grad_norm_sum / stats.visits.clamp_min(1)
+        pull = (stats.abs_grad_norm_sum if self.absolute else stats.grad_norm_sum) / stats.visits.clamp_min(1)
         large = scale > self.split_above * extent
         good = gaussians.opacities[:, 0] >= MIN_OPACITY
         stays = good & (scale <= MAX_SCALE * extent) if prune_large else good
@@ -132,6 +134,7 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Adaptiv
         split_above=opt.percent_dense,
         extent=extent,
         white_background=options.model.white_background,
+        absolute=opt.absgrad,
         cap=opt.cap_max,
         say=say,
     )

@@ -1,9 +1,9 @@
 """Density control as Markov chain Monte Carlo (Kheradmand et al. 2024).
 
-No gradient decides. Gaussians that have become invisible move onto visible ones, new ones are born in the same
-way until there are as many as asked for, and noise lets faint ones explore. Copies share the opacity of what
-they are copies of such that the picture stays. Opacities and scales are held down by two terms of the loss;
-opacities are never reset.
+No gradient decides. Gaussians that have become invisible move onto visible ones, new ones are born in the
+same way until there are as many as asked for, and noise lets faint ones explore. Copies share the opacity of
+what they are copies of such that the picture stays. Opacities and scales are held down by two terms of the
+loss; opacities are never reset.
 """
 
 import math
