@@ -116,8 +116,8 @@ class OptimizationParams:
     """The optimization"""
 
     iterations: int = arg(30_000, "number of training steps", minimum=1)
-    position_lr_init: float = arg(1.6e-4, "learning rate of positions / extent, at the start", minimum=0)
-    position_lr_final: float = arg(1.6e-6, "the same at the end", minimum=0)
+    position_lr_init: float = arg(1.6e-4, "first rate of positions / extent; improved: 4e-5", minimum=0)
+    position_lr_final: float = arg(1.6e-6, "the same at the end; improved: 2e-6", minimum=0)
     position_lr_delay_mult: float = arg(0.01, "no effect (kept for old scripts): positions do not ease in")
     position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
     feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
@@ -135,11 +135,13 @@ class OptimizationParams:
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
     densify_until_iter: int = arg(15_000, "densify before this step; mcmc: 25000", minimum=0)
     densify_grad_threshold: float = arg(
-        2e-4, "screen-space gradient (NDC) that asks for more; with --absgrad: 0.0008", minimum=0
+        2e-4, "screen-space gradient (NDC) that asks for more; absgrad: 8e-4; improved: 3e-4", minimum=0
     )
     absgrad: bool = arg(False, "adc: pulls of a Gaussian's pixels add up by their absolute values (AbsGS)")
     cap_max: int = arg(
-        0, "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc: 1000000", minimum=0
+        0,
+        "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc, improved: 1000000",
+        minimum=0,
     )
     noise_lr: float = arg(5e5, "mcmc: noise on positions, relative to their learning rate", minimum=0)
     opacity_reg: float = arg(0.01, "mcmc: weight of the mean opacity in the loss", minimum=0)
@@ -147,7 +149,7 @@ class OptimizationParams:
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
-    strategy: str = arg("adc", "how Gaussians come and go: adc, as published; mcmc; or a file in strategies/")
+    strategy: str = arg("adc", "how Gaussians come and go: adc (as published), mcmc, improved, or your file")
     optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
 
@@ -217,6 +219,12 @@ class MetricsParams:
 OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their help names, too
     ("absgrad", True): {"densify_grad_threshold": 8e-4},
     ("strategy", "mcmc"): {"opacity_lr": 0.05, "densify_until_iter": 25_000, "cap_max": 1_000_000},
+    ("strategy", "improved"): {
+        "position_lr_init": 4e-5,
+        "position_lr_final": 2e-6,
+        "densify_grad_threshold": 3e-4,
+        "cap_max": 1_000_000,
+    },
 }
 
 

@@ -266,10 +266,10 @@ class GaussianModel:
         torch.empty(more, device=self.device)
 
     @torch.no_grad()
-    def reset_opacity(self) -> None:
+    def reset_opacity(self, most: float = RESET_OPACITY) -> None:
         """Make everything nearly transparent: what is needed comes back, the rest is pruned."""
         opacity = self.params["opacity_logits"]
-        opacity.copy_(self.opacities.clamp_max(RESET_OPACITY).logit())
+        opacity.copy_(self.opacities.clamp_max(most).logit())
         for key in MOMENTS:
             if key in self.optimizer.state.get(opacity, {}):
                 self.optimizer.state[opacity][key].zero_()

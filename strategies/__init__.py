@@ -1,7 +1,7 @@
 """Where Gaussians come and go while training: one file for each strategy.
 
 `--strategy name` takes strategies/name.py and calls its make(options, extent, say). A strategy of your own is
-such a file; strategy.py says what it may do, and rows.py has what strategies share.
+such a file; strategy.py says what it may do; rows.py and scores.py have what strategies share.
 """
 
 import importlib
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from arguments import ConfigError, Options
 from strategies.strategy import Strategy
 
-SHARED = {"strategy", "rows"}  # files here that are not strategies
+SHARED = {"strategy", "rows", "scores"}  # files here that are not strategies
 
 
 def make(options: Options, extent: float, say: Callable[[str], None]) -> Strategy:

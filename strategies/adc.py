@@ -9,7 +9,7 @@ from diff_gaussian_rasterization import ScreenStats
 
 from arguments import Options
 from scene.gaussian_model import GaussianModel
-from strategies.rows import morton_order, scattered, strongest
+from strategies.rows import check_statistics, morton_order, scattered, strongest
 from strategies.strategy import Strategy
 
 CHILDREN = 2  # a split Gaussian becomes this many,
@@ -82,9 +82,7 @@ class AdaptiveDensityControl(Strategy):
             self.generator.set_state(state["generator"])
 
     def check(self, gaussians: GaussianModel) -> None:
-        for value in vars(self._stats).values() if self._stats else ():
-            if value is not None and (value.shape != (len(gaussians),) or value.dtype != torch.float32):
-                raise ValueError(f"statistics must be [{len(gaussians)}] floats, got {list(value.shape)}")
+        check_statistics(self._stats, len(gaussians))
 
     @torch.no_grad()
     def refine(self, gaussians: GaussianModel, prune_large: bool) -> None:

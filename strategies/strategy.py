@@ -1,9 +1,11 @@
 """What a strategy is: it decides where Gaussians come and go while training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diff_gaussian_rasterization import ScreenStats
 
+from arguments import PipelineParams
+from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import at_most
 from utils.memory import out_of_memory
@@ -20,6 +22,9 @@ class Strategy:
 
     def start(self, gaussians: GaussianModel) -> None:
         """Once, before the first step of a run that starts from points."""
+
+    def see(self, cameras: Sequence[Camera], pipe: PipelineParams) -> None:
+        """Before that: the train views, and how they are rendered."""
 
     def stats(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
         """What this iteration's backward is to add to, if anything."""

@@ -44,6 +44,7 @@ class Trainer(Method):
         self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
+        self.strategy.see(scene.train_cameras, self.pipe)
         self.modules = per_view.attached(options, scene.exposure_names, self.device)
         splats = Splats(self.gaussians, self.pipe, scene.background)
         self.shown = Shown(splats, self.modules, right_half=model.train_test_exp)
