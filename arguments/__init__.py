@@ -143,6 +143,9 @@ class OptimizationParams:
         "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc, improved: 1000000",
         minimum=0,
     )
+    final_count: int = arg(
+        0, "improved: after densification the least visible go until so many are left (0: all)", minimum=0
+    )
     noise_lr: float = arg(5e5, "mcmc: noise on positions, relative to their learning rate", minimum=0)
     opacity_reg: float = arg(0.01, "mcmc: weight of the mean opacity in the loss", minimum=0)
     scale_reg: float = arg(0.01, "mcmc: weight of the mean scale in the loss", minimum=0)

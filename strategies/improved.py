@@ -18,7 +18,7 @@ from arguments import ConfigError, Options, PipelineParams
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import check_statistics, draw_different, morton_order, split_along
-from strategies.scores import edge_scores
+from strategies.scores import edge_scores, visibility
 from strategies.strategy import Strategy
 
 VIEWS = 10  # of which edges are looked at in a refinement,
@@ -31,6 +31,8 @@ RESET_OPACITY = 0.05
 RECOVERY = 300  # iterations after a reset,
 RECOVERIES = 2  # of so many resets,
 NOT_RECOVERED = 0.2  # this part of the Gaussians goes, the faintest
+ROUNDS = 16  # in which final_count is reached, in half of the time after densification,
+ROUND_VIEWS = 50  # each by so many views
 REACH = 1.35  # standard deviations from a parent to its children: 3 * 0.45
 ALONG, ACROSS = 0.55, math.sqrt(1 - 0.45**2)  # scales of children, relative to the parent's
 CHILD_OPACITY = 0.6  # relative to the parent's
@@ -45,6 +47,8 @@ class Improved(Strategy):
     grad_threshold: float  # mean over views of the absolute screen-space gradient, in NDC units
     budget: int  # of Gaussians
     generator: torch.Generator  # the CPU's
+    final_count: int = 0  # how many are left some time after densification; 0: all
+    rounds_every: int = 1  # iterations between the rounds in which they become so many
     fits: int = 0  # the most that memory allows, once it has run out; 0: not known
     say: Callable[[str], None] = print
 
@@ -66,6 +70,7 @@ class Improved(Strategy):
     def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
         if iteration >= self.end:
             self.forget()
+            self._thin(gaussians, iteration)
             return
         what, since_reset = f"densification at iteration {iteration}", iteration % self.reset_every
         if iteration == FIRST_CLEANING:
@@ -124,12 +129,32 @@ class Improved(Strategy):
         score = pull if late else edge_scores(gaussians, self._views(iteration), self._pipe)
         return candidates[draw_different(score[candidates], room, self.generator)]
 
+    def _thin(self, gaussians: GaussianModel, iteration: int) -> None:
+        """In each round the same part of the Gaussians goes, the least visible."""
+        number, rest = divmod(iteration - self.end, self.rounds_every)
+        if rest or number >= ROUNDS or not 0 < self.final_count < len(gaussians):
+            return
+        left = (self.final_count / len(gaussians)) ** (1 / (ROUNDS - number))
+        count = max(round(left * len(gaussians)), self.final_count)
+        what = f"removal of Gaussians at iteration {iteration}"
+        self.if_it_fits(gaussians, what, partial(self._keep_most_visible, gaussians, count))
+
+    @torch.no_grad()
+    def _keep_most_visible(self, gaussians: GaussianModel, count: int) -> None:
+        score = visibility(gaussians, self._some(ROUND_VIEWS), self._pipe)
+        stays = torch.zeros_like(score, dtype=torch.bool)
+        stays[score.argsort(descending=True, stable=True)[:count]] = True
+        self._keep(gaussians, stays)
+
     def _views(self, iteration: int) -> list[Camera]:
         resets, since = divmod(iteration, self.reset_every)
-        number = len(self._cameras)
         if since == ALL_VIEWS_AFTER and 1 <= resets <= RECOVERIES:
             return list(self._cameras)
-        return [self._cameras[i] for i in torch.randperm(number, generator=self.generator)[:VIEWS].tolist()]
+        return self._some(VIEWS)
+
+    def _some(self, count: int) -> list[Camera]:
+        order = torch.randperm(len(self._cameras), generator=self.generator)
+        return [self._cameras[i] for i in order[:count].tolist()]
 
     @torch.no_grad()
     def _keep_above(self, gaussians: GaussianModel, opacity: float) -> None:
@@ -164,6 +189,11 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Improve
     opt = options.opt
     if opt.cap_max == 0:
         raise ConfigError("cap_max must be at least 1 with --strategy improved, whose budget it is, got 0")
+    if opt.final_count and opt.densify_until_iter + ROUNDS > opt.iterations:
+        raise ConfigError(
+            f"final_count is reached after densification: densify_until_iter must be {ROUNDS} less than "
+            f"iterations, got {opt.densify_until_iter} of {opt.iterations}"
+        )
     return Improved(
         begin=opt.densify_from_iter,
         end=opt.densify_until_iter,
@@ -171,6 +201,8 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Improve
         reset_every=opt.opacity_reset_interval,
         grad_threshold=opt.densify_grad_threshold,
         budget=opt.cap_max,
+        final_count=opt.final_count,
+        rounds_every=max((opt.iterations - opt.densify_until_iter) // (2 * ROUNDS), 1),
         generator=torch.Generator().manual_seed(options.run.seed),
         say=say,
     )

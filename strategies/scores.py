@@ -46,3 +46,13 @@ def edge_scores(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineP
         part = shares(gaussians, camera, pipe, edges(camera)[None])[:, 0]
         total += part / (part.sum() / (part > 0).sum().clamp_min(1)).clamp_min(1e-12)
     return total / max(len(cameras), 1)
+
+
+def visibility(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams) -> Tensor:
+    """[N]: sum over views and pixels, where photos count, of the part that a Gaussian has in them."""
+    total = torch.zeros(len(gaussians), device=gaussians.device)
+    for camera in cameras:
+        mask = camera.mask()
+        weights = torch.ones(camera.height, camera.width, device=total.device) if mask is None else mask
+        total += shares(gaussians, camera, pipe, weights[None])[:, 0]
+    return total

@@ -208,6 +208,24 @@ def test_out_of_memory_leaves_all_as_it_was():
     assert torch.equal(model.means, before) and strategy.allowed(14_000) == 4 and strategy._stats is None
 
 
+def test_the_least_visible_go_until_final_count(trainer):
+    """By the same part in each of 16 rounds, 468 iterations apart. What no view shows goes first."""
+    model = trainer.gaussians
+    counts, strategy = [], control(cap_max=100, final_count=11)
+    strategy.see(trainer.scene.train_cameras, PIPE)
+    with torch.no_grad():
+        model.means[3:6] += 1e4
+    hidden = model.sh_dc[3:6].detach().clone()
+    for iteration in range(14_999, 30_001):
+        strategy.after_step(model, iteration)
+        counts.append(len(model))
+        if len(model) < 37:
+            assert not (model.sh_dc[:, None] == hidden).flatten(2).all(2).any()
+    changes = [i for i, (a, b) in enumerate(zip(counts, counts[1:]), start=15_000) if a != b]
+    assert changes == list(range(15_000, 15_000 + 16 * 468, 468)) and counts[-1] == 11
+    assert counts[1] == round(40 * (11 / 40) ** (1 / 16))
+
+
 # Runs
 
 LINE = [
@@ -238,6 +256,14 @@ def test_a_run_raises_psnr_within_the_budget_and_resumes(folder, tmp_path, way):
     start = str(ModelFolder(tmp_path / "whole").checkpoint(95))
     assert same(run(folder, tmp_path / "on", way, "--start_checkpoint", start), whole)
     assert not same(run(folder, tmp_path / "other", way, "--seed", "1"), whole)
+
+
+def test_final_count_of_a_run(folder, tmp_path, capsys):
+    run(folder, tmp_path / "m", "--final_count", "31", "--densify_until_iter", "300")
+    assert len(load_ply(ModelFolder(tmp_path / "m").ply(400))) == 31
+    line = ["-s", str(folder), "-m", str(tmp_path / "n"), "--final_count", "31", "--iterations", "380"]
+    assert train.main([*LINE, *line]) == 1
+    assert "final_count is reached after densification" in capsys.readouterr().err
 
 
 def test_a_budget_is_asked_for(folder, tmp_path, capsys):
