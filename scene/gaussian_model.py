@@ -49,6 +49,7 @@ class GaussianModel:
     opacity_logits: nn.Parameter  # [N, 1]
     log_scales: nn.Parameter  # [N, 3]        natural logarithms
     raw_quats: nn.Parameter  # [N, 4]        quaternions (w, x, y, z) of any length
+    antialiased = False  # trained with --antialiasing, as far as the file that it is from tells
 
     def __init__(
         self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0

@@ -1,1 +1,67 @@
-"""Files of splats."""
+"""Files of splats, by the ending of their name. A new format is a module with read() and write(), and a row
+in FORMATS."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from scene.formats import arrays, compressed_ply, spz
+from scene.formats import splat as dot_splat
+from scene.formats.arrays import Splats
+from scene.formats.ply import load_ply, read_elements, save_ply
+from scene.gaussian_model import GaussianModel
+from utils.files import DataError
+
+QUALITIES = tuple(spz.SH_BITS)
+
+
+class Format(NamedTuple):
+    read: Callable[[Path], Splats]
+    write: Callable[..., None]  # (splats, path) and those of the options below that `takes` names
+    takes: tuple[str, ...] = ()
+    loses: str = ""  # what of a model the file cannot hold
+
+
+FORMATS = {
+    ".compressed.ply": Format(compressed_ply.read, compressed_ply.write),
+    ".spz": Format(spz.read, spz.write, takes=("quality", "version")),
+    ".splat": Format(dot_splat.read, dot_splat.write, loses="SH and the mark of --antialiasing"),
+}
+ENDINGS = (*FORMATS, ".ply")
+
+
+def ending(path: Path) -> str:
+    """Which of ENDINGS the name has."""
+    name = Path(path).name.lower()
+    for known in ENDINGS:
+        if name.endswith(known):
+            return known
+    raise DataError(f"{path}: must end in one of {', '.join(ENDINGS)}")
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
+    """A model from a file of any format. What PLY files hold is looked at: many compressed ones end in .ply."""
+    path = Path(path)
+    kind = ending(path)
+    try:
+        if kind.endswith(".ply") and not compressed_ply.holds(read_elements(path)):
+            return load_ply(path, device)
+        reader = FORMATS.get(kind, FORMATS[".compressed.ply"]).read
+        return arrays.to_model(reader(path), path, device)
+    except MemoryError as error:
+        raise DataError(f"{path}: is too large for the memory that is free ({error})") from None
+
+
+def write(gaussians: GaussianModel, path: Path, **options) -> None:
+    """A model to a file of the format that its name ends in. Options, of which each format takes its own:
+    quality, one of QUALITIES; version, of SPZ."""
+    path = Path(path)
+    kind = ending(path)
+    if kind == ".ply":
+        save_ply(gaussians, path, antialiasing=gaussians.antialiased)
+        return
+    chosen = FORMATS[kind]
+    taken = {name: value for name, value in options.items() if name in chosen.takes}
+    chosen.write(arrays.from_model(gaussians, path), path, **taken)

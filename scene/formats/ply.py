@@ -24,6 +24,7 @@ LONGEST_HEADER = 1 << 16
 SIZES = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
 SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
+ANTIALIASED = "SplatRenderMode: mip"
 KNOWN = ("means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_quats")
 STORED = ("f_dc", "f_rest", "scale", "rot")  # what the file calls some of them
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
@@ -49,7 +50,7 @@ def save_ply(gaussians: GaussianModel, path: Path, antialiasing: bool = False) -
     names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
-    comments = ["SplatRenderMode: mip"] if antialiasing else []
+    comments = [ANTIALIASED] if antialiasing else []
     table, start = np.empty((count, len(names)), "<f4"), 0
     for part, values in parts:
         table[:, start : start + len(part)] = values.cpu().numpy()
@@ -79,7 +80,9 @@ def load_ply(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
     for name, count in _own_attributes(vertices.names).items():
         arrays[name] = vertices.columns(_numbered(f"{name}_", count))
     params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
-    return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+    model = GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+    model.antialiased = vertices.antialiased
+    return model
 
 
 def _own_attributes(names: Iterable[str]) -> dict[str, int]:
@@ -112,19 +115,31 @@ def write_points(path: Path, points: PointCloud) -> None:
     _write(path, table)
 
 
+def read_elements(path: Path) -> PlyData:
+    try:
+        _check_counts(path)
+        return PlyData.read(str(path))
+    except (OSError, PlyParseError, ValueError, UnicodeError, MemoryError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read as PLY ({error})") from None
+
+
+def antialiased(ply: PlyData) -> bool:
+    """Do the comments say so? Brush and Postshot each have their words for it."""
+    comments = {text.strip() for part in (ply, *ply.elements) for text in part.comments}
+    return not comments.isdisjoint((ANTIALIASED, "antialiased 1"))
+
+
 class _Vertices:
     """The vertex element of a PLY file."""
 
     def __init__(self, path: Path):
         self.path = path
-        try:
-            _check_counts(path)
-            self._data = PlyData.read(str(path))["vertex"].data
-        except KeyError:
-            raise DataError(f"{path}: has no element named vertex") from None
-        except (OSError, PlyParseError, ValueError, UnicodeError, MemoryError, OverflowError) as error:
-            raise DataError(f"{path}: cannot be read as PLY ({error})") from None
+        ply = read_elements(path)
+        if "vertex" not in ply:
+            raise DataError(f"{path}: has no element named vertex")
+        self._data = ply["vertex"].data
         self.names = self._data.dtype.names or ()
+        self.antialiased = antialiased(ply)
 
     def __len__(self) -> int:
         return len(self._data)
