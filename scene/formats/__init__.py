@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from scene.formats import arrays, compressed_ply, spz
+from scene.formats import arrays, compressed_ply, gltf, sog, spz
 from scene.formats import splat as dot_splat
 from scene.formats.arrays import Splats
 from scene.formats.ply import load_ply, read_elements, save_ply
@@ -19,7 +19,7 @@ QUALITIES = tuple(spz.SH_BITS)
 
 class Format(NamedTuple):
     read: Callable[[Path], Splats]
-    write: Callable[..., None]  # (splats, path) and those of the options below that `takes` names
+    write: Callable[..., None] | None  # (splats, path) and those of the options below that `takes` names
     takes: tuple[str, ...] = ()
     loses: str = ""  # what of a model the file cannot hold
 
@@ -27,6 +27,9 @@ class Format(NamedTuple):
 FORMATS = {
     ".compressed.ply": Format(compressed_ply.read, compressed_ply.write),
     ".spz": Format(spz.read, spz.write, takes=("quality", "version")),
+    ".sog": Format(sog.read, sog.write),
+    "meta.json": Format(sog.read, None),
+    ".glb": Format(gltf.read, gltf.write),
     ".splat": Format(dot_splat.read, dot_splat.write, loses="SH and the mark of --antialiasing"),
 }
 ENDINGS = (*FORMATS, ".ply")
@@ -42,7 +45,8 @@ def ending(path: Path) -> str:
 
 
 def read(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
-    """A model from a file of any format. What PLY files hold is looked at: many compressed ones end in .ply."""
+    """A model from a file of any format. PLY files are told apart by what they hold: many compressed ones end
+    in .ply, too."""
     path = Path(path)
     kind = ending(path)
     try:
@@ -63,5 +67,7 @@ def write(gaussians: GaussianModel, path: Path, **options) -> None:
         save_ply(gaussians, path, antialiasing=gaussians.antialiased)
         return
     chosen = FORMATS[kind]
+    if not chosen.write:
+        raise DataError(f"{path}: {kind} is only read")
     taken = {name: value for name, value in options.items() if name in chosen.takes}
     chosen.write(arrays.from_model(gaussians, path), path, **taken)

@@ -92,7 +92,7 @@ def to_model(splats: Splats, path: Path, device: torch.device | str) -> Gaussian
         "raw_quats": _unit(splats.quats),
     }
     for values in arrays.values():
-        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1).sum(1, dtype=np.float64)))
+        bad = np.flatnonzero(~np.isfinite(values.sum(tuple(range(1, values.ndim)), dtype=np.float64)))
         if len(bad):
             raise DataError(f"{path}: splat {bad[0]} has a number that is infinite or not a number")
     params = {

@@ -36,8 +36,8 @@ def write(splats: Splats, path: Path) -> None:
         _element("chunk", BOUNDS, "<f4", bounds),
         _element("vertex", PACKED, "<u4", np.stack(vertices, axis=1)),
     ]
-    if splats.sh_rest.size:
-        by_channel = splats.sh_rest.transpose(0, 2, 1).reshape(len(splats), -1)
+    if splats.sh_degree:
+        by_channel = splats.sh_rest.transpose(0, 2, 1).reshape(len(splats), 3 * splats.sh_rest.shape[1])
         elements.append(_element("sh", _rest_names(by_channel.shape[1]), "u1", _sh(by_channel)))
     comments = [ANTIALIASED] if splats.antialiased else []
     with atomic_write(path, sum(element.data.nbytes for element in elements)) as file:

@@ -1,7 +1,7 @@
-"""SPZ (Niantic): one splat in 20 bytes and its SH in 9 to 45, quantized and compressed. Axes: right, up, back.
+"""SPZ (Niantic): a splat in 20 bytes and its SH in 9 to 45, then compressed. Axes: right, up, back.
 
-Versions 1 to 3 are one gzip stream; version 4 is a header and a zstd frame for each kind of number. Written is
-version 3, which most viewers read, or 2 or 4 on request.
+Versions 1 to 3 are one gzip stream; version 4 is a header and a zstd frame for each kind of number. Version 3
+is written, which most viewers read, or 2 or 4 on request.
 """
 
 import gzip
@@ -204,4 +204,4 @@ def _sh(rest: np.ndarray, bits_1: int, bits: int) -> np.ndarray:
     values = np.rint(128 * rest) + 128
     bucket = np.full((1, rest.shape[1], 1), 2 ** (8 - bits))
     bucket[:, :3] = 2 ** (8 - bits_1)
-    return _bytes(np.floor((values + bucket // 2) / bucket) * bucket).reshape(len(rest), -1)
+    return _bytes(np.floor((values + bucket // 2) / bucket) * bucket).reshape(len(rest), 3 * rest.shape[1])
