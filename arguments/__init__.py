@@ -12,7 +12,9 @@ import ast
 import dataclasses
 import difflib
 import json
+import math
 import os
+import sys
 import uuid
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -48,6 +50,7 @@ def arg(
 OPTIMIZERS = ("default", "sparse_adam")
 MASK_MODES = ("ignore", "keep")
 ALPHA_MODES = ("transparency", "mask")
+UPS = ("none", "auto", "+x", "-x", "+y", "-y", "+z", "-z")
 MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
 CAMERAS = (  # those of COLMAP that a photo can be undistorted from
     "SIMPLE_PINHOLE",
@@ -182,6 +185,23 @@ class RenderParams:
 
 
 @dataclass
+class ExportParams:
+    """This export"""
+
+    model_path: str = arg("", "output folder of a training run", short="-m")
+    file: str = arg("", "a file of splats instead; may be given as the first word")
+    iteration: int = arg(-1, "which saved model of the folder; -1 for the latest")
+    to: list[str] = arg([], "files to write; their endings choose the formats")
+    quality: str = arg("best", "size against precision of SH in SPZ", choices=("small", "good", "best"))
+    spz_version: int = arg(3, "version of SPZ; 4 needs the package zstandard", choices=(2, 3, 4))
+    sh: int = arg(3, "highest degree of the view-dependent color to keep", choices=(0, 1, 2, 3))
+    crop: list[float] = arg([], "keep the box x y z X Y Z, in the model's axes before --up")
+    min_opacity: float = arg(0.0, "drop splats that are fainter", minimum=0.0)
+    keep: str = arg("100%", "this share of the splats, the largest and most opaque ones")
+    up: str = arg("none", "what becomes up: the cameras' (auto) or an axis, as in --up=-z", choices=UPS)
+
+
+@dataclass
 class ConvertParams:
     """This capture"""
 
@@ -280,6 +300,40 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
+
+
+def parse_export(argv: list[str] | None = None) -> ExportParams:
+    parser = _parser("Write a model to files of other formats.", (ExportParams,))
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and not words[0].startswith("-"):
+            words.insert(0, "--file")
+        (export,) = build((ExportParams,), _given(parser, words))
+        if bool(export.model_path) == bool(export.file):
+            raise ConfigError("name a model folder with -m, or a file of splats, one of them")
+        if not export.to:
+            raise ConfigError("to is empty: name the files to write with --to")
+        if len(export.crop) not in (0, 6):
+            raise ConfigError(f"crop must be 6 numbers, x y z X Y Z, got {len(export.crop)}")
+        if export.up == "auto" and not export.model_path:
+            raise ConfigError(
+                "up is auto, which needs the cameras of a model folder: use -m, or name an axis"
+            )
+        share(export.keep)
+    except ConfigError as error:
+        parser.error(str(error))
+    return export
+
+
+def share(text: str) -> float:
+    """50% as 0.5."""
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = math.nan
+    if not (text.endswith("%") and 0 < value <= 1):
+        raise ConfigError(f"keep must be a share such as 50%, up to 100%, got {text}")
+    return value
 
 
 def parse_convert(argv: list[str] | None = None) -> ConvertParams:

@@ -44,6 +44,18 @@ def ending(path: Path) -> str:
     raise DataError(f"{path}: must end in one of {', '.join(ENDINGS)}")
 
 
+def check_writable(path: Path) -> None:
+    kind = ending(path)
+    if kind in FORMATS and not FORMATS[kind].write:
+        raise DataError(f"{path}: {kind} can only be read")
+
+
+def loses(path: Path) -> str:
+    """What of a model a file of this name cannot hold, in words."""
+    kind = ending(path)
+    return FORMATS[kind].loses if kind in FORMATS else ""
+
+
 def read(path: Path, device: torch.device | str = "cpu") -> GaussianModel:
     """A model from a file of any format. PLY files are told apart by what they hold: many compressed ones end
     in .ply, too."""
@@ -66,8 +78,7 @@ def write(gaussians: GaussianModel, path: Path, **options) -> None:
     if kind == ".ply":
         save_ply(gaussians, path, antialiasing=gaussians.antialiased)
         return
+    check_writable(path)
     chosen = FORMATS[kind]
-    if not chosen.write:
-        raise DataError(f"{path}: {kind} is only read")
     taken = {name: value for name, value in options.items() if name in chosen.takes}
     chosen.write(arrays.from_model(gaussians, path), path, **taken)
