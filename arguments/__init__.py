@@ -14,9 +14,12 @@ import difflib
 import json
 import os
 import uuid
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
+
+from arguments.baselines import FieldParams
+from arguments.flag import arg
 
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
@@ -28,21 +31,6 @@ class ConfigError(ValueError):
     """A flag or a configuration file is wrong."""
 
     for_the_user = True  # the message says it all
-
-
-def arg(
-    default: Any,
-    help: str,
-    short: str = "",
-    choices: tuple = (),
-    minimum: float | None = None,
-    const: Any = None,
-):
-    """A dataclass field that is also a flag. `const`: the value when the flag is given without one."""
-    metadata = {"help": help, "short": short, "choices": choices, "minimum": minimum, "const": const}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
 
 
 OPTIMIZERS = ("default", "sparse_adam")
@@ -68,7 +56,7 @@ CAMERAS = (  # those of COLMAP that a photo can be undistorted from
 class ModelParams:
     """What is trained, from which data (stored with the model)"""
 
-    method: str = arg("gaussians", "what is trained: gaussians, or a module that has a Trainer")
+    method: str = arg("gaussians", "what is trained: gaussians, nerf, dvgo, or a module that has a Trainer")
     sh_degree: int = arg(3, "highest degree of the view-dependent color", choices=(0, 1, 2, 3))
     source_path: str = arg("", "data set folder (COLMAP, transforms.json, Blender or LLFF)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
@@ -215,13 +203,14 @@ class Options(NamedTuple):
     opt: OptimizationParams
     pipe: PipelineParams
     run: RunParams
+    field: FieldParams = FieldParams()
 
 
 # The command lines
 
 
 def parse_train(argv: list[str] | None = None) -> Options:
-    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams)
+    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams)
     parser = _parser("Optimize 3D Gaussians to photos.", groups)
     parser.add_argument(
         "--config",
@@ -233,7 +222,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         given = _given(parser, argv)
         values = _options_to_resume(given, groups)
         values |= read_config(given.pop("config"), groups) if "config" in given else {}
-        model, opt, pipe, run = build(groups, values | given)
+        model, opt, pipe, run, field = build(groups, values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
         if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
@@ -247,7 +236,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
     except ConfigError as error:
         parser.error(str(error))
-    return Options(model, opt, pipe, run)
+    return Options(model, opt, pipe, run, field)
 
 
 def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:

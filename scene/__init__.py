@@ -61,6 +61,7 @@ class Scene:
     test_cameras: list[Camera]
     extent: float  # radius of the scene: how far the train cameras are spread, and 10 % more
     background: torch.Tensor  # [3]
+    cube: float | None  # half the side of what Blender scenes show
 
     def __init__(
         self,
@@ -79,6 +80,7 @@ class Scene:
         self._dataset = read_dataset(
             Path(model.source_path), model.images, depths, self._folder.path, model.skip_missing, model.masks
         )
+        self.cube = self._dataset.cube
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
         self._split = {

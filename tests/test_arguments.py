@@ -68,7 +68,7 @@ def test_shorthands(tmp_path):
 
 
 def test_switches_go_both_ways_and_lists_and_optional_values_parse():
-    model, opt, pipe, run = parse_train(
+    model, opt, pipe, run, _ = parse_train(
         "-s x --eval --no-eval --antialiasing --random_init --save_iterations 10 20 --iterations 50 -r -1 "
         "--test_iterations -1 --device cpu --seed 3 --llffhold 5".split()
     )
@@ -113,7 +113,7 @@ def test_mistakes_are_named(line, message, capsys):
 def test_config_file_comes_after_defaults_and_before_the_command_line(tmp_path, capsys):
     path = tmp_path / "c.json"
     path.write_text(json.dumps({"iterations": 100, "sh_degree": 1, "PipelineParams": {"antialiasing": True}}))
-    model, opt, pipe, _ = parse_train(f"-s x --config {path} --sh_degree 2".split())
+    model, opt, pipe, *_ = parse_train(f"-s x --config {path} --sh_degree 2".split())
     assert (opt.iterations, model.sh_degree, pipe.antialiasing) == (100, 2, True)
 
     for text, message in [

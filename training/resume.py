@@ -12,6 +12,7 @@ from typing import IO
 import torch
 
 from arguments import ConfigError, RunParams
+from scene.folder import MODELS as MODEL_FILES
 from scene.folder import ModelFolder
 from training import checkpoint
 from training.checkpoint import Part
@@ -20,11 +21,11 @@ from utils.files import DataError
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
-MODELS = "point_cloud/iteration_*/point_cloud.ply"
+MODELS = tuple(f"point_cloud/iteration_*/{name}" for name in MODEL_FILES)
 LOCK = ".training"
 TORN = (".*.[0-9]*.tmp", "point_cloud/iteration_*/.*.[0-9]*.tmp")  # what a killed process was writing
 WRITTEN = (
-    "chkpnt*.pth", MODELS, "events.out.tfevents.*", "train.log", "summary.json",
+    "chkpnt*.pth", *MODELS, "events.out.tfevents.*", "train.log", "summary.json",
     "exposure.json", "point_cloud/iteration_*/exposure.json",
     # what render.py, metrics.py and tools.contact_sheet made of it, and would tell of a model that is gone
     *(f"{views}/ours_*/{files}" for views in ("train", "test")

@@ -39,7 +39,7 @@ ROUNDING = 1e-5  # by which their losses may differ, as a fraction
 class Trainer(Method):
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
         super().__init__(scene, options, say)
-        model, self.opt, self.pipe, run = options
+        model, self.opt, self.pipe, run, _ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
         self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
