@@ -20,10 +20,12 @@ from training import checkpoint
 
 TINY = {
     "dvgo": [
-        "--coarse_iters", "30", "--num_voxels_coarse", "4000", "--num_voxels", "16000", "--pg_scale", "5", "10",
-        "--N_rand", "256", "--rgbnet_width", "16",
+        "--coarse_iters", "30", "--num_voxels_coarse", "4000", "--num_voxels", "16000",
+        "--pg_scale", "5", "10", "--N_rand", "256", "--rgbnet_width", "16",
     ],
-    "nerf": ["--netdepth", "4", "--netwidth", "32", "--N_samples", "16", "--N_importance", "16", "--N_rand", "64"],
+    "nerf": [
+        "--netdepth", "4", "--netwidth", "32", "--N_samples", "16", "--N_importance", "16", "--N_rand", "64",
+    ],
 }  # fmt: skip
 SHORT = ["--disable_viewer", "--quiet", "--eval", "--device", "cpu", "--iterations", "60"]
 
@@ -109,7 +111,7 @@ def test_another_resolution_keeps_a_linear_field():
 
 
 def test_views_are_counted_where_their_samples_are():
-    """One ray along the grid points (1, 1, :): 8 samples per unit, each point takes those of 1/3 around it."""
+    """One ray along the grid points (1, 1, :): 8 samples per unit, a point takes those within 1/3."""
     voxels, K = cube(), torch.tensor([[1e6, 0, 0.5], [0, 1e6, 0.5], [0, 0, 1]])
     pose = torch.eye(4)
     pose[:3, 3] = torch.tensor([-1 / 3, -1 / 3, 2])
