@@ -129,7 +129,7 @@ types: packages-dev $(STATE)/native
 	$(PY) -m pyright --pythonpath $(PY)
 
 # The CPU part with AddressSanitizer and UndefinedBehaviorSanitizer, built beside the real one, under all native
-# tests but the slowest. `make sanitize SANITIZER=thread` looks for data races.
+# tests but the slowest.
 SANITIZER ?= address,undefined
 SANITIZED := .make/sanitized
 # Checks as calls, not inline: g++ compiles the long kernels in a fraction of the time.
