@@ -24,11 +24,11 @@ from capture import photos as capture_photos
 from capture import video
 from capture.engines import MAX_FEATURES, Engine, Executable
 from capture.photos import REPORT, Photo
-from scene.files import DataError, open_image, some, write_json
 from scene.layout import draw_layout
 from scene.lens import MODELS
 from scene.readers import colmap, read_dataset
 from utils import commands
+from utils.files import DataError, open_image, some, write_json
 from utils.memory import budget, workers
 from utils.terminal import progress, say
 

@@ -23,8 +23,8 @@ from diff_gaussian_rasterization import ssim
 from torch import Tensor
 
 from arguments import CONFIG_FILE, MetricsParams, parse_metrics, pick_device
-from scene.files import DataError, is_file, write_json
 from utils import commands, lpips, table
+from utils.files import DataError, is_file, write_json
 from utils.image import photo_names, psnr, read_image, ssim_where, to_float
 from utils.terminal import progress, say
 

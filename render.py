@@ -34,11 +34,11 @@ from arguments import (
 )
 from gaussian_renderer import render_pair
 from scene import UNDISTORTED, Camera, Scene, load_file, load_gaussians
-from scene.files import write_json
+from scene.formats.ply import is_antialiased
 from scene.gaussian_model import GaussianModel
-from scene.ply import is_antialiased
 from scene.readers import read_dataset
 from utils import commands
+from utils.files import write_json
 from utils.image import PngWriter
 from utils.terminal import progress, say
 

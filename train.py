@@ -34,20 +34,22 @@ from arguments import (
 from gaussian_renderer import Pair, render, render_pair
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request, Viewer
-from scene import Scene, resume
+from scene import Scene
 from scene.cameras import Camera
-from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
-from scene.health import CHECK_EVERY, heal
-from scene.memory import grow_in_place, out_of_memory, step_that_fits
 from scene.points import numpy_seed
-from scene.resume import Checkpoints
+from strategies.adc import AdaptiveDensityControl
+from training import resume
+from training.health import CHECK_EVERY, heal
+from training.memory import step_that_fits
+from training.queue import ViewQueue, spread
+from training.report import READ_EVERY, Report, Stopwatch, Summary, Told, failures_in_log, peak_memory
+from training.resume import Checkpoints
 from utils import commands
 from utils.losses import apply_exposure, inverse_depth_loss
-from utils.report import READ_EVERY, Report, Stopwatch, Summary, Told, failures_in_log, peak_memory
+from utils.memory import grow_in_place, out_of_memory
 from utils.schedules import log_linear
 from utils.terminal import say
-from utils.views import ViewQueue, spread
 
 
 def train(

@@ -380,7 +380,7 @@ def pick_device(name: str = ""):
 
 def save_config(model_path: str | os.PathLike, *groups) -> None:
     """Write config.json (every option of the given groups) and cfg_args (the model's, for viewers)."""
-    from scene.files import atomic_write  # here, not above: scene needs this module
+    from utils.files import atomic_write  # here, not above: scene needs this module
 
     options = {type(group).__name__: dataclasses.asdict(group) for group in groups}
     model = next(group for group in groups if isinstance(group, ModelParams))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scene.files import DataError
+from utils.files import DataError
 from utils.terminal import progress
 
 MAX_FEATURES = 4096  # of a photo; COLMAP's 8192 take up to 1.7 times as long to match, and place no better

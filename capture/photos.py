@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
 
-from scene.files import BAD_IMAGE, DataError, atomic_write, open_image, some
+from utils.files import BAD_IMAGE, DataError, atomic_write, open_image, some
 from utils.memory import workers
 from utils.terminal import progress
 

@@ -16,8 +16,8 @@ import torch
 
 from arguments import ModelParams
 from scene.cameras import Camera
-from scene.files import DataError, atomic_write, some, write_json
 from scene.fingerprint import Fingerprint
+from scene.formats.ply import load_ply, save_ply, write_points
 from scene.frame import OF_DATA, Similarity, fitting, move, warnings
 from scene.gaussian_model import GaussianModel
 from scene.images import (
@@ -32,12 +32,12 @@ from scene.images import (
     training_size,
 )
 from scene.lens import undistorted_size
-from scene.ply import load_ply, save_ply, write_points
 from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
 from scene.readers.views import Points
 from scene.split import split_views
 from scene.sweep import points_from_photos
+from utils.files import DataError, atomic_write, some, write_json
 from utils.terminal import say
 
 __all__ = [

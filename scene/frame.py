@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scene.files import DataError, is_file, read_json, write_json
 from scene.points import PointCloud, depth_ranges, usable
+from utils.files import DataError, is_file, read_json, write_json
 
 if TYPE_CHECKING:
     from scene.readers.views import Dataset, View

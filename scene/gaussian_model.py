@@ -14,9 +14,9 @@ from diff_gaussian_rasterization import FusedAdam, SparseGaussianAdam, knn_mean_
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
-from scene.files import DataError, read_json, write_json
-from scene.memory import in_short, out_of_memory
 from scene.points import PointCloud
+from utils.files import DataError, read_json, write_json
+from utils.memory import in_short, out_of_memory
 from utils.schedules import log_linear, sh_degree_at
 from utils.sh import rgb_to_sh
 

@@ -18,9 +18,9 @@ from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-from scene.files import BAD_IMAGE, DataError, atomic_write, open_image
 from scene.lens import Lens, undistort
 from scene.readers.views import DepthMap
+from utils.files import BAD_IMAGE, DataError, atomic_write, open_image
 from utils.memory import available, workers
 from utils.terminal import progress
 

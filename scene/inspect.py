@@ -16,13 +16,13 @@ import numpy as np
 
 from arguments import MOST, number
 from scene import extent
-from scene.files import image_size, picture_path, some
 from scene.frame import too_small_or_far
 from scene.layout import draw_layout
 from scene.points import PointCloud
 from scene.readers import Dataset, View, read_dataset
 from scene.split import split_views
 from utils import commands
+from utils.files import image_size, picture_path, some
 from utils.terminal import say
 
 

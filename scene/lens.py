@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from scene.files import DataError
+from utils.files import DataError
 
 MAX_TANGENT = math.tan(math.radians(60))
 SAME = 1e-3  # pixels: a lens that distorts by less is a pinhole

@@ -6,8 +6,8 @@ set, the data set's own split (transforms_test.json), every n-th view by name (-
 
 from pathlib import Path
 
-from scene.files import DataError, refuse_pointer, some, text_encoding
 from scene.readers.views import Dataset, View
+from utils.files import DataError, refuse_pointer, some, text_encoding
 
 
 def split_views(dataset: Dataset, hold_out: bool, llffhold: int) -> tuple[list[View], list[View], str]:

@@ -12,13 +12,14 @@ from torch import nn
 
 from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
 from gaussian_renderer.fused import can_fuse
-from scene import checkpoint, gaussian_model
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError
-from scene.ply import save_ply
+from scene import gaussian_model
+from scene.formats.ply import save_ply
+from strategies.adc import AdaptiveDensityControl
 from tests.test_density import control, pull
 from tests.test_gaussians import SHAPES, make_model, moments, some_steps
-from utils.views import ViewQueue
+from training import checkpoint
+from training.queue import ViewQueue
+from utils.files import DataError
 
 
 def toy_training(first: int, last: int, model, density, queue) -> list[int]:

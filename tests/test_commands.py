@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from arguments import ConfigError, parse_render
-from scene.files import DataError
 from utils import commands, terminal
+from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 

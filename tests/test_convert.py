@@ -17,11 +17,11 @@ import convert
 from arguments import ConvertParams
 from capture import photos, video
 from capture.engines import Engine, Executable, run
-from scene.files import DataError
 from scene.readers import colmap as colmap_reader
 from scene.readers import read_dataset
 from tests import test_data_colmap as colmap
 from utils import memory
+from utils.files import DataError
 
 # 48 x 32 pixels, red is 5 x, green 7 y, blue 60; made for this test.
 HEIC = base64.b64decode(

@@ -11,10 +11,10 @@ from PIL import Image
 
 from arguments import ModelParams
 from scene import Scene
-from scene.files import DataError
 from scene.images import load_inverse_depth
 from scene.readers import read_dataset
 from scene.split import split_views
+from utils.files import DataError
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: Blender's axes are right, up, backward.
 POSE = [[1, 0, 0, 0], [0, 0, -1, -4], [0, 1, 0, 1], [0, 0, 0, 1]]
@@ -94,7 +94,7 @@ def test_depth_maps(tmp_path):
 
 
 def test_points_beside_the_transforms(tmp_path):
-    from scene.ply import write_points
+    from scene.formats.ply import write_points
     from scene.points import PointCloud
 
     make_scene(tmp_path)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scene.files import DataError
 from scene.lens import MODELS, Lens
 from scene.readers import read_dataset
 from scene.readers.colmap import read_features, read_positions
+from utils.files import DataError
 
 HALF = 0.5**0.5
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:5f70bf18a0860070\nsize 1234\n"
@@ -141,7 +141,7 @@ def test_features(tmp_path, write):
 def test_points_as_ply_are_used_unless_they_are_older(tmp_path):
     import os
 
-    from scene.ply import write_points
+    from scene.formats.ply import write_points
     from scene.points import PointCloud
 
     model = make_scene(tmp_path) / "sparse" / "0"

@@ -12,9 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from scene.files import DataError
+from scene.formats.ply import write_points
 from scene.images import Mask, load_counts, load_image, load_inverse_depth
-from scene.ply import write_points
 from scene.points import PointCloud, points_in_view
 from scene.readers import read_dataset
 from scene.split import split_views
@@ -22,6 +21,7 @@ from tests import test_data_blender as blender
 from tests import test_data_colmap as colmap
 from tests import test_data_llff as llff
 from tests import test_data_transforms as transforms
+from utils.files import DataError
 
 EXAMPLES = settings(
     max_examples=150,

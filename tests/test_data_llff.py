@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scene.files import DataError
 from scene.points import points_in_view
 from scene.readers import read_dataset
+from utils.files import DataError
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: the axes are down, right, backwards.
 AXES = np.array([[0, 1, 0], [0, 0, -1], [-1, 0, 0]])

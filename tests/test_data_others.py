@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scene.files import DataError
 from scene.readers import read_dataset
 from tests import test_data_colmap as colmap
 from tests.test_data_photos import photo
+from utils.files import DataError
 
 
 def message(folder: Path) -> str:

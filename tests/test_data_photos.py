@@ -11,7 +11,6 @@ from PIL import Image
 import arguments
 from arguments import ModelParams
 from scene import Scene
-from scene.files import DataError
 from scene.readers import read_dataset
 from scene.split import split_views
 from tests import test_data_blender as blender
@@ -19,6 +18,7 @@ from tests import test_data_colmap as colmap
 from tests import test_data_llff as llff
 from tests import test_data_transforms as transforms
 from tests.test_scene import ring
+from utils.files import DataError
 
 
 def photo(path: Path, size=(8, 6)) -> Path:

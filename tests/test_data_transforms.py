@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scene.files import DataError
+from scene.formats.ply import write_points
 from scene.lens import Lens
-from scene.ply import write_points
 from scene.points import PointCloud
 from scene.readers import read_dataset
 from scene.split import split_views
+from utils.files import DataError
 
 # The camera stands at (0, -4, 1) and looks along +y with z up: the axes are right, up, backwards.
 POSE = [[1, 0, 0, 0], [0, 0, -1, -4], [0, 1, 0, 1], [0, 0, 0, 1]]

@@ -7,8 +7,8 @@ import torch
 from diff_gaussian_rasterization import ScreenStats
 
 from arguments import OptimizationParams
-from scene.density import AdaptiveDensityControl
 from scene.gaussian_model import GaussianModel
+from strategies.adc import AdaptiveDensityControl
 from tests.test_gaussians import make_model, moments, some_steps
 
 EXTENT = 10.0  # so that 0.1 separates cloning from splitting, and 1.0 is too large

@@ -33,13 +33,13 @@ from arguments import (
     save_config,
     saved_options,
 )
-from scene import checkpoint
-from scene.files import DataError
-from scene.ply import load_ply, read_points, save_ply
+from scene.formats.ply import load_ply, read_points, save_ply
 from tests.test_checkpoint import fresh, original_checkpoint, toy_training
 from tests.test_data_fuzz import spoiled
 from tests.test_gaussians import make_model
-from utils.report import Scores, Told
+from training import checkpoint
+from training.report import Scores, Told
+from utils.files import DataError
 
 CASES = int(os.environ.get("TILESPLAT_FUZZ", 150))
 ROOM = 250 << 20  # bytes for one file of some thousand; 130 MB are what PyTorch imports for odd tensors

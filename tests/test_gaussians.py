@@ -9,10 +9,10 @@ import torch
 from plyfile import PlyData
 
 from arguments import OptimizationParams
-from scene.files import DataError
+from scene.formats.ply import load_ply, read_points, save_ply, write_points
 from scene.gaussian_model import GaussianModel
-from scene.ply import load_ply, read_points, save_ply, write_points
 from scene.points import PointCloud
+from utils.files import DataError
 
 CPU = torch.device("cpu")
 SHAPES = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (15, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}

@@ -8,7 +8,7 @@ import tiny_scenes
 import torch
 from diff_gaussian_rasterization import photometric_loss, rasterize
 
-from utils.report import Deferred
+from training.report import Deferred
 
 pytestmark = [
     pytest.mark.gpu,

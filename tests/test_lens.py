@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from scene.files import DataError
 from scene.lens import MODELS, Lens, parameter_count, undistort, undistorted_size
+from utils.files import DataError
 
 # At the direction (0.3, 0.4, 1): r = 0.5, r² = 0.25, and the angle off the axis is atan(0.5).
 ANGLE = math.atan(0.5)

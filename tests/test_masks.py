@@ -14,14 +14,14 @@ import render
 import train
 from arguments import ModelParams
 from scene import Scene
-from scene.files import DataError
 from scene.images import Mask, load_counts, load_image
 from scene.lens import undistort
 from tests import tiny_scenes
 from tests.test_scene import load, ring
 from tests.test_undistortion import LENS, make_scene
+from training.report import score
+from utils.files import DataError
 from utils.image import psnr, ssim_where
-from utils.report import score
 
 CPU = torch.device("cpu")
 LEFT = np.uint8(np.arange(8) < 4) * np.full((6, 1), 255, np.uint8)  # white on the left half

@@ -13,14 +13,14 @@ import torch
 import train
 from gaussian_renderer import fused
 from scene import images
-from scene.density import strongest
+from scene.formats.ply import load_ply
 from scene.images import Picture, load_all
-from scene.memory import grow_in_place, out_of_memory
-from scene.ply import load_ply
 from scene.points import PointCloud
+from strategies.adc import strongest
 from tests import tiny_scenes
 from tests.test_density import EXTENT, control, model_with, origins, pull
 from tests.test_gaussians import make_model, moments, some_steps
+from utils.memory import grow_in_place, out_of_memory
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory, says this test")
 

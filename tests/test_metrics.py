@@ -17,9 +17,9 @@ import render
 import train
 from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams, save_config
 from benchmarks import train as benchmark
-from scene.files import DataError
 from tests import tiny_scenes
-from utils import contact_sheet, lpips
+from tools import contact_sheet, lpips
+from utils.files import DataError
 
 
 def pair(seed: int, height=40, width=56) -> tuple[np.ndarray, np.ndarray]:

@@ -14,12 +14,11 @@ import pytest
 import torch
 
 import train
-from scene import files
-from scene.files import DataError, atomic_write, write_json
-from scene.ply import load_ply
-from scene.resume import found
+from scene.formats.ply import load_ply
 from tests import tiny_scenes
-from utils import commands
+from training.resume import found
+from utils import commands, files
+from utils.files import DataError, atomic_write, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = [
@@ -121,7 +120,7 @@ import os, subprocess, sys
 disk = sys.argv[1]
 subprocess.run(["mount", "-t", "tmpfs", "-o", sys.argv[2], "none", disk], check=True)
 import torch, train
-from utils import report
+from training import report
 torch.set_num_threads(1)
 tensorboard = report._tensorboard
 
@@ -252,7 +251,7 @@ def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float =
 @pytest.mark.parametrize("name", ["f_dc", "xyz", "opacity", "scaling", "rotation", "f_rest"])
 def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch):
     poison(monkeypatch, 59, slice(0, 1), name, value)
-    monkeypatch.setattr("scene.health.FEW", 1.0)  # one bad color spoils all that is behind it
+    monkeypatch.setattr("training.health.FEW", 1.0)  # one bad color spoils all that is behind it
     folder = tmp_path / "m"
     assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
     log = (folder / "train.log").read_text()

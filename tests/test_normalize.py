@@ -16,8 +16,8 @@ import train
 from arguments import ModelParams
 from scene import Scene
 from scene.cameras import Camera
+from scene.formats.ply import load_ply, save_ply
 from scene.frame import Similarity
-from scene.ply import load_ply, save_ply
 from tests.test_gaussians import make_model
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def test_points_that_no_camera_sees(tmp_path):
 
 
 def test_a_model_without_gaussians(plain, tmp_path, monkeypatch):
-    monkeypatch.setattr("scene.density.MIN_OPACITY", 2.0)
+    monkeypatch.setattr("strategies.adc.MIN_OPACITY", 2.0)
     log, summary = run(plain[0] / "scene", tmp_path / "m")
     assert summary["gaussians"] == 0
     assert log.count("iteration 101: no Gaussian is left") == 1 and "the model has no Gaussians" in log

@@ -10,11 +10,11 @@ import torch
 from plyfile import PlyData, PlyElement
 
 import train
-from scene.checkpoint import FORMAT
-from scene.files import DataError
-from scene.ply import load_ply, read_points, save_ply, write_points
+from scene.formats.ply import load_ply, read_points, save_ply, write_points
 from scene.points import FARTHEST, PointCloud, usable
 from tests.test_gaussians import make_model
+from training.checkpoint import FORMAT
+from utils.files import DataError
 
 SHORT = "--iterations 110 --device cpu --disable_viewer --quiet".split()
 BAD = {"nan": np.nan, "inf": -np.inf, "far": 1e300}

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 import arguments
-from scene.files import DataError
+from tools import contact_sheet
 from tools.setup_env import listed
-from utils import contact_sheet
+from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -13,12 +13,12 @@ from PIL import Image
 import metrics
 import render
 import train
-from scene.files import DataError
+from scene.formats.ply import count_in, load_ply, read_points, save_ply, write_points
 from scene.gaussian_model import GaussianModel
-from scene.ply import count_in, load_ply, read_points, save_ply, write_points
 from scene.points import PointCloud
 from tests import tiny_scenes
-from utils import contact_sheet
+from tools import contact_sheet
+from utils.files import DataError
 from utils.sh import rgb_to_sh
 
 CPU = ["--device", "cpu"]

@@ -24,11 +24,12 @@ import torch
 import render
 import train
 from arguments import ConfigError, RunParams
-from scene import checkpoint, saved_iterations
-from scene.files import DataError
-from scene.resume import Checkpoints, alone_in, clear, finished, found
+from scene import saved_iterations
 from tests import tiny_scenes
 from tests.test_viewer import message
+from training import checkpoint
+from training.resume import Checkpoints, alone_in, clear, finished, found
+from utils.files import DataError
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # CUDA once started survives no fork
@@ -623,7 +624,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(checkpoint, "save", lambda path, *state: saved.append(path) or path.touch())
     now = [0.0]
-    monkeypatch.setattr("scene.resume.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.resume.time.monotonic", lambda: now[0])
 
     def written(**options) -> list[int]:
         for path in tmp_path.glob("*"):

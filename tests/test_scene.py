@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 
 from arguments import ModelParams
+from capture.depth_scale import read_map
 from scene import Scene
-from scene.files import DataError
 from scene.images import DECODED, load_image, training_size
 from scene.points import nearest_to_axes, points_in_view
 from scene.readers.views import View
 from tests import test_data_blender as blender
 from tests import test_data_colmap as colmap
-from utils.depth_scale import read_map
+from utils.files import DataError
 from utils.image import read_image
 
 CPU = torch.device("cpu")
@@ -403,7 +403,7 @@ def test_model_folder(tmp_path):
 
 
 def test_a_point_cloud_of_the_data_set_is_copied_byte_for_byte(tmp_path):
-    from scene.ply import write_points
+    from scene.formats.ply import write_points
     from scene.points import PointCloud
 
     folder = ring(tmp_path / "data", count=2)

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
+from training.queue import ViewQueue, spread
 from utils.schedules import log_linear, sh_degree_at
-from utils.views import ViewQueue, spread
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from arguments import ModelParams
 from sample_scene import Options, photograph, write_colmap
 from scene import MADE_POINTS, Scene, sweep
 from scene.cameras import Camera
+from scene.formats.ply import read_points
 from scene.images import Picture
-from scene.ply import read_points
 from tests.test_scene import ring
 
 CPU = torch.device("cpu")

@@ -170,7 +170,7 @@ def test_continued_run_equals_the_uninterrupted_one(trained, colmap, tmp_path):
 
 def test_saved_model_is_the_trained_one(colmap, tmp_path):
     """Adam's first step has the size of the learning rate: the model of iteration 1 has taken it."""
-    from scene.ply import load_ply
+    from scene.formats.ply import load_ply
 
     in_process("-s", colmap, "-m", tmp_path, "--iterations", 1)
     gaussians = load_ply(tmp_path / "point_cloud" / "iteration_1" / "point_cloud.ply", torch.device("cpu"))

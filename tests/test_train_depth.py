@@ -1,4 +1,4 @@
-"""utils.depth_scale: monocular inverse depth maps aligned with key-points, from .bin and .txt
+"""capture.depth_scale: monocular inverse depth maps aligned with key-points, from .bin and .txt
 reconstructions."""
 
 import json
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from capture import depth_scale
 from scene.readers import colmap
-from utils import depth_scale
 
 WIDTH, HEIGHT, FOCAL = 80, 60, 70.0
 SCALE, OFFSET = 0.5, 0.1  # inverse depth = map * SCALE + OFFSET

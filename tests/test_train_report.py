@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from utils.report import Deferred, Report, Stopwatch, Summary, memory_in_use, peak_memory, score
+from training.report import Deferred, Report, Stopwatch, Summary, memory_in_use, peak_memory, score
 
 CPU = torch.device("cpu")
 

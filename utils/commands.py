@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from arguments import ConfigError
-from scene.files import DataError
-from scene.memory import in_short, out_of_memory
 from utils import terminal
+from utils.files import DataError
+from utils.memory import in_short, out_of_memory
 
 SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 HANGUP = getattr(signal, "SIGHUP", None)  # the terminal was closed; not under Windows

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from scene.files import BAD_IMAGE, DataError, read_json
+from utils.files import BAD_IMAGE, DataError, read_json
 
 # PNG level 1 costs a few percent of size against level 6 and saves most of the time.
 PNG_LEVEL = 1

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scene.files import DataError
+from utils.files import DataError
 
 # Statistics of ImageNet for inputs in [-1, 1], as published with LPIPS.
 MEAN = (-0.030, -0.088, -0.188)

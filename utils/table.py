@@ -20,8 +20,8 @@ from arguments import (
     RunParams,
     saved_options,
 )
-from scene.files import DataError, atomic_write, read_json
-from scene.ply import count_in
+from scene.formats.ply import count_in
+from utils.files import DataError, atomic_write, read_json
 
 GROUPS = (ModelParams, PipelineParams, OptimizationParams, RunParams, RenderParams)
 OF_THE_RUN = {"seed", "start_checkpoint", "deterministic", "ply"}  # its other flags do not change the result

@@ -10,7 +10,6 @@ from types import ModuleType
 
 import numpy as np
 
-from scene.files import DataError, is_file, some
 from scene.points import FARTHEST
 from scene.readers import blender, colmap, llff, transforms
 from scene.readers.depths import check_depths
@@ -18,6 +17,7 @@ from scene.readers.masks import check_masks, find_masks
 from scene.readers.others import next_step
 from scene.readers.photos import find_folder
 from scene.readers.views import Dataset, DepthMap, View, check_names, check_shapes
+from utils.files import DataError, is_file, some
 
 FORMATS = (colmap, blender, transforms, llff)  # the first that detects itself is taken
 

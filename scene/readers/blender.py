@@ -5,12 +5,12 @@ Frames and cameras are read as those of transforms.json are.
 
 from pathlib import Path
 
-from scene.files import read_json
-from scene.ply import read_points
+from scene.formats.ply import read_points
 from scene.points import PointCloud
 from scene.readers import transforms
 from scene.readers.photos import Photos
 from scene.readers.views import Dataset, DepthMap, View
+from utils.files import read_json
 
 NAME = "Blender"
 LOOKS_FOR = "transforms_train.json"

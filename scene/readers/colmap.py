@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scene.files import DataError, refuse_pointer, some, text_encoding
+from scene.formats.ply import read_points
 from scene.lens import MODELS, Lens, parameter_count
-from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
 from scene.readers.photos import IMAGES, Photos
 from scene.readers.views import Dataset, View, camera_of
+from utils.files import DataError, refuse_pointer, some, text_encoding
 from utils.geometry import rotation_matrices
 
 NAME = "COLMAP"

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, image_header, is_file, read_json, some
 from scene.readers.views import DepthMap, View, same_shape
+from utils.files import DataError, image_header, is_file, read_json, some
 
 DIVISOR = 65536.0  # inverse depth maps are 16-bit PNGs
 PARAMS = "depth_params.json"
@@ -25,7 +25,7 @@ class DepthMaps:
         if found is None:
             raise DataError(
                 f"{PARAMS}: is not there, but depth maps (-d) need it; looked for "
-                f"{', '.join(map(str, places))}. python -m utils.depth_scale makes it for COLMAP data"
+                f"{', '.join(map(str, places))}. python -m capture.depth_scale makes it for COLMAP data"
             )
         self.path = found
         self.params = read_json(self.path)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, read_array, some
 from scene.lens import Lens
 from scene.readers.depths import DepthMaps
 from scene.readers.photos import IMAGES, Photos
 from scene.readers.views import Dataset, View, camera_of, check_handedness
+from utils.files import DataError, read_array, some
 
 NAME = "LLFF"
 LOOKS_FOR = "poses_bounds.npy"

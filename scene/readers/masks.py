@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from scene.files import DataError, image_size, is_file, some
 from scene.readers.views import Dataset, View, same_shape
+from utils.files import DataError, image_size, is_file, some
 
 ENDINGS = (".png", ".jpg", ".jpeg")
 

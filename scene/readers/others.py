@@ -5,8 +5,8 @@ import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from scene.files import some
 from scene.readers.photos import ENDINGS
+from utils.files import some
 
 PHOTOS = (*ENDINGS, ".heic", ".heif")
 VIDEOS = (".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp")

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from scene.files import DataError, is_file, some
 from scene.readers.views import View
+from utils.files import DataError, is_file, some
 
 IMAGES = "images"  # the folder that -i takes the place of
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")

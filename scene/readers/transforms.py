@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from scene.files import DataError, image_size, is_file, read_json
+from scene.formats.ply import read_points
 from scene.lens import Lens
-from scene.ply import read_points
 from scene.points import PointCloud
 from scene.readers.depths import DepthMaps
 from scene.readers.photos import ENDINGS, IMAGES, Photos
 from scene.readers.views import Dataset, View, camera_of, check_handedness
+from utils.files import DataError, image_size, is_file, read_json
 
 NAME = "transforms.json"
 LOOKS_FOR = "transforms.json"

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from scene.files import DataError, image_size, orientation, some
 from scene.frame import OF_DATA, Similarity
 from scene.lens import Lens
 from scene.points import PointCloud, usable
+from utils.files import DataError, image_size, orientation, some
 
 if TYPE_CHECKING:
     from scene.readers.photos import Photos

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from plyfile import PlyData, PlyElement, PlyParseError
 
-from scene.files import DataError, atomic_write, refuse_pointer
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from scene.points import PointCloud
+from utils.files import DataError, atomic_write, refuse_pointer
 
 POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
     (c, "u1") for c in ("red", "green", "blue")

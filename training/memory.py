@@ -1,43 +1,20 @@
 """When memory runs out: the step is taken again, with fewer Gaussians if need be, and the run goes on."""
 
-import os
-import platform
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
-from scene.files import DataError
+from utils.files import DataError
+from utils.memory import out_of_memory
 
 if TYPE_CHECKING:
-    from scene.density import AdaptiveDensityControl
     from scene.gaussian_model import GaussianModel
+    from strategies.adc import AdaptiveDensityControl
 
 Result = TypeVar("Result")
 ATTEMPTS = 20
 KEEP = 0.9  # of the Gaussians, if giving back what PyTorch holds in reserve was not enough
-
-
-def grow_in_place() -> None:
-    """Gaussians become more and more, and what they leave is too small for their successors: let PyTorch put
-    pieces of GPU memory beside each other. To be called before it has any; who has settings keeps them."""
-    able = sys.platform == "linux" and "microsoft" not in platform.release().lower()  # Windows cannot
-    if able and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """PyTorch has its own error for GPUs; on the host it and C++ have others."""
-    text = str(error)
-    on_host = isinstance(error, RuntimeError) and ("can't allocate memory" in text or "bad_alloc" in text)
-    return on_host or isinstance(error, torch.OutOfMemoryError | MemoryError)
-
-
-def in_short(error: BaseException) -> str:
-    """PyTorch says much about its memory; what to do is not among it."""
-    what = str(error).partition(". ")[0] or "out of memory"
-    return f"{what}; smaller photos (-r), or --data_device cpu, may help"
 
 
 def step_that_fits(

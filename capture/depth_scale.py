@@ -1,6 +1,6 @@
 """Aligns monocular depth maps with a COLMAP reconstruction: makes depth_params.json.
 
-    python -m utils.depth_scale -s dataset -d depths [-o file]
+    python -m capture.depth_scale -s dataset -d depths [-o file]
 
 A network sees inverse depth only up to a scale and an offset. At the key-points of each photo we know the
 inverse depth twice: from the reconstruction, and from the map. The scale is the ratio of the two spreads
@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from scene.files import DataError, open_image, write_json
 from scene.readers import colmap
 from scene.readers.depths import PARAMS
 from scene.readers.photos import find_folder
 from scene.readers.views import View
 from utils import commands
+from utils.files import DataError, open_image, write_json
 from utils.terminal import progress, say
 
 DIVISOR = 65536.0  # of the map's integers, the same as in training
@@ -124,7 +124,7 @@ def depth_params(source: Path, depths: Path, images: str = "images") -> dict[str
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m utils.depth_scale", description="Align monocular depth maps."
+        prog="python -m capture.depth_scale", description="Align monocular depth maps."
     )
     parser.add_argument("-s", "--source_path", type=Path, required=True, help="COLMAP data set folder")
     parser.add_argument(

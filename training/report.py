@@ -25,10 +25,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import ConfigError
-from scene.files import DataError, open_own, write_json
-from scene.memory import out_of_memory
 from utils import commands
+from utils.files import DataError, open_own, write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, psnr_of_one_color, to_float, to_uint8
+from utils.memory import out_of_memory
 from utils.terminal import plain, progress
 
 READ_EVERY = 10

@@ -2,8 +2,8 @@
 
 A strategy of your own is a subclass of AdaptiveDensityControl, made in train(). With refine() it says which
 rows come and go; if the schedule is another one, with step(), too. Rows may also go in between, when memory
-runs out (scene/memory.py) or numbers are not finite (scene/health.py): what has a row per Gaussian is in
-`stats`, which are then thrown away. What else it keeps belongs in state_dict().
+runs out (training/memory.py) or numbers are not finite (training/health.py): what has a row per Gaussian
+is in `stats`, which are then thrown away. What else it keeps belongs in state_dict().
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from arguments import OptimizationParams
 from scene.gaussian_model import GaussianModel
-from scene.memory import out_of_memory
 from utils.geometry import morton_codes, rotation_matrices
+from utils.memory import out_of_memory
 
 CHILDREN = 2  # a split Gaussian becomes this many,
 SHRINK = 0.8 * CHILDREN  # each smaller by this factor

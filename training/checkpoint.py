@@ -14,15 +14,15 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError, atomic_write
 from scene.fingerprint import Fingerprint
+from scene.formats.ply import OTHER_FORMATS, load_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS, GaussianModel
-from scene.ply import OTHER_FORMATS, load_ply
 from scene.torch_file import read_torch_file
-from utils.report import Scores, Told
-from utils.views import ViewQueue
+from strategies.adc import AdaptiveDensityControl
+from training.queue import ViewQueue
+from training.report import Scores, Told
+from utils.files import DataError, atomic_write
 
 FORMAT = "TileSplat checkpoint"
 VERSION = 1

@@ -3,9 +3,9 @@ its last checkpoint is from before that."""
 
 import torch
 
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError
 from scene.gaussian_model import GaussianModel
+from strategies.adc import AdaptiveDensityControl
+from utils.files import DataError
 
 CHECK_EVERY = 100  # iterations; a loss that is not finite is noticed earlier
 FEW = 0.01  # of the Gaussians

@@ -1,6 +1,6 @@
 """One picture of a rendered test set: ground truth | render | error, a row per view.
 
-    python -m utils.contact_sheet -m output/x [--iteration 30000] [--views 4] [--to sheet.png]
+    python -m tools.contact_sheet -m output/x [--iteration 30000] [--views 4] [--to sheet.png]
 
 The error is the absolute difference, averaged over the channels, on a scale from dark (equal) to bright
 (0.25 or more).
@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from arguments import MOST, number
-from scene.files import DataError, picture_path
 from utils import commands
+from utils.files import DataError, picture_path
 from utils.image import photo_names, read_image
 from utils.terminal import say
 
@@ -124,7 +124,7 @@ def _iteration(method: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        "python -m utils.contact_sheet", description="ground truth | render | error"
+        "python -m tools.contact_sheet", description="ground truth | render | error"
     )
     parser.add_argument("-m", "--model_path", type=Path, required=True)
     parser.add_argument(

@@ -11,15 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from arguments import CONFIG_FILE, ConfigError, RunParams
-from scene import checkpoint, saved_iterations
-from scene.density import AdaptiveDensityControl
-from scene.files import DataError, open_own
+from scene import saved_iterations
 from scene.fingerprint import Fingerprint
 from scene.gaussian_model import GaussianModel
-from scene.health import drop_unusable
-from utils.report import READ_EVERY, Told
+from strategies.adc import AdaptiveDensityControl
+from training import checkpoint
+from training.health import drop_unusable
+from training.queue import ViewQueue
+from training.report import READ_EVERY, Told
+from utils.files import DataError, open_own
 from utils.terminal import say
-from utils.views import ViewQueue
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
@@ -33,7 +34,7 @@ RESULTS = re.compile(
     rf"{CHECKPOINT.pattern}|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
     rf"exposure\.json|point_cloud/iteration_{N}/(point_cloud\.ply|exposure\.json)"
 )
-# What render.py, metrics.py and utils.contact_sheet made of them, and would tell of a model that is gone.
+# What render.py, metrics.py and tools.contact_sheet made of them, and would tell of a model that is gone.
 VIEWS = re.compile(
     rf"(on_[^/]+/)?((train|test)/ours_{N}/(names\.json|(renders|gt|masks)/[0-9]{{5,}}\.png)|"
     r"results\.json|per_view\.json|contact_sheet\.png)|on_[^/]+/config\.json"

@@ -1,0 +1,1 @@
+"""Where Gaussians come and go while training: one file for each strategy."""
