@@ -37,7 +37,7 @@ endif
 NATIVE := submodules/diff-gaussian-rasterization
 NATIVE_SOURCES := $(shell find $(NATIVE) -path $(NATIVE)/build -prune -o -type f \
     \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.toml' \) -print)
-PYTHON_SOURCES := train.py render.py metrics.py $(shell find arguments gaussian_renderer scene strategies training utils -name '*.py')
+PYTHON_SOURCES := train.py render.py metrics.py $(shell find arguments gaussian_renderer per_view scene strategies training utils -name '*.py')
 # A thirtieth of the published length: steps are larger, and Gaussians are added from the start and more sparingly.
 SHORT = --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --position_lr_max_steps $(ITERATIONS) \
     --position_lr_init 0.0003 --feature_lr 0.01 --opacity_lr 0.05 --scaling_lr 0.015 \

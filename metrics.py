@@ -7,7 +7,7 @@ Reads the 8-bit PNG files that render.py wrote into <model>/test/<method>/{rende
 SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is version 0.1 on pictures in [0, 1],
 as the original has it. Where render.py wrote masks/, PSNR and SSIM are means over the pixels that count, and
 LPIPS compares pictures that are black in the others. Several models end in one table: the settings in which
-they differ, scores, number of Gaussians, training time (utils/table.py).
+they differ, scores, number of Gaussians, training time (training/table.py).
 """
 
 import math
@@ -23,7 +23,8 @@ from diff_gaussian_rasterization import ssim
 from torch import Tensor
 
 from arguments import CONFIG_FILE, MetricsParams, parse_metrics, pick_device
-from utils import commands, lpips, table
+from training import table
+from utils import commands, lpips
 from utils.files import DataError, is_file, write_json
 from utils.image import photo_names, psnr, read_image, ssim_where, to_float
 from utils.terminal import progress, say

@@ -22,9 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from arguments import (
-    CONFIG_FILE,
     ModelParams,
     PipelineParams,
     RenderParams,
@@ -32,11 +32,14 @@ from arguments import (
     pick_device,
     saved_options,
 )
-from gaussian_renderer import render_pair
-from scene import UNDISTORTED, Camera, Scene, load_file, load_gaussians
+from gaussian_renderer import Splats
+from per_view import Shown
+from scene import Camera, Scene
+from scene.folder import ModelFolder
 from scene.formats.ply import is_antialiased
-from scene.gaussian_model import GaussianModel
+from scene.frame import Similarity
 from scene.readers import read_dataset
+from training import method, trainer
 from utils import commands
 from utils.files import write_json
 from utils.image import PngWriter
@@ -47,13 +50,12 @@ SAME_PLACE = 1e-4  # cameras closer than this, relative to their coordinates, ar
 
 def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
     device = pick_device(options.device)
-    gaussians, method = _load(model, pipe, options, device)
+    background = torch.full((3,), 1.0 if model.white_background else 0.0, device=device)
+    shown, title = _load(model, pipe, options, background)
     place = _place(model, options.ply)
+    if place.path != Path(model.model_path):
+        _describe(place, model, pipe, options.ply, shown)
     scene = Scene(replace(model, model_path=str(place)), device, for_training=False, quiet=options.quiet)
-    if place != Path(model.model_path):
-        about = asdict(model) | asdict(pipe) | {"model_path": str(place), "ply": options.ply}
-        about["sh_degree"] = gaussians.sh_degree
-        write_json(place / CONFIG_FILE, about, indent=2)
     for name, cameras, skip in [
         ("train", scene.train_cameras, options.skip_train),
         ("test", scene.test_cameras, options.skip_test),
@@ -61,44 +63,53 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         if not cameras and not skip and not options.quiet:
             say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            folder = place / name / method
-            _render_set(
-                folder, name, cameras, gaussians, pipe, scene.background, model.train_test_exp, options.quiet
-            )
+            _render_set(place.path / name / title, name, cameras, shown, options.quiet)
     is_scored = scene.test_cameras and not options.skip_test
-    if place != Path(model.model_path) and is_scored and not options.quiet:
+    if place.path != Path(model.model_path) and is_scored and not options.quiet:
         say(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")
 
 
 def _load(
-    model: ModelParams, pipe: PipelineParams, options: RenderParams, device: torch.device
-) -> tuple[GaussianModel, str]:
-    """The Gaussians, and the name of their folder of pictures."""
+    model: ModelParams, pipe: PipelineParams, options: RenderParams, background: Tensor
+) -> tuple[Shown, str]:
+    """The model, and the name of its folder of pictures."""
     if not options.ply:
-        gaussians, iteration = load_gaussians(model.model_path, options.iteration, device)
-        return gaussians, f"ours_{iteration}"
+        shown, iteration = method.load(model, pipe, options.iteration, background)
+        return shown, f"ours_{iteration}"
     ply = Path(options.ply)
-    gaussians = load_file(ply, model.model_path, device)
+    shown = trainer.load_file(ply, model, pipe, background)
     if is_antialiased(ply) and not pipe.antialiasing and not options.quiet:
         say(f"Warning: {ply} was trained with --antialiasing: render it with that flag, too")
-    return gaussians, ply.stem
+    return shown, ply.stem
 
 
-def _place(model: ModelParams, ply: str) -> Path:
+def _describe(place: ModelFolder, model: ModelParams, pipe: PipelineParams, ply: str, shown: Shown) -> None:
+    """What is shown there: the options, and the frame that the model is in."""
+    about = asdict(model) | asdict(pipe) | {"model_path": str(place), "ply": ply}
+    if isinstance(shown.scene, Splats):
+        about["sh_degree"] = shown.scene.gaussians.sh_degree
+    write_json(place.config, about, indent=2)
+    if model.model_path:
+        Similarity.stored(ModelFolder(model.model_path).normalization).write(place.normalization)
+
+
+def _place(model: ModelParams, ply: str) -> ModelFolder:
     """The folder for the pictures: the model's, or one that nothing else was rendered into."""
     if not ply and _is_own_data(model):
-        return Path(model.model_path)
+        return ModelFolder(model.model_path)
     shown = {"source_path": model.source_path, "ply": ply}
     name = f"on_{Path(model.source_path).name}"
     name = f"{Path(ply).stem}_{name}" if ply else name
     numbers = count(1)
     while True:
         number = next(numbers)
-        place = Path(model.model_path or "output") / (name if number == 1 else f"{name}_{number}")
-        if not place.exists() or {path.name for path in place.iterdir()} <= {UNDISTORTED}:
+        place = ModelFolder(
+            Path(model.model_path or "output") / (name if number == 1 else f"{name}_{number}")
+        )
+        if not place.path.exists() or set(place.path.iterdir()) <= {place.undistorted}:
             return place
-        if (place / CONFIG_FILE).is_file():
-            options = saved_options(place, (ModelParams, RenderParams))
+        if place.config.is_file():
+            options = saved_options(place.path, (ModelParams, RenderParams))
             if {key: options.get(key) for key in shown} == shown:
                 return place
 
@@ -111,7 +122,7 @@ def _is_own_data(model: ModelParams) -> bool:
     if Path(model.source_path).name != Path(trained_on).name:
         return False
     try:
-        cameras = json.loads(Path(model.model_path, "cameras.json").read_text(encoding="utf-8"))
+        cameras = json.loads(ModelFolder(model.model_path).cameras.read_text(encoding="utf-8"))
         known = np.array([camera["position"] for camera in cameras], float).reshape(-1, 3)
     except (OSError, ValueError, TypeError, LookupError, RecursionError):
         return False
@@ -120,23 +131,14 @@ def _is_own_data(model: ModelParams) -> bool:
     return all(np.abs(known - view.center).max(axis=1).min(initial=np.inf) < near for view in data.views)
 
 
-def _render_set(
-    folder: Path,
-    name: str,
-    cameras: list[Camera],
-    gaussians: GaussianModel,
-    pipe: PipelineParams,
-    background,
-    train_test_exp: bool,
-    quiet: bool,
-) -> None:
+def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, quiet: bool) -> None:
     """One view after the other; files are written on other threads meanwhile."""
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     names, masked = {}, set()
     with PngWriter() as files:
         for index, camera in enumerate(progress(cameras, desc=f"Rendering {name} views", disable=quiet)):
-            image, truth, mask = render_pair(camera, gaussians, pipe, background, train_test_exp)
+            image, truth, mask = shown.pair(camera)
             file = f"{index:05d}.png"
             files.write(image, folder / "renders" / file)
             files.write(truth, folder / "gt" / file)

@@ -18,9 +18,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args, get_origin
-
-from utils.terminal import plain
+from typing import Any, NamedTuple, get_args, get_origin
 
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
@@ -30,7 +28,9 @@ MAX_FILE_BYTES = 1 << 20  # a configuration is a few kilobytes; anything larger 
 
 
 class ConfigError(ValueError):
-    """A flag or a configuration file is wrong. The message is meant for the user."""
+    """A flag or a configuration file is wrong."""
+
+    for_the_user = True  # the message says it all
 
 
 MOST = 2**31 - 1  # steps, Gaussians
@@ -86,6 +86,7 @@ CAMERAS = (  # those of COLMAP that a photo can be undistorted from
 class ModelParams:
     """What is trained, from which data (stored with the model)"""
 
+    method: str = arg("gaussians", "what is trained: gaussians, or a module that has a Trainer")
     sh_degree: int = arg(3, "highest degree of the view-dependent color", choices=(0, 1, 2, 3))
     source_path: str = arg("", "data set folder (COLMAP, transforms.json, Blender or LLFF)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
@@ -170,6 +171,7 @@ class OptimizationParams:
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
+    strategy: str = arg("adc", "how Gaussians come and go: adc, as published, or a file in strategies/")
     optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
 
@@ -242,12 +244,19 @@ class MetricsParams:
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
+class Options(NamedTuple):
+    """All of a training run."""
+
+    model: ModelParams
+    opt: OptimizationParams
+    pipe: PipelineParams
+    run: RunParams
+
+
 # The command lines
 
 
-def parse_train(
-    argv: list[str] | None = None,
-) -> tuple[ModelParams, OptimizationParams, PipelineParams, RunParams]:
+def parse_train(argv: list[str] | None = None) -> Options:
     groups = (ModelParams, OptimizationParams, PipelineParams, RunParams)
     parser = _parser("Optimize 3D Gaussians to photos.", groups)
     parser.add_argument(
@@ -274,7 +283,7 @@ def parse_train(
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
     except ConfigError as error:
         parser.error(str(error))
-    return model, opt, pipe, run
+    return Options(model, opt, pipe, run)
 
 
 def _make_absolute(model: ModelParams) -> None:
@@ -378,16 +387,11 @@ def pick_device(name: str = ""):
 # Files
 
 
-def save_config(model_path: str | os.PathLike, *groups) -> None:
-    """Write config.json (every option of the given groups) and cfg_args (the model's, for viewers)."""
-    from utils.files import atomic_write  # here, not above: scene needs this module
-
+def config_files(groups) -> dict[str, str]:
+    """What to write of these options: config.json (all of them) and cfg_args (the model's, for viewers)."""
     options = {type(group).__name__: dataclasses.asdict(group) for group in groups}
     model = next(group for group in groups if isinstance(group, ModelParams))
-    texts = {CONFIG_FILE: json.dumps(options, indent=2) + "\n", LEGACY_FILE: format_cfg_args(model)}
-    for name, text in texts.items():
-        with atomic_write(Path(model_path) / name) as file:
-            file.write(text.encode("utf-8"))
+    return {CONFIG_FILE: json.dumps(options, indent=2) + "\n", LEGACY_FILE: format_cfg_args(model)}
 
 
 def read_config(path: str | os.PathLike, groups: tuple) -> dict[str, Any]:
@@ -566,7 +570,8 @@ def _help(f: dataclasses.Field) -> str:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
-        self.exit(2, f"{self.prog}: error: {plain(message)}\n(--help lists every flag)\n")
+        shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in message)  # it moves no cursor
+        self.exit(2, f"{self.prog}: error: {shown}\n(--help lists every flag)\n")
 
 
 def _given(parser: argparse.ArgumentParser, argv: list[str] | None) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """From Gaussians and a camera to a picture. The only caller of the rasterizer.
 
 The parameters go in as they are stored (raw=True: log scales, opacity logits, quaternions of any length):
-activations and their derivatives are fused into the kernels. The two --..._python options take the same step
-out of the kernels and into PyTorch, where it can be read and changed.
+activations and their derivatives are fused into the kernels. If the model's activations were edited, what
+they say goes in instead. The two --..._python options take the same step out of the kernels and into PyTorch,
+where it can be read and changed.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diff_gaussian_rasterization import Rendered, ScreenStats, rasterize
@@ -15,7 +16,6 @@ from torch import Tensor
 from arguments import PipelineParams
 from scene.gaussian_model import GaussianModel
 from utils.geometry import camera_center, covariances
-from utils.losses import apply_exposure
 from utils.sh import sh_to_colors
 
 SNAPSHOT = "snapshot_fw.dump"
@@ -37,8 +37,7 @@ def render(
     the model's colors.
     """
     inputs: dict[str, Any] = dict(
-        means=gaussians.xyz,
-        opacities=gaussians.opacity,
+        means=gaussians.means,
         **_shape(gaussians, pipe, scaling_modifier),
         **_color(gaussians, pipe, camera, override_color),
         world_to_camera=camera.world_to_camera,
@@ -49,7 +48,6 @@ def render(
         sh_degree=gaussians.active_sh_degree,
         scale_modifier=scaling_modifier,
         antialiasing=pipe.antialiasing,
-        raw=True,
     )
     if pipe.debug:
         return _rasterize_or_keep(inputs, stats)
@@ -57,20 +55,24 @@ def render(
 
 
 def _shape(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
+    raw = gaussians.standard_activations()
+    opacities = gaussians.opacity_logits if raw else gaussians.opacities
     if pipe.compute_cov3D_python:
         cov3d = covariances(gaussians.scales, gaussians.quats, scaling_modifier)
-        return dict(quats=None, scales=None, cov3d=cov3d)
-    return dict(quats=gaussians.rotation, scales=gaussians.scaling)
+        return dict(quats=None, scales=None, cov3d=cov3d, opacities=opacities, raw=raw)
+    if raw:
+        return dict(quats=gaussians.raw_quats, scales=gaussians.log_scales, opacities=opacities, raw=True)
+    return dict(quats=gaussians.quats, scales=gaussians.scales, opacities=opacities, raw=False)
 
 
 def _color(gaussians: GaussianModel, pipe: PipelineParams, camera, override_color: Tensor | None) -> dict:
     if override_color is not None:
         return dict(colors=override_color)
     if pipe.convert_SHs_python:
-        coefficients = torch.cat([gaussians.f_dc, gaussians.f_rest], dim=1)
+        coefficients = torch.cat([gaussians.sh_dc, gaussians.sh_rest], dim=1)
         center = camera_center(camera.world_to_camera)
-        return dict(colors=sh_to_colors(gaussians.active_sh_degree, coefficients, gaussians.xyz, center))
-    return dict(sh_dc=gaussians.f_dc, sh_rest=gaussians.f_rest)
+        return dict(colors=sh_to_colors(gaussians.active_sh_degree, coefficients, gaussians.means, center))
+    return dict(sh_dc=gaussians.sh_dc, sh_rest=gaussians.sh_rest)
 
 
 def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
@@ -87,27 +89,15 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
     return rendered
 
 
-class Pair(NamedTuple):
-    """What a trained view is judged by."""
+class Splats:
+    """Gaussians as a scene representation: what training, evaluation and render.py ask of a model."""
 
-    image: Tensor  # [3, H, W] float, not clamped
-    truth: Tensor  # [3, H, W] uint8
-    mask: Tensor | None  # [H, W] float, 1 where the photo counts; None: everywhere
+    def __init__(self, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor):
+        self.gaussians, self.pipe, self.background = gaussians, pipe, background
 
+    def __len__(self) -> int:
+        return len(self.gaussians)
 
-@torch.no_grad()
-def render_pair(
-    camera, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor, train_test_exp: bool = False
-) -> Pair:
-    """Render a view and put its photo beside it.
-
-    With train_test_exp the image's exposure is applied, and both are cut to the right half: the left half of
-    a test view was trained on, for its exposure.
-    """
-    image, truth, mask = render(camera, gaussians, pipe, background).image, camera.image(), camera.counts()
-    if train_test_exp:
-        image = apply_exposure(image, gaussians.exposure(camera.name))
-        half = image.shape[-1] // 2
-        image, truth = image[..., half:], truth[..., half:]
-        mask = None if mask is None else mask[:, half:]
-    return Pair(image, truth, mask)
+    def picture(self, camera, background: Tensor | None = None, stats: ScreenStats | None = None) -> Rendered:
+        background = self.background if background is None else background
+        return render(camera, self.gaussians, self.pipe, background, stats=stats)

@@ -17,7 +17,8 @@ import torch
 from arguments import ModelParams
 from scene.cameras import Camera
 from scene.fingerprint import Fingerprint
-from scene.formats.ply import load_ply, save_ply, write_points
+from scene.folder import ModelFolder
+from scene.formats.ply import load_ply, write_points
 from scene.frame import OF_DATA, Similarity, fitting, move, warnings
 from scene.gaussian_model import GaussianModel
 from scene.images import (
@@ -46,13 +47,9 @@ __all__ = [
     "GaussianModel",
     "PointCloud",
     "Scene",
-    "load_file",
     "load_gaussians",
-    "saved_iterations",
 ]
-UNDISTORTED = "undistorted"  # folder in the model folder
 MADE_POINTS = 100_000  # where the data set has none, as many as the original draws for Blender scenes
-EXPOSURES = "exposure.json"
 ONE_PLACE = 1e-4  # of the distance to the points: cameras that are not farther apart
 FEW_POINTS = 1000  # from photos; with less of them random ones are better
 
@@ -85,12 +82,12 @@ class Scene:
         self._model, self._device, self._seed = model, device, seed
         self._say: Callable[[str], None] = (lambda text: None) if quiet else say
         depths = model.depths if for_training else ""
-        folder = Path(model.model_path)
+        self._folder = ModelFolder(model.model_path)
         self._dataset = read_dataset(
             Path(model.source_path),
             model.images,
             depths,
-            folder,
+            self._folder.path,
             model.skip_missing,
             model.masks,
             model.allow_outside_paths,
@@ -138,29 +135,18 @@ class Scene:
 
     def write_inputs(self) -> None:
         """What the run starts from, into the model folder: split.json, cameras.json and input.ply."""
-        folder = Path(self._model.model_path)
-        write_json(folder / "split.json", self._split, indent=1)
-        self.frame.write(folder)
+        write_json(self._folder.split, self._split, indent=1)
+        self.frame.write(self._folder.normalization)
         cameras = [_camera_json(i, view, self.frame) for i, view in enumerate(self._views)]
-        write_json(folder / "cameras.json", cameras)
+        write_json(self._folder.cameras, cameras)
         points, origin = self._points_and_origin
         if origin is not None and origin.suffix == ".ply":
-            with open(origin, "rb") as source, atomic_write(folder / "input.ply") as target:
+            with open(origin, "rb") as source, atomic_write(self._folder.input_points) as target:
                 shutil.copyfileobj(source, target)
         else:
             xyz = self.frame.leave(points.xyz)
             xyz = xyz if self.frame.needs_doubles else xyz.astype(np.float32)
-            write_points(folder / "input.ply", PointCloud(xyz, points.rgb))
-
-    def save(self, gaussians: GaussianModel, iteration: int, antialiasing: bool = False) -> Path:
-        """Write the model as of this iteration into the model folder; returns the PLY's path."""
-        folder = Path(self._model.model_path)
-        path = folder / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
-        save_ply(gaussians, path, antialiasing, self.frame)
-        gaussians.save_exposures(folder / EXPOSURES)
-        if gaussians.exposed:
-            gaussians.save_exposures(path.with_name(EXPOSURES))
-        return path
+            write_points(self._folder.input_points, PointCloud(xyz, points.rgb))
 
     def enter(self, camera: Camera) -> None:
         """Put a camera of somebody else, in the data set's coordinates, where the scene is."""
@@ -172,7 +158,7 @@ class Scene:
         """A model that is trained already has its frame. Returns warnings, for those who train."""
         dataset = self._dataset
         if not for_training:
-            self.frame = Similarity.stored(Path(self._model.model_path))
+            self.frame = Similarity.stored(self._folder.normalization)
             move(dataset, self.frame)
             return []
         self.frame = fitting(dataset) if self._model.normalize else OF_DATA
@@ -215,7 +201,7 @@ class Scene:
         photo, folder = view.image_path, self._dataset.folder
         name = photo.relative_to(folder if photo.is_relative_to(folder) else photo.anchor)
         inner = ["up" if part == ".." else part for part in name.parts]  # stays in the model folder
-        return Path(self._model.model_path, UNDISTORTED, *inner[:-1], f"{inner[-1]}.png")
+        return Path(self._folder.undistorted, *inner[:-1], f"{inner[-1]}.png")
 
     def _camera(self, uid: int, view: View, pictures: "_Pictures", is_test: bool, half: str) -> Camera:
         width, height, photo, depth, counted = pictures
@@ -244,7 +230,7 @@ class Scene:
             models = ", ".join(sorted({lens.model for lens in lenses}))
             self._say(
                 f"Lenses: {len(lenses)} that distort ({models}); photos are undistorted, copies kept in "
-                f"{Path(self._model.model_path) / UNDISTORTED}"
+                f"{self._folder.undistorted}"
             )
         if self._model.resolution == -1 and any(width > MAX_WIDTH for width, _ in sizes.values()):
             self._say(
@@ -346,38 +332,8 @@ def _camera_json(number: int, view: View, frame: Similarity) -> dict:
     }
 
 
-# Saved models
-
-
-def saved_iterations(model_path: str | Path) -> list[int]:
-    """Iterations of which the model folder has a point cloud, in order."""
-    found = []
-    for ply in Path(model_path).glob("point_cloud/iteration_*/point_cloud.ply"):
-        number = ply.parent.name.removeprefix("iteration_")
-        if number.isdecimal() and number == str(int(number)):
-            found.append(int(number))
-    return sorted(found)
-
-
 def load_gaussians(model_path: str | Path, iteration: int, device: torch.device) -> tuple[GaussianModel, int]:
-    """The model saved at this iteration (-1: the last one), with its exposures, and which iteration it is."""
-    saved = saved_iterations(model_path)
-    if not saved:
-        raise DataError(f"{model_path}: has no point_cloud/iteration_N/point_cloud.ply; was it trained?")
-    if iteration != -1 and iteration not in saved:
-        raise DataError(
-            f"{model_path}: has no iteration {iteration}, only {some([str(i) for i in saved], 10)}"
-        )
-    iteration = saved[-1] if iteration == -1 else iteration
-    path = Path(model_path) / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
-    return load_file(path, model_path, device), iteration
-
-
-def load_file(path: Path, model_path: str | Path, device: torch.device) -> GaussianModel:
-    """The Gaussians of a PLY, with the exposures beside it, else those of the model folder, if any."""
-    frame = Similarity.stored(Path(model_path)) if model_path else OF_DATA
-    gaussians = load_ply(path, device, frame)
-    folders = [path.parent, *([Path(model_path)] if model_path else [])]  # the original has only the latter
-    if exposures := [folder / EXPOSURES for folder in folders if (folder / EXPOSURES).is_file()]:
-        gaussians.load_exposures(exposures[0])
-    return gaussians
+    """The Gaussians saved at this iteration (-1: the last one), and which iteration it is."""
+    folder = ModelFolder(model_path)
+    iteration = folder.saved(iteration)
+    return load_ply(folder.ply(iteration), device, Similarity.stored(folder.normalization)), iteration

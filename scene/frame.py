@@ -21,7 +21,6 @@ from utils.files import DataError, is_file, read_json, write_json
 if TYPE_CHECKING:
     from scene.readers.views import Dataset, View
 
-FILE = "normalization.json"
 NEAR_PLANE = 0.2  # of the rasterizer
 NEAREST, RADIUS = 1.0, 4.0  # in the frame of --normalize: depth of what is near, and least spread of cameras
 NEAR_PERCENT = 5  # of the points that a view shows are nearer than what is called near
@@ -68,17 +67,17 @@ class Similarity:
         """Is float32 too coarse for positions in the data set's coordinates?"""
         return bool(grid(np.array(self.center)) > EXACT * self.unit)
 
-    def write(self, folder: Path) -> None:
-        """What an earlier run left must not stay either."""
+    def write(self, path: Path) -> None:
+        """As normalization.json; what an earlier run left must not stay either."""
         if self.trivial:
-            (folder / FILE).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         else:
-            write_json(folder / FILE, {"about": "x in training = (x - center) / unit", **asdict(self)}, 1)
+            write_json(path, {"about": "x in training = (x - center) / unit", **asdict(self)}, 1)
 
     @classmethod
-    def stored(cls, folder: Path) -> "Similarity":
-        """Of a model folder."""
-        if not is_file(path := folder / FILE):
+    def stored(cls, path: Path) -> "Similarity":
+        """Of a model, whose normalization.json is there unless it is in the data set's coordinates."""
+        if not is_file(path):
             return cls()
         data = read_json(path)
         try:

@@ -1,13 +1,12 @@
-"""The Gaussians: raw parameters, what they mean, their optimizers, and the one way in which rows move.
+"""The Gaussians: raw parameters, what they mean, their optimizer, and the one way in which rows move.
 
 Optimized are unconstrained numbers; the activations make opacities of logits, scales of logarithms and unit
-quaternions of any (Kerbl et al. 2023, section 4). A new per-Gaussian attribute is a tensor in
-GaussianModel.from_points(), with at least two dimensions, and a learning rate in learning_rates(). Steps,
-clones, splits, pruning and checkpoints then have it; the PLY has what save_ply() and load_ply() name.
+quaternions of any (Kerbl et al. 2023, section 4). add_attribute() adds a tensor of your own with a row per
+Gaussian: steps, clones, splits, pruning, checkpoints and the PLY then have it, too.
 """
 
+import copy
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from diff_gaussian_rasterization import FusedAdam, SparseGaussianAdam, knn_mean_dist2
@@ -15,7 +14,8 @@ from torch import Tensor, nn
 
 from arguments import OptimizationParams
 from scene.points import PointCloud
-from utils.files import DataError, read_json, write_json
+from utils.files import DataError
+from utils.geometry import covariances
 from utils.memory import in_short, out_of_memory
 from utils.schedules import log_linear, sh_degree_at
 from utils.sh import rgb_to_sh
@@ -24,30 +24,31 @@ INITIAL_OPACITY = 0.1
 RESET_OPACITY = 0.01
 ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
 MOMENTS = ("exp_avg", "exp_avg_sq")
+PROBES = 32  # rows on which the activations are tried
 GPU_PIECES = 2**24  # numbers that may be lost at the ends of the pieces in which a GPU's memory is handed out
 
 
 def learning_rates(opt: OptimizationParams, extent: float) -> dict[str, float]:
     """Parameter name -> learning rate, in the order of the original's optimizer groups."""
     return {
-        "xyz": opt.position_lr_init * extent,
-        "f_dc": opt.feature_lr,
-        "f_rest": opt.feature_lr / 20,
-        "opacity": opt.opacity_lr,
-        "scaling": opt.scaling_lr,
-        "rotation": opt.rotation_lr,
+        "means": opt.position_lr_init * extent,
+        "sh_dc": opt.feature_lr,
+        "sh_rest": opt.feature_lr / 20,
+        "opacity_logits": opt.opacity_lr,
+        "log_scales": opt.scaling_lr,
+        "raw_quats": opt.rotation_lr,
     }
 
 
 class GaussianModel:
     """Trainable Gaussians. Row i of every parameter and of every optimizer state is Gaussian i."""
 
-    xyz: nn.Parameter  # [N, 3]
-    f_dc: nn.Parameter  # [N, 1, 3]     constant SH coefficient
-    f_rest: nn.Parameter  # [N, K-1, 3]   the others, K = (sh_degree + 1)^2
-    opacity: nn.Parameter  # [N, 1]        logit
-    scaling: nn.Parameter  # [N, 3]        natural logarithm
-    rotation: nn.Parameter  # [N, 4]        quaternion (w, x, y, z), any length
+    means: nn.Parameter  # [N, 3]
+    sh_dc: nn.Parameter  # [N, 1, 3]     constant SH coefficient
+    sh_rest: nn.Parameter  # [N, K-1, 3]   the others, K = (sh_degree + 1)^2
+    opacity_logits: nn.Parameter  # [N, 1]
+    log_scales: nn.Parameter  # [N, 3]        natural logarithms
+    raw_quats: nn.Parameter  # [N, 4]        quaternions (w, x, y, z) of any length
 
     def __init__(
         self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
@@ -57,8 +58,8 @@ class GaussianModel:
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
         self.extent = extent  # radius of the scene, to which position learning rates are relative
-        self.exposure_names: dict[str, int] = {}  # image name -> row of exposures
-        self.exposures = nn.Parameter(torch.empty(0, 3, 4, device=self.device))  # [V, 3, 4] color transforms
+        self._own_rates: dict[str, float] = {}  # attributes of one's own -> learning rate
+        self._standard: bool | None = None  # see standard_activations()
 
     @classmethod
     def from_points(
@@ -67,36 +68,41 @@ class GaussianModel:
         sh_degree: int,
         extent: float,
         device: torch.device,
-        exposure_names: list[str] | tuple[str, ...] = (),
     ) -> "GaussianModel":
         """One round, faint Gaussian per point, as large as the distance to its neighbors."""
-        xyz = torch.tensor(points.xyz, dtype=torch.float32, device=device)  # a copy: training writes to it
-        count = len(xyz)
+        means = torch.tensor(points.xyz, dtype=torch.float32, device=device)  # a copy: training writes to it
+        count = len(means)
         if count == 0:
             raise DataError("there are no points to start from; --random_init makes some")
-        spacing = knn_mean_dist2(xyz).clamp_min(1e-7).sqrt()
+        spacing = knn_mean_dist2(means).clamp_min(1e-7).sqrt()
         params = {
-            "xyz": xyz,
-            "f_dc": rgb_to_sh(torch.tensor(points.rgb, device=device))[:, None, :],
-            "f_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
-            "opacity": torch.full((count, 1), INITIAL_OPACITY, device=device).logit(),
-            "scaling": spacing.log()[:, None].repeat(1, 3),
-            "rotation": torch.tensor([1.0, 0.0, 0.0, 0.0], device=device).repeat(count, 1),
+            "means": means,
+            "sh_dc": rgb_to_sh(torch.tensor(points.rgb, device=device))[:, None, :],
+            "sh_rest": torch.zeros(count, (sh_degree + 1) ** 2 - 1, 3, device=device),
+            "opacity_logits": torch.full((count, 1), INITIAL_OPACITY, device=device).logit(),
+            "log_scales": spacing.log()[:, None].repeat(1, 3),
+            "raw_quats": torch.tensor([1.0, 0.0, 0.0, 0.0], device=device).repeat(count, 1),
         }
-        model = cls(params, sh_degree, extent=extent)
-        model.set_exposures(exposure_names)
-        return model
+        return cls(params, sh_degree, extent=extent)
+
+    def add_attribute(self, name: str, values: Tensor, lr: float) -> None:
+        """A tensor of your own, [N, ...] with at least two dimensions, optimized with this learning rate.
+        Call it before setup_optimizer()."""
+        if name in self._params or values.dim() < 2 or len(values) != len(self):
+            raise ValueError(f"{name} must be a new name and [{len(self)}, ...], got {list(values.shape)}")
+        self._params[name] = nn.Parameter(values.detach().to(self.device, torch.float32).contiguous())
+        self._own_rates[name] = lr
 
     # What the parameters mean
 
     def __getattr__(self, name: str) -> nn.Parameter:
-        """gaussians.xyz is gaussians.params["xyz"]."""
+        """gaussians.means is gaussians.params["means"]."""
         if name in self.__dict__.get("_params", {}):
             return self.params[name]
         raise AttributeError(f"GaussianModel has no attribute {name}")
 
     def __setattr__(self, name: str, value) -> None:
-        """gaussians.xyz += 1 changes the parameter, and gaussians.xyz = other would not."""
+        """gaussians.means += 1 changes the parameter, and gaussians.means = other would not."""
         if name not in self.__dict__.get("_params", {}):
             super().__setattr__(name, value)
         elif value is not self._params[name]:
@@ -125,27 +131,44 @@ class GaussianModel:
             settle()
 
     def __len__(self) -> int:
-        return len(self._params["xyz"])
+        return len(self._params["means"])
 
     @property
     def device(self) -> torch.device:
-        return self._params["xyz"].device
-
-    @property
-    def means(self) -> Tensor:
-        return self.params["xyz"]  # [N, 3]
+        return self._params["means"].device
 
     @property
     def scales(self) -> Tensor:
-        return self.params["scaling"].exp()  # [N, 3]
+        return self.params["log_scales"].exp()  # [N, 3]
 
     @property
     def quats(self) -> Tensor:
-        return nn.functional.normalize(self.params["rotation"], dim=-1)  # [N, 4]
+        return nn.functional.normalize(self.params["raw_quats"], dim=-1)  # [N, 4]
 
     @property
     def opacities(self) -> Tensor:
-        return self.params["opacity"].sigmoid()  # [N, 1]
+        return self.params["opacity_logits"].sigmoid()  # [N, 1]
+
+    def standard_activations(self) -> bool:
+        """Are the three above what the kernels compute from raw parameters? Tried on a few numbers once, and
+        again when schedule() adds a band of color: an activation that was edited is not passed over."""
+        if self._standard is None:
+            self._standard = _standard_activations(self)
+        return self._standard
+
+    # The original's names, for code that was written for it
+
+    get_xyz = property(lambda self: self.means)
+    get_features_dc = property(lambda self: self.sh_dc)
+    get_features_rest = property(lambda self: self.sh_rest)
+    get_features = property(lambda self: torch.cat([self.sh_dc, self.sh_rest], dim=1))
+    get_opacity = property(lambda self: self.opacities)
+    get_scaling = property(lambda self: self.scales)
+    get_rotation = property(lambda self: self.quats)
+    max_sh_degree = property(lambda self: self.sh_degree)
+
+    def get_covariance(self, scaling_modifier: float = 1.0) -> Tensor:
+        return covariances(self.scales, self.quats, scaling_modifier)
 
     def finite(self) -> Tensor:
         """Mask [N]: no parameter is infinite or not a number."""
@@ -154,51 +177,38 @@ class GaussianModel:
     # Optimization
 
     def setup_optimizer(self, opt: OptimizationParams) -> None:
-        """Fresh optimizers, with zero moments."""
+        """A fresh optimizer, with zero moments."""
         self._opt = opt
-        rates = learning_rates(opt, self.extent)
+        rates = learning_rates(opt, self.extent) | self._own_rates
         groups = [{"name": name, "params": [self.params[name]], "lr": rate} for name, rate in rates.items()]
         self.sparse = opt.optimizer_type == "sparse_adam"
         adam = SparseGaussianAdam if self.sparse else FusedAdam
         self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
-        self.exposure_optimizer = FusedAdam([self.exposures], lr=opt.exposure_lr_init)
 
     def schedule(self, iteration: int) -> None:
         """Learning rates and SH degree of this step (counted from 1)."""
         opt = self._opt
         for group in self.optimizer.param_groups:
-            if group["name"] == "xyz":
+            if group["name"] == "means":
                 start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
                 group["lr"] = log_linear(iteration, start, end, opt.position_lr_max_steps)
-        self.exposure_optimizer.param_groups[0]["lr"] = log_linear(
-            iteration,
-            opt.exposure_lr_init,
-            opt.exposure_lr_final,
-            opt.iterations,
-            opt.exposure_lr_delay_steps,
-            opt.exposure_lr_delay_mult,
-        )
-        self.active_sh_degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
+        degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
+        if degree != self.active_sh_degree:
+            self.active_sh_degree, self._standard = degree, None
 
     def step(self, visible: Tensor) -> None:
         """Move the parameters along their gradients, and drop the gradients. visible: bool [N].
 
         When memory is lacking, it fails before anything has moved.
         """
-        if self.exposures.grad is not None:  # they move last, and are ready before others do
-            self.exposures.grad = self.exposures.grad.contiguous()
-            self.exposure_optimizer.begin_step()
-            self.exposure_optimizer.take_step_back()
         if isinstance(self.optimizer, SparseGaussianAdam):
             self.optimizer.step(visible, len(self))
         else:
             self.optimizer.step()
-        self.exposure_optimizer.step()
         self.forget_gradients()
 
     def forget_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        self.exposure_optimizer.zero_grad(set_to_none=True)
 
     @torch.no_grad()
     def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:
@@ -261,49 +271,11 @@ class GaussianModel:
     @torch.no_grad()
     def reset_opacity(self) -> None:
         """Make everything nearly transparent: what is needed comes back, the rest is pruned."""
-        opacity = self.params["opacity"]
+        opacity = self.params["opacity_logits"]
         opacity.copy_(self.opacities.clamp_max(RESET_OPACITY).logit())
         for key in MOMENTS:
             if key in self.optimizer.state.get(opacity, {}):
                 self.optimizer.state[opacity][key].zero_()
-
-    # Exposures
-
-    def set_exposures(self, names: list[str] | tuple[str, ...], values: Tensor | None = None) -> None:
-        """One color transform per image: the identity, or the given ones [V, 3, 4]."""
-        names = list(dict.fromkeys(names))  # train and test images of Blender scenes share names
-        identity = torch.eye(3, 4, device=self.device).repeat(len(names), 1, 1)
-        self.exposure_names = {name: row for row, name in enumerate(names)}
-        self.exposures = nn.Parameter(identity if values is None else values.to(self.device).contiguous())
-
-    @property
-    def exposed(self) -> bool:
-        """Has any exposure changed?"""
-        return bool((self.exposures != torch.eye(3, 4, device=self.exposures.device)).any())
-
-    def exposure(self, name: str) -> Tensor:
-        """The color transform [3, 4] of one image."""
-        if name not in self.exposure_names:
-            raise DataError(
-                f"there is no exposure for the image {name}, but --train_test_exp needs one for every view; "
-                f"the model has {len(self.exposure_names)} (exposure.json)"
-            )
-        return self.exposures[self.exposure_names[name]]
-
-    def save_exposures(self, path: Path) -> None:
-        """exposure.json: {image name: 3x4}."""
-        values = self.exposures.detach().cpu().tolist()
-        write_json(path, {name: values[row] for name, row in self.exposure_names.items()}, indent=2)
-
-    def load_exposures(self, path: Path) -> None:
-        data = read_json(path)
-        try:
-            values = torch.tensor(list(data.values()), dtype=torch.float32).reshape(len(data), 3, 4)
-        except (TypeError, ValueError, RuntimeError):
-            raise DataError(f"{path}: must hold a 3x4 list of numbers for each image name") from None
-        if not values.isfinite().all():
-            raise DataError(f"{path}: must hold finite numbers")
-        self.set_exposures(list(data), values)
 
     # For checkpoints
 
@@ -317,25 +289,35 @@ class GaussianModel:
             "sh_degree": self.sh_degree,
             "active_sh_degree": self.active_sh_degree,
             "extent": self.extent,
-            "exposure_names": list(self.exposure_names),
-            "exposures": self.exposures.detach(),
-            "exposure_moments": dict(self.exposure_optimizer.state[self.exposures]),
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Become the model as it was, its optimizers too. Call setup_optimizer() before."""
-        device = self.device
-        self.params = {
-            name: nn.Parameter(value.to(device).contiguous()) for name, value in state["params"].items()
-        }
+        """Become the model as it was, its optimizer too. Call setup_optimizer() before."""
+        device, params = self.device, state["params"]
+        if not params.keys() >= self._params.keys():  # what is not of this model is left out
+            raise ValueError(f"its parameters must be {', '.join(self._params)}, got {', '.join(params)}")
+        self.params = {name: nn.Parameter(params[name].to(device).contiguous()) for name in self._params}
         self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
         self.extent = state["extent"] or self.extent
-        if state["exposure_names"]:
-            self.set_exposures(state["exposure_names"], state["exposures"])
         self.setup_optimizer(self._opt)
         for group in self.optimizer.param_groups:
             _set_moments(self.optimizer, group["params"][0], state["moments"].get(group["name"], {}))
-        _set_moments(self.exposure_optimizer, self.exposures, state["exposure_moments"])
+
+
+def _standard_activations(model: GaussianModel) -> bool:
+    probe = copy.copy(model)
+    probe._settle = None
+    raw = probe._params = {
+        name: nn.Parameter(
+            torch.linspace(-8, 8, PROBES * value.shape[1:].numel()).view(PROBES, *value.shape[1:])
+        )
+        for name, value in model._params.items()
+    }
+    return (
+        torch.equal(probe.opacities, raw["opacity_logits"].sigmoid())
+        and torch.equal(probe.scales, raw["log_scales"].exp())
+        and torch.equal(probe.quats, nn.functional.normalize(raw["raw_quats"], dim=-1))
+    )
 
 
 def _rows(tensor: Tensor, index: Tensor) -> Tensor:

@@ -26,11 +26,11 @@ from arguments import (
     parse_render,
     parse_train,
     pick_device,
-    save_config,
     saved_options,
 )
+from scene.folder import ModelFolder
 from scene.points import PointCloud, uniform_points
-from train import seed_everything
+from training.run import seed_everything
 
 # The original's defaults (its README and argument groups), written out a second time on purpose.
 ORIGINAL_MODEL = {
@@ -70,7 +70,7 @@ def test_names_and_defaults_are_the_originals(group, original):
     ours = vars(group())
     assert {name: ours[name] for name in original} == original
     if group is OptimizationParams or group is PipelineParams:
-        assert ours.keys() - {"cap_max"} == original.keys()
+        assert ours.keys() - {"cap_max", "strategy"} == original.keys()
 
 
 def test_shorthands(tmp_path):
@@ -228,7 +228,7 @@ def test_config_file_comes_after_defaults_and_before_the_command_line(tmp_path, 
 def test_model_folder_keeps_every_option(tmp_path):
     line = f"-s {tmp_path} -m {tmp_path}/m -w -r 2 --antialiasing --iterations 12 --lambda_dssim 0.3"
     groups = parse_train(line.split())
-    save_config(groups[0].model_path, *groups)
+    ModelFolder(groups[0].model_path).write_options(groups)
     model, pipe, render = parse_render(["-m", f"{tmp_path}/m", "--iteration", "12"])
     assert (model, pipe) == (groups[0], groups[2]), "render.py repeats no flag"
     assert render.iteration == 12

@@ -10,31 +10,34 @@ import pytest
 import torch
 from torch import nn
 
-from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
+from arguments import ModelParams, OptimizationParams, Options, PipelineParams, RunParams
 from gaussian_renderer.fused import can_fuse
-from scene import gaussian_model
-from scene.formats.ply import save_ply
-from strategies.adc import AdaptiveDensityControl
+from per_view import Exposure
+from scene.formats.ply import load_ply, save_ply
 from tests.test_density import control, pull
-from tests.test_gaussians import SHAPES, make_model, moments, some_steps
+from tests.test_gaussians import make_model, moments, some_steps
 from training import checkpoint
+from training.checkpoint import RENAMED
 from training.queue import ViewQueue
 from utils.files import DataError
 
+CPU = torch.device("cpu")
 
-def toy_training(first: int, last: int, model, density, queue) -> list[int]:
+
+def toy_training(first: int, last: int, gaussians, adc, queue, exposure) -> list[int]:
     """A loop with everything that makes randomness and state, and no pictures."""
     shown = []
     for iteration in range(first, last + 1):
-        model.schedule(iteration)
+        gaussians.schedule(iteration)
+        exposure.schedule(iteration)
         view = queue.next()
         shown.append(view)
-        for value in model.params.values():
+        for value in [*gaussians.params.values(), exposure.values]:
             value.grad = torch.randn_like(value.detach()) * (1 + view)
-        model.exposures.grad = torch.rand_like(model.exposures.detach())
-        model.step(visible=torch.rand(len(model)) < 0.8)
-        pull(density, model, iteration, (torch.rand(len(model)) * 4e-4).tolist())
-        density.step(model, iteration, 10.0, white_background=True)
+        exposure.step()
+        gaussians.step(visible=torch.rand(len(gaussians)) < 0.8)
+        pull(adc, gaussians, iteration, (torch.rand(len(gaussians)) * 4e-4).tolist())
+        adc.after_step(gaussians, iteration)
         shown += [random.random(), float(np.random.rand()), float(np.random.randn())]
     return shown
 
@@ -47,65 +50,76 @@ def fresh(optimizer_type="default", seed=0):
         densify_from_iter=4, densification_interval=5, opacity_reset_interval=7, densify_until_iter=60
     )
     model = make_model(20, optimizer_type=optimizer_type, **options)
-    return model, AdaptiveDensityControl.from_params(OptimizationParams(**options)), ViewQueue(7, seed)
+    adc, exposure = control(white=True, **options), Exposure(["a", "b"], CPU)
+    adc.generator = None
+    return {"gaussians": model, "adc": adc, "queue": ViewQueue(7, seed), "exposure": exposure}
 
 
 @pytest.mark.parametrize("optimizer_type", ["default", "sparse_adam"])
 @pytest.mark.parametrize("stop_at", [3, 13, 15, 20])  # before the first refinement; between two; at one
 def test_resuming_gives_what_no_interruption_gives(tmp_path, stop_at, optimizer_type):
     whole = fresh(optimizer_type)
-    shown = toy_training(1, 32, *whole)
-    assert len(whole[0]) not in (0, 20), "something must have been cloned, split or pruned"
+    shown = toy_training(1, 32, **whole)
+    assert len(whole["gaussians"]) not in (0, 20), "something must have been cloned, split or pruned"
 
     parts = fresh(optimizer_type)
-    first_half = toy_training(1, stop_at, *parts)
-    checkpoint.save(tmp_path / "c.pth", stop_at, *parts)
+    first_half = toy_training(1, stop_at, **parts)
+    checkpoint.save(tmp_path / "c.pth", stop_at, parts, CPU)
     resumed = fresh(optimizer_type, seed=99)
-    assert checkpoint.load(tmp_path / "c.pth", *resumed) == stop_at
-    second_half = toy_training(stop_at + 1, 32, *resumed)
+    assert checkpoint.load(tmp_path / "c.pth", resumed, CPU) == stop_at
+    second_half = toy_training(stop_at + 1, 32, **resumed)
 
     assert first_half + second_half == shown
-    model, expected = resumed[0], whole[0]
+    model, expected = resumed["gaussians"], whole["gaussians"]
     for name, value in expected.params.items():
         assert torch.equal(model.params[name], value), name
         for key in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(moments(model)[name][key], moments(expected)[name][key]), name
-    assert torch.equal(model.exposures, expected.exposures)
+    assert torch.equal(resumed["exposure"].values, whole["exposure"].values)
     assert model.active_sh_degree == expected.active_sh_degree
-    assert torch.equal(resumed[1].stats.grad_norm_sum, whole[1].stats.grad_norm_sum)
+    assert torch.equal(resumed["adc"]._stats.visits, whole["adc"]._stats.visits)
 
 
-def test_an_attribute_of_ones_own(tmp_path, monkeypatch):
-    """It is stepped, follows its rows, and comes back; the native call does not know it."""
-    rates = gaussian_model.learning_rates
-    assert can_fuse(fresh()[0], ModelParams(), OptimizationParams(), PipelineParams(), RunParams())
-    monkeypatch.setattr(gaussian_model, "learning_rates", lambda *args: rates(*args) | {"label": 0.01})
-    monkeypatch.setitem(SHAPES, "label", (2,))
+def labelled(seed=0) -> dict:
+    parts = fresh(seed=seed)
+    parts["gaussians"].add_attribute("label", torch.ones(20, 2), lr=0.01)
+    parts["gaussians"].setup_optimizer(OptimizationParams())
+    return parts
 
-    whole = fresh()
-    assert not can_fuse(whole[0], ModelParams(), OptimizationParams(), PipelineParams(), RunParams())
-    toy_training(1, 32, *whole)
-    parts = fresh()
-    toy_training(1, 13, *parts)
-    checkpoint.save(tmp_path / "c.pth", 13, *parts)
-    resumed = fresh(seed=9)
-    checkpoint.load(tmp_path / "c.pth", *resumed)
-    toy_training(14, 32, *resumed)
-    assert resumed[0].label.shape == (len(whole[0]), 2) != (20, 2)
-    assert torch.equal(resumed[0].label, whole[0].label)
+
+def test_an_attribute_of_ones_own(tmp_path):
+    """It is stepped, follows its rows, comes back and is in the PLY; the native call does not know it."""
+    options = Options(ModelParams(), OptimizationParams(), PipelineParams(), RunParams())
+    assert can_fuse(fresh()["gaussians"], options)
+    assert not can_fuse(labelled()["gaussians"], options)
+
+    whole = labelled()
+    toy_training(1, 32, **whole)
+    parts = labelled()
+    toy_training(1, 13, **parts)
+    checkpoint.save(tmp_path / "c.pth", 13, parts, CPU)
+    resumed = labelled(seed=9)
+    checkpoint.load(tmp_path / "c.pth", resumed, CPU)
+    toy_training(14, 32, **resumed)
+    model, expected = resumed["gaussians"], whole["gaussians"]
+    assert model.label.shape == (len(expected), 2) != (20, 2) and model.label.std() > 1e-3
+    assert torch.equal(model.label, expected.label)
     for key in ("exp_avg", "exp_avg_sq"):
-        assert torch.equal(moments(resumed[0])["label"][key], moments(whole[0])["label"][key])
-    monkeypatch.undo()
-    with pytest.raises(DataError, match="must be xyz, .*, rotation, got xyz, .*, rotation, label"):
-        checkpoint.load(tmp_path / "c.pth", *fresh())
+        assert torch.equal(moments(model)["label"][key], moments(expected)["label"][key])
+    save_ply(model, tmp_path / "labelled.ply")
+    assert torch.equal(load_ply(tmp_path / "labelled.ply").label, model.label)
+    checkpoint.load(tmp_path / "labelled.ply", resumed, CPU)
+    checkpoint.save(tmp_path / "plain.pth", 0, fresh(), CPU)
+    with pytest.raises(DataError, match="must be means, .*, raw_quats, label, got means, .*, raw_quats$"):
+        checkpoint.load(tmp_path / "plain.pth", labelled(), CPU)
 
 
 def test_a_checkpoint_is_plain_data(tmp_path):
     parts = fresh()
-    toy_training(1, 3, *parts)
-    checkpoint.save(tmp_path / "c.pth", 3, *parts)
+    toy_training(1, 3, **parts)
+    checkpoint.save(tmp_path / "c.pth", 3, parts, CPU)
     state = torch.load(tmp_path / "c.pth", weights_only=True)  # nothing allow-listed
-    assert (state["format"], state["version"], state["iteration"]) == ("TileSplat checkpoint", 1, 3)
+    assert (state["format"], state["version"], state["iteration"]) == ("TileSplat checkpoint", 2, 3)
 
     def kinds(value):
         if isinstance(value, dict):
@@ -119,7 +133,7 @@ def test_a_checkpoint_is_plain_data(tmp_path):
 
 def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     parts = fresh()
-    checkpoint.save(tmp_path / "c.pth", 0, *parts)
+    checkpoint.save(tmp_path / "c.pth", 0, parts, CPU)
     before = (tmp_path / "c.pth").read_bytes()
 
     def full_disk(state, file):
@@ -128,7 +142,7 @@ def test_a_failing_write_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(OSError, match="no space left"):
-        checkpoint.save(tmp_path / "c.pth", 1, *parts)
+        checkpoint.save(tmp_path / "c.pth", 1, parts, CPU)
     assert (tmp_path / "c.pth").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["c.pth"]
 
@@ -161,45 +175,46 @@ def original_checkpoint(path, scalar=np.float64, protocol=2) -> dict:
 def test_checkpoint_of_the_original(tmp_path, scalar):
     path = tmp_path / "chkpnt7000.pth"
     written = original_checkpoint(path, scalar)
-    model, density, queue = make_model(3, extent=1.0), control(), ViewQueue(4)
-    assert checkpoint.load(path, model, density, queue) == 7000
+    model, density = make_model(3, extent=1.0), control()
+    parts = {"gaussians": model, "adc": density, "queue": ViewQueue(4)}
+    assert checkpoint.load(path, parts, CPU) == 7000
     assert (len(model), model.sh_degree, model.active_sh_degree, model.extent) == (5, 3, 2, 4.5)
-    assert model.exposure_names == {"a": 0, "b": 1}, "it has none; ours stay"
     for name, value in written["params"].items():
-        assert torch.equal(model.params[name], value)
+        assert torch.equal(model.params[RENAMED[name]], value)
         for key in ("exp_avg", "exp_avg_sq"):
-            assert torch.equal(moments(model)[name][key], written["optimizer"].state[value][key])
-    assert torch.equal(density.stats.grad_norm_sum, written["grad_sum"][:, 0])
-    assert (density.stats.visits == 3).all()
+            assert torch.equal(moments(model)[RENAMED[name]][key], written["optimizer"].state[value][key])
+    assert torch.equal(density._stats.grad_norm_sum, written["grad_sum"][:, 0])
+    assert (density._stats.visits == 3).all()
 
     # It goes on as torch's own Adam would.
     model.schedule(7001)
     rates = {group["name"]: group["lr"] for group in model.optimizer.param_groups}
     for group in written["optimizer"].param_groups:
-        group["lr"] = rates[group["name"]]
+        group["lr"] = rates[RENAMED[group["name"]]]
     for name, value in written["params"].items():
         value.grad = torch.full_like(value, 0.5)
-        model.params[name].grad = torch.full_like(value, 0.5)
+        model.params[RENAMED[name]].grad = torch.full_like(value, 0.5)
     written["optimizer"].step()
     model.step(visible=torch.ones(5, dtype=torch.bool))
     for name, value in written["params"].items():
-        torch.testing.assert_close(model.params[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(model.params[RENAMED[name]], value, rtol=1e-5, atol=1e-6)
 
 
 def test_going_on_from_a_ply(tmp_path):
     path = tmp_path / "point_cloud" / "iteration_7000" / "point_cloud.ply"
     saved = make_model(5)
     save_ply(saved, path)
-    model, density, queue = make_model(3, extent=2.5), control(), ViewQueue(4)
+    model = make_model(3, extent=2.5)
+    parts = {"gaussians": model, "adc": control(), "queue": ViewQueue(4)}
     some_steps(model)
-    assert checkpoint.load(path, model, density, queue) == 7000
+    assert checkpoint.load(path, parts, CPU) == 7000
     assert (len(model), model.active_sh_degree, model.extent) == (5, 3, 2.5)
     for name, value in saved.params.items():
         assert torch.equal(model.params[name], value)
     assert not any(state for state in moments(model).values())
     some_steps(model)
     path.rename(tmp_path / "other.ply")
-    assert checkpoint.load(tmp_path / "other.ply", model, density, queue) == 0
+    assert checkpoint.load(tmp_path / "other.ply", parts, CPU) == 0
 
 
 def test_both_spellings_of_numpys_module(tmp_path):
@@ -220,7 +235,7 @@ def test_both_spellings_of_numpys_module(tmp_path):
             for filename, data in files.items():
                 target.writestr(filename, data)
         assert checkpoint.read(path)["iteration"] == 7000
-    assert checkpoint.read(path)["gaussians"]["extent"] == 4.5
+    assert checkpoint.read(path)["parts"]["gaussians"]["extent"] == 4.5
 
 
 class Evil:
@@ -238,27 +253,27 @@ def test_files_that_are_no_checkpoints(tmp_path):
         ({"weights": torch.zeros(3)}, "is not a checkpoint of TileSplat or of the original"),
         (torch.zeros(3), "is not a checkpoint of TileSplat or of the original"),
         (((1, 2, 3), 5), "is not a checkpoint of the original"),
-        ({"format": "TileSplat checkpoint", "version": 99}, "has version 99, must have 1"),
-        ({"format": "TileSplat checkpoint", "version": 1}, "does not fit this run"),
+        ({"format": "TileSplat checkpoint", "version": 99}, "has version 99, must have 2"),
+        ({"format": "TileSplat checkpoint", "version": 2}, "does not fit this run"),
     ]:
         torch.save(content, path)
         with pytest.raises(DataError, match=rf"c.pth: {message}"):
-            checkpoint.load(path, *parts)
+            checkpoint.load(path, parts, CPU)
     for data in (b"", b"garbage", pickle.dumps(Evil()), pickle.dumps([1])):
         path.write_bytes(data)
         with pytest.raises(DataError, match="c.pth"):
-            checkpoint.load(path, *parts)
+            checkpoint.load(path, parts, CPU)
     with pytest.raises(DataError, match="cannot be read as a checkpoint"):
         checkpoint.read(tmp_path / "none.pth")
 
 
 def test_torn_files(tmp_path):
     parts = fresh()
-    toy_training(1, 3, *parts)
-    checkpoint.save(tmp_path / "c.pth", 3, *parts)
+    toy_training(1, 3, **parts)
+    checkpoint.save(tmp_path / "c.pth", 3, parts, CPU)
     whole = (tmp_path / "c.pth").read_bytes()
     for length in np.linspace(0, len(whole) - 1, 40).astype(int):
         (tmp_path / "c.pth").write_bytes(whole[:length])
         with pytest.raises(DataError, match="c.pth"):
-            checkpoint.load(tmp_path / "c.pth", *parts)
+            checkpoint.load(tmp_path / "c.pth", parts, CPU)
     assert torch.load(io.BytesIO(whole), weights_only=True)["iteration"] == 3

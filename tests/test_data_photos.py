@@ -52,7 +52,7 @@ def test_another_ending_of_colmap_photos(tmp_path):
     said = notes(folder)
     assert f"Photos: 2 have another ending than in the data set's files: {folder}/images/v1.webp is" in said
     assert "taken for v1.png, and so on" in said and "all 3 in" in said
-    assert len(Scene(ModelParams(str(folder), str(folder)), torch.device("cpu")).train_cameras) == 3
+    assert len(Scene(ModelParams(source_path=str(folder)), torch.device("cpu")).train_cameras) == 3
 
 
 def test_other_endings_in_other_formats(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from diff_gaussian_rasterization import ScreenStats
 
-from arguments import OptimizationParams
+from arguments import ModelParams, OptimizationParams, Options, PipelineParams, RunParams
 from scene.gaussian_model import GaussianModel
+from strategies import adc
 from strategies.adc import AdaptiveDensityControl
 from tests.test_gaussians import make_model, moments, some_steps
 
@@ -19,29 +20,31 @@ def model_with(scales: list[float], opacities: list[float]) -> GaussianModel:
     model = make_model(len(scales))
     some_steps(model)
     with torch.no_grad():
-        model.scaling.copy_(torch.tensor(scales).log()[:, None] + torch.tensor([0.0, -0.5, -1.0]))
-        model.opacity.copy_(torch.tensor(opacities).logit()[:, None])
+        model.log_scales.copy_(torch.tensor(scales).log()[:, None] + torch.tensor([0.0, -0.5, -1.0]))
+        model.opacity_logits.copy_(torch.tensor(opacities).logit()[:, None])
     return model
 
 
-def control(seed: int = 0, **options) -> AdaptiveDensityControl:
-    return AdaptiveDensityControl.from_params(
-        OptimizationParams(**options), torch.Generator().manual_seed(seed)
-    )
+def control(seed: int = 0, white: bool = False, **options) -> AdaptiveDensityControl:
+    model = ModelParams(white_background=white)
+    options = Options(model, OptimizationParams(**options), PipelineParams(), RunParams())
+    density = adc.make(options, EXTENT, print)
+    density.generator = torch.Generator().manual_seed(seed)
+    return density
 
 
 def pull(
     density: AdaptiveDensityControl, model: GaussianModel, iteration: int, mean_gradients: list[float]
 ) -> None:
     """As if each Gaussian had been seen four times."""
-    stats = density.stats_for(model, iteration)
+    stats = density.stats(model, iteration)
     stats.grad_norm_sum += 4 * torch.tensor(mean_gradients)
     stats.visits += 4
 
 
 def origins(model: GaussianModel, before: torch.Tensor) -> list[int]:
     """Which row each Gaussian was, told by the view-dependent color, which nothing here changes."""
-    return [int((before == row).flatten(1).all(dim=1).nonzero()[0, 0]) for row in model.f_rest]
+    return [int((before == row).flatten(1).all(dim=1).nonzero()[0, 0]) for row in model.sh_rest]
 
 
 def test_clone_split_and_prune():
@@ -51,32 +54,32 @@ def test_clone_split_and_prune():
     pulls = [1.9e-4, 2.1e-4, 2.1e-4, 0, 1, 2.0001e-4]
     model = model_with(scales, opacity)
     with torch.no_grad():
-        model.scaling[5, 0] = math.log(0.0999)
+        model.log_scales[5, 0] = math.log(0.0999)
     old = {name: value.detach().clone() for name, value in model.params.items()}
     density = control()
     pull(density, model, 600, pulls)
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
 
     # By where they came from; a clone, being in the same place, follows what it is a copy of.
-    origin = origins(model, old["f_rest"])
+    origin = origins(model, old["sh_rest"])
     model.reindex(torch.tensor(sorted(range(len(origin)), key=lambda row: origin[row])))
     assert sorted(origin) == [0, 1, 1, 2, 2, 5, 5]
     same, children, new = [0, 1, 2, 5, 6], [3, 4], [2, 3, 4, 6]
     assert len(model.optimizer.state) == 6 and all(
         state["exp_avg"].shape[0] == 7 for state in moments(model).values()
     )
-    for name in ("xyz", "f_dc", "opacity", "scaling", "rotation"):
+    for name in ("means", "sh_dc", "opacity_logits", "log_scales", "raw_quats"):
         assert torch.equal(model.params[name][same], old[name][[0, 1, 1, 5, 5]]), name
-    for name in ("f_dc", "opacity", "rotation"):
+    for name in ("sh_dc", "opacity_logits", "raw_quats"):
         assert torch.equal(model.params[name][children], old[name][[2, 2]]), name
-    torch.testing.assert_close(model.scales[children], old["scaling"][[2, 2]].exp() / 1.6)
-    assert (model.xyz[3] != old["xyz"][2]).all() and (model.xyz[3] != model.xyz[4]).all()
+    torch.testing.assert_close(model.scales[children], old["log_scales"][[2, 2]].exp() / 1.6)
+    assert (model.means[3] != old["means"][2]).all() and (model.means[3] != model.means[4]).all()
 
     for name, state in moments(model).items():
         for key in ("exp_avg", "exp_avg_sq"):
             assert (state[key][new] == 0).all(), "new rows start without moments"
             assert (state[key][[0, 1, 5]].flatten(1).abs().sum(dim=1) > 0).all(), name
-    stats = density.stats_for(model, 601)
+    stats = density.stats(model, 601)
     assert stats.visits.shape == (7,) and not stats.visits.any() and not stats.grad_norm_sum.any()
 
 
@@ -85,69 +88,67 @@ def test_children_are_drawn_from_their_parent():
     count = 20_000
     model = make_model(1)
     with torch.no_grad():
-        model.scaling.copy_(torch.tensor([[0.5, 0.3, 0.2]]).log())
-        model.rotation.copy_(torch.tensor([[3 * math.cos(0.4), 0, 0, 3 * math.sin(0.4)]]))  # 0.8 rad about z
-        model.opacity.fill_(2.0)
-        model.xyz.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
+        model.log_scales.copy_(torch.tensor([[0.5, 0.3, 0.2]]).log())
+        model.raw_quats.copy_(torch.tensor([[3 * math.cos(0.4), 0, 0, 3 * math.sin(0.4)]]))  # 0.8 rad about z
+        model.opacity_logits.fill_(2.0)
+        model.means.copy_(torch.tensor([[1.0, 2.0, 3.0]]))
     model.reindex(torch.zeros(count, dtype=torch.long))
     density = control()
     pull(density, model, 600, [1.0] * count)
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     assert len(model) == 2 * count
     c, s = math.cos(0.8), math.sin(0.8)
     turn = torch.tensor([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     covariance = turn @ torch.diag(torch.tensor([0.25, 0.09, 0.04])) @ turn.T
     # 40,000 samples: the mean is off by 0.5 / 200 and a variance by 0.25 * sqrt(2) / 200 at one sigma.
-    torch.testing.assert_close(model.xyz.mean(dim=0), torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=0.01)
-    torch.testing.assert_close(torch.cov(model.xyz.T), covariance, rtol=0, atol=0.007)
+    torch.testing.assert_close(model.means.mean(dim=0), torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=0.01)
+    torch.testing.assert_close(torch.cov(model.means.T), covariance, rtol=0, atol=0.007)
 
 
 def test_large_gaussians_go_after_the_first_opacity_reset():
     scales = [0.99, 1.01, 1.5, 1.7]
     for iteration, left in [(3000, [0, 1, 2, 3]), (3100, [0])]:
         model = model_with(scales, [0.5] * 4)
-        old = model.f_rest.detach().clone()
+        old = model.sh_rest.detach().clone()
         density = control(opacity_reset_interval=3000)
         pull(density, model, iteration, [0.0] * 4)
-        density.step(model, iteration, EXTENT, white_background=False)
+        density.after_step(model, iteration)
         assert sorted(origins(model, old)) == left
 
     # Split ones are judged by the size of the children: 1.5 / 1.6 stays, 1.7 / 1.6 does not.
     model = model_with(scales, [0.5] * 4)
-    old = model.f_rest.detach().clone()
+    old = model.sh_rest.detach().clone()
     density = control()
     pull(density, model, 3100, [0.0, 0.0, 1.0, 1.0])
-    density.step(model, 3100, EXTENT, white_background=False)
+    density.after_step(model, 3100)
     assert sorted(origins(model, old)) == [0, 2, 2]
 
 
 def test_mean_is_over_the_views_that_saw_it():
     model = model_with([0.05] * 3, [0.5] * 3)
     density = control()
-    stats = density.stats_for(model, 600)
+    stats = density.stats(model, 600)
     stats.grad_norm_sum += torch.tensor([1e-3, 1e-3, 0.0])
     stats.visits += torch.tensor([4.0, 6.0, 0.0])  # means 2.5e-4, 1.7e-4, and one that nobody saw
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     assert len(model) == 4
 
 
 def test_when():
     """With default flags: refined every 100 steps from 600 to 14,900; reset at 3, 6, 9 and 12 thousand."""
     for white, resets in [(False, [3000, 6000, 9000, 12_000]), (True, [500, 3000, 6000, 9000, 12_000])]:
-        model, density = Recorder(), control()
-        density.refine = lambda gaussians, extent, prune_large: gaussians.refined.append(
-            (gaussians.at, prune_large)
-        )
+        model, density = Recorder(), control(white=white)
+        density.refine = lambda gaussians, prune_large: gaussians.refined.append((gaussians.at, prune_large))
         watched = []
         for iteration in range(1, 15_200):
             model.at = iteration
-            if density.stats_for(model, iteration) is not None:
+            if density.stats(model, iteration) is not None:
                 watched.append(iteration)
-            density.step(model, iteration, EXTENT, white)
+            density.after_step(model, iteration)
         assert model.reset == resets
         assert model.refined == [(i, i > 3000) for i in range(600, 15_000, 100)]
         assert watched == list(range(1, 15_000))
-        assert density.stats is None
+        assert density._stats is None
 
 
 class Recorder:
@@ -172,8 +173,8 @@ def test_same_generator_same_result():
         density = control(seed)
         pull(density, model, 600, [1.0] * 4)
         torch.manual_seed(len(results))  # PyTorch's own generator has no say
-        density.step(model, 600, EXTENT, white_background=False)
-        results.append(model.xyz.detach())
+        density.after_step(model, 600)
+        results.append(model.means.detach())
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
@@ -181,10 +182,10 @@ def test_nothing_left_and_nothing_to_do():
     model = model_with([0.05] * 3, [0.001] * 3)
     density = control()
     pull(density, model, 600, [0.0] * 3)
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     assert len(model) == 0
-    density.stats_for(model, 601)
-    density.step(model, 700, EXTENT, white_background=False)
+    density.stats(model, 601)
+    density.after_step(model, 700)
     assert len(model) == 0
 
 
@@ -193,14 +194,14 @@ def test_state_goes_through_a_dictionary():
     density = control(seed=5)
     pull(density, model, 550, [1.0, 0, 1.0, 0])
     other = control(seed=6)
-    other.load_state_dict(density.state_dict(), torch.device("cpu"))
-    assert isinstance(other.stats, ScreenStats) and torch.equal(other.stats.visits, torch.full((4,), 4.0))
+    other.load_state_dict(density.state_dict())
+    assert isinstance(other._stats, ScreenStats) and torch.equal(other._stats.visits, torch.full((4,), 4.0))
     twin = model_with([0.5] * 4, [0.5] * 4)
-    density.step(model, 600, EXTENT, white_background=False)
-    other.step(twin, 600, EXTENT, white_background=False)
-    assert len(model) == 6 and torch.equal(model.xyz, twin.xyz)
-    other.load_state_dict(density.state_dict(), torch.device("cpu"))
-    assert other.stats is None
+    density.after_step(model, 600)
+    other.after_step(twin, 600)
+    assert len(model) == 6 and torch.equal(model.means, twin.means)
+    other.load_state_dict(density.state_dict())
+    assert other._stats is None
 
 
 @pytest.mark.gpu
@@ -212,13 +213,14 @@ def test_waits_for_the_gpu_only_to_learn_sizes():
     model = make_model(1_000_000)
     model.params = {name: torch.nn.Parameter(value.detach().cuda()) for name, value in model.params.items()}
     model.setup_optimizer(OptimizationParams())
-    density = AdaptiveDensityControl.from_params(OptimizationParams(), torch.Generator("cuda").manual_seed(0))
-    stats = density.stats_for(model, 600)
+    density = control()
+    density.generator = torch.Generator("cuda").manual_seed(0)
+    stats = density.stats(model, 600)
     stats.grad_norm_sum += torch.rand(len(model), device="cuda") * 2.2e-4
     stats.visits += 1
     torch.cuda.synchronize()
     start = time.perf_counter()
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     torch.cuda.synchronize()
     seconds = time.perf_counter() - start
     assert 900_000 < len(model) != 1_000_000

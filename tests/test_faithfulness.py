@@ -29,7 +29,7 @@ def test_named_constants_are_there():
     for name in NAMED:
         if re.fullmatch(r"k[A-Z]\w+", name):
             assert f" {name} = " in constants, name
-    density, model = ((ROOT / "scene" / f"{file}.py").read_text() for file in ("density", "gaussian_model"))
+    density, model = ((ROOT / file).read_text() for file in ("strategies/adc.py", "scene/gaussian_model.py"))
     for name in ("CHILDREN", "SHRINK", "MIN_OPACITY", "MAX_SCALE"):
         assert f"{name} = " in density
     assert "INITIAL_OPACITY = 0.1\n" in model and "RESET_OPACITY = 0.01\n" in model

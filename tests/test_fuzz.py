@@ -30,15 +30,16 @@ from arguments import (
     PipelineParams,
     RunParams,
     parse_cfg_args,
-    save_config,
     saved_options,
 )
+from per_view import Exposure
+from scene.folder import ModelFolder
 from scene.formats.ply import load_ply, read_points, save_ply
 from tests.test_checkpoint import fresh, original_checkpoint, toy_training
 from tests.test_data_fuzz import spoiled
 from tests.test_gaussians import make_model
 from training import checkpoint
-from training.report import Scores, Told
+from training.report import RunHistory, Scores
 from utils.files import DataError
 
 CASES = int(os.environ.get("TILESPLAT_FUZZ", 150))
@@ -46,6 +47,7 @@ ROOM = 250 << 20  # bytes for one file of some thousand; 130 MB are what PyTorch
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.test_resume", "tests.test_fuzz", "torch.utils.tensorboard"])
 HOWS = ["cut", "bytes", "bytes", "bytes", "extremes", "words", "words", "empty", "other", "longer"]
+CPU = torch.device("cpu")
 GROUPS = (ModelParams, OptimizationParams, PipelineParams, RunParams)
 
 
@@ -73,13 +75,13 @@ def read_ply(path: Path) -> None:
 
 
 def make_cfg_args(folder: Path) -> Path:
-    save_config(folder, *(group() for group in GROUPS))
+    ModelFolder(folder).write_options([group() for group in GROUPS])
     (folder / "config.json").unlink()
     return folder / "cfg_args"
 
 
 def make_config(folder: Path) -> Path:
-    save_config(folder, *(group() for group in GROUPS))
+    ModelFolder(folder).write_options([group() for group in GROUPS])
     return folder / "config.json"
 
 
@@ -88,19 +90,20 @@ def read_options(path: Path) -> None:
 
 
 def make_exposures(folder: Path) -> Path:
-    make_model(3).save_exposures(folder / "exposure.json")
+    Exposure(["a", "b"], torch.device("cpu")).save(ModelFolder(folder), 1)
     return folder / "exposure.json"
 
 
 def read_exposures(path: Path) -> None:
-    make_model(3).load_exposures(path)
+    Exposure.read(path, torch.device("cpu"))
 
 
 def make_checkpoint(folder: Path) -> Path:
     parts = fresh()
-    toy_training(1, 3, *parts)
-    told = Told(smooth=[0.1, 0.2, 0.0], waiting=[(3, [torch.tensor(0.5)] * 3)])
-    checkpoint.save(folder / "c.pth", 3, *parts, told)
+    toy_training(1, 3, **parts)
+    waiting = [(3, {"loss": torch.tensor(0.5), "l1": torch.tensor(0.25)})]
+    history = RunHistory(smooth={"loss": 0.1, "l1": 0.2}, waiting=waiting)
+    checkpoint.save(folder / "c.pth", 3, parts | {"history": history}, CPU)
     return folder / "c.pth"
 
 
@@ -111,10 +114,19 @@ def make_original_checkpoint(folder: Path) -> Path:
 
 def read_checkpoint(path: Path) -> None:
     """What was accepted can be gone on from."""
-    parts, told = fresh(), Told()
-    done = checkpoint.load(path, *parts, told)
+    parts = fresh()
+    done = checkpoint.load(path, parts | {"history": RunHistory()}, CPU)
+    check_statistics(path, parts)
     if done < 1000:
-        toy_training(done + 1, done + 2, *parts)
+        toy_training(done + 1, done + 2, **parts)
+
+
+def check_statistics(path: Path, parts: dict) -> None:
+    """As a run does when it has loaded a checkpoint."""
+    try:
+        parts["adc"].check(parts["gaussians"])
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 KINDS = {
@@ -362,13 +374,13 @@ def test_hostile_pickles(hostile, protocol, tmp_path):
     """As a value that nobody asks for, and in the place of a parameter."""
     state = torch.load(make_checkpoint(tmp_path), weights_only=True)
     path = tmp_path / "hostile.pth"
-    for at in (state, state["gaussians"]["params"]):
-        old = at.get("xyz")
-        at["xyz"] = hostile()
+    for at in (state, state["parts"]["gaussians"]["params"]):
+        old = at.get("means")
+        at["means"] = hostile()
         torch.save(state, path, pickle_protocol=protocol)
-        at["xyz"] = old
+        at["means"] = old
         with within(5, 30 << 20), pytest.raises(DataError, match="hostile.pth: cannot be read"):
-            checkpoint.load(path, *fresh(), Told())
+            checkpoint.load(path, fresh() | {"history": RunHistory()}, CPU)
 
 
 def test_the_original_s_numbers_may_not_be_anything(tmp_path):
@@ -377,7 +389,7 @@ def test_the_original_s_numbers_may_not_be_anything(tmp_path):
     for extent in (numpy_scalar("V2000000000", b""), numpy_scalar("f8", b"1"), numpy_scalar("f8", b"1" * 80)):
         torch.save(((*state[:-1], extent), iteration), tmp_path / "c.pth")
         with within(5, 30 << 20), pytest.raises(DataError, match="c.pth"):
-            checkpoint.load(tmp_path / "c.pth", *fresh())
+            checkpoint.load(tmp_path / "c.pth", fresh(), CPU)
 
 
 @pytest.mark.parametrize(
@@ -401,33 +413,40 @@ def test_hostile_programs(program, tmp_path):
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("c/data.pkl", program)
     with within(10, max(30 << 20, 200 * len(program))), pytest.raises(DataError, match="c.pth"):
-        checkpoint.load(path, *fresh(), Told())
+        checkpoint.load(path, fresh() | {"history": RunHistory()}, CPU)
 
 
 @pytest.mark.parametrize(
     "spoil, message",
     [
-        (lambda s: s["random"]["numpy"].__setitem__(2, 5_000_000.0), "must be at 0 to 624, got 5000000.0"),
-        (lambda s: s["random"]["numpy"].__setitem__(1, torch.arange(5)), "must be 624 integers"),
-        (lambda s: s["told"]["scores"].update(test={}), "scores of 'test' must not be empty"),
-        (lambda s: s["told"]["scores"]["test"][3].update(psnr="x"), "scores must be numbers named views, l1"),
-        (lambda s: s["told"]["scores"]["test"][3].pop("l1"), "scores must be numbers named views, l1"),
-        (lambda s: s["told"].update(seconds=math.nan), "seconds must be a number of seconds, got nan"),
-        (lambda s: s["gaussians"]["moments"]["xyz"].update(step=torch.tensor(3, dtype=torch.uint8)), "step"),
+        (lambda p: p["random"]["numpy"].__setitem__(2, 5_000_000.0), "must be at 0 to 624, got 5000000.0"),
+        (lambda p: p["random"]["numpy"].__setitem__(1, torch.arange(5)), "must be 624 integers"),
+        (lambda p: p["history"]["scores"].update(test={}), "scores of 'test' must not be empty"),
+        (
+            lambda p: p["history"]["scores"]["test"][3].update(psnr="x"),
+            "scores must be numbers named views, l1",
+        ),
+        (lambda p: p["history"]["scores"]["test"][3].pop("l1"), "scores must be numbers named views, l1"),
+        (lambda p: p["history"].update(seconds=math.nan), "seconds must be a number of seconds, got nan"),
+        (
+            lambda p: p["gaussians"]["moments"]["means"].update(step=torch.tensor(3, dtype=torch.uint8)),
+            "step",
+        ),
     ],
 )
 def test_what_would_end_a_run_later(spoil, message, tmp_path):
     """Positions beyond NumPy's state are read by it, tables without a row have no last one."""
     scores = {"test": {3: Scores(1, 0.1, math.inf, 20.0)}}
     parts = fresh()
-    toy_training(1, 3, *parts)
-    checkpoint.save(tmp_path / "c.pth", 3, *parts, Told(scores=scores))
-    assert checkpoint.load(tmp_path / "c.pth", *fresh(), told := Told()) == 3 and told.scores == scores
+    toy_training(1, 3, **parts)
+    checkpoint.save(tmp_path / "c.pth", 3, parts | {"history": RunHistory(scores=scores)}, CPU)
+    again = fresh() | {"history": RunHistory()}
+    assert checkpoint.load(tmp_path / "c.pth", again, CPU) == 3 and again["history"].scores == scores
     state = torch.load(tmp_path / "c.pth", weights_only=True)
-    spoil(state)
+    spoil(state["parts"] | {"random": state["random"]})
     torch.save(state, tmp_path / "c.pth")
-    model, density, queue = fresh()
-    before = model.xyz.clone()
+    parts = fresh() | {"history": RunHistory()}
+    before = parts["gaussians"].means.clone()
     with pytest.raises(DataError, match=f"c.pth: does not fit this run: .*{message}"):
-        checkpoint.load(tmp_path / "c.pth", model, density, queue, Told())
-    assert torch.equal(model.xyz, before)
+        checkpoint.load(tmp_path / "c.pth", parts, CPU)
+    assert torch.equal(parts["gaussians"].means, before)

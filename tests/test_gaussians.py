@@ -1,6 +1,5 @@
-"""The model: initial values, meanings, learning rates, the one move of rows, exposures; and its PLY form."""
+"""The model: initial values, meanings, learning rates, the one move of rows; and its PLY form."""
 
-import json
 import math
 
 import numpy as np
@@ -15,15 +14,17 @@ from scene.points import PointCloud
 from utils.files import DataError
 
 CPU = torch.device("cpu")
-SHAPES = {"xyz": (3,), "f_dc": (1, 3), "f_rest": (15, 3), "opacity": (1,), "scaling": (3,), "rotation": (4,)}
+SHAPES = {
+    "means": (3,), "sh_dc": (1, 3), "sh_rest": (15, 3), "opacity_logits": (1,), "log_scales": (3,),
+    "raw_quats": (4,),
+}  # fmt: skip
 
 
 def make_model(count=6, sh_degree=3, extent=2.0, seed=0, **options) -> GaussianModel:
     generator = torch.Generator().manual_seed(seed)
-    shapes = SHAPES | {"f_rest": ((sh_degree + 1) ** 2 - 1, 3)}
+    shapes = SHAPES | {"sh_rest": ((sh_degree + 1) ** 2 - 1, 3)}
     params = {name: torch.randn(count, *shape, generator=generator) for name, shape in shapes.items()}
     model = GaussianModel(params, sh_degree, extent=extent)
-    model.set_exposures(["a", "b"])
     model.setup_optimizer(OptimizationParams(**options))
     return model
 
@@ -35,7 +36,6 @@ def some_steps(model: GaussianModel, count=3, seed=1) -> None:
         model.schedule(iteration)
         for value in model.params.values():
             value.grad = torch.randn(value.shape, generator=generator)
-        model.exposures.grad = torch.randn(model.exposures.shape, generator=generator)
         model.step(visible=torch.ones(len(model), dtype=torch.bool))
 
 
@@ -47,9 +47,7 @@ def test_start_from_points():
     # Corners of a square of side 2 and a far point: the mean of the three smallest squared distances.
     xyz = np.float32([[0, 0, 0], [2, 0, 0], [0, 2, 0], [2, 2, 0], [100, 0, 0]])
     rgb = np.float32([[0.5, 0, 1]] * 5)
-    model = GaussianModel.from_points(
-        PointCloud(xyz.astype(float), rgb), 2, extent=3.0, device=CPU, exposure_names=["x", "y"]
-    )
+    model = GaussianModel.from_points(PointCloud(xyz.astype(float), rgb), 2, extent=3.0, device=CPU)
     assert len(model) == 5 and model.sh_degree == 2 and model.active_sh_degree == 0
     torch.testing.assert_close(model.means, torch.from_numpy(xyz))
     corner = math.sqrt((4 + 4 + 8) / 3)
@@ -59,12 +57,11 @@ def test_start_from_points():
     torch.testing.assert_close(model.opacities, torch.full((5, 1), 0.1))
     torch.testing.assert_close(model.quats, torch.tensor([[1.0, 0, 0, 0]] * 5))
     dc = torch.tensor([0, -0.5, 0.5]) / 0.28209479177387814
-    torch.testing.assert_close(model.f_dc, dc.expand(5, 1, 3))
-    assert model.f_rest.shape == (5, 8, 3) and (model.f_rest == 0).all()
+    torch.testing.assert_close(model.sh_dc, dc.expand(5, 1, 3))
+    assert model.sh_rest.shape == (5, 8, 3) and (model.sh_rest == 0).all()
     with torch.no_grad():
-        model.xyz += 1
+        model.means += 1
     assert (xyz[0] == 0).all(), "the points are not the model's memory"
-    assert (model.exposure("y") == torch.eye(3, 4)).all() and model.exposures.shape == (2, 3, 4)
 
 
 def test_start_from_points_at_the_same_place_and_from_none():
@@ -78,8 +75,8 @@ def test_start_from_points_at_the_same_place_and_from_none():
 
 def test_meaning_of_the_parameters():
     model = make_model()
-    torch.testing.assert_close(model.scales, torch.exp(model.scaling))
-    torch.testing.assert_close(model.opacities, 1 / (1 + torch.exp(-model.opacity)))
+    torch.testing.assert_close(model.scales, torch.exp(model.log_scales))
+    torch.testing.assert_close(model.opacities, 1 / (1 + torch.exp(-model.opacity_logits)))
     torch.testing.assert_close(model.quats.norm(dim=1), torch.ones(6))
     with pytest.raises(AttributeError, match="no attribute velocity"):
         _ = model.velocity
@@ -88,43 +85,34 @@ def test_meaning_of_the_parameters():
 def test_parameters_change_in_place_only():
     """Another tensor would be drawn, but neither optimized nor saved."""
     model = make_model()
-    kept, before = model.xyz, model.xyz.detach().clone()
+    kept, before = model.means, model.means.detach().clone()
     with torch.no_grad():
-        model.xyz += 1
-        model.xyz[0] = 7
-    assert model.xyz is kept is model.params["xyz"] and (model.xyz[1:] == before[1:] + 1).all()
+        model.means += 1
+        model.means[0] = 7
+    assert model.means is kept is model.params["means"] and (model.means[1:] == before[1:] + 1).all()
     model.reindex(torch.tensor([2]))
-    assert torch.equal(model.xyz, before[2:3] + 1)
-    with pytest.raises(AttributeError, match="would not know another xyz"):
-        model.xyz = torch.nn.Parameter(before)
+    assert torch.equal(model.means, before[2:3] + 1)
+    with pytest.raises(AttributeError, match="would not know another means"):
+        model.means = torch.nn.Parameter(before)
 
 
 def test_learning_rates():
     model = make_model(extent=2.0)
     rates = lambda: {group["name"]: group["lr"] for group in model.optimizer.param_groups}  # noqa: E731
-    assert list(rates()) == ["xyz", "f_dc", "f_rest", "opacity", "scaling", "rotation"], (
+    assert list(rates()) == ["means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_quats"], (
         "the original's order"
     )
     assert all(group["eps"] == 1e-15 for group in model.optimizer.param_groups)
-    constant = {"f_dc": 0.0025, "f_rest": 0.000125, "opacity": 0.025, "scaling": 0.005, "rotation": 0.001}
-    for iteration, xyz, exposure in [
-        (0, 3.2e-4, 1e-2),
-        (15_000, 3.2e-5, 10**-2.5),  # the geometric means
-        (30_000, 3.2e-6, 1e-3),
-        (40_000, 3.2e-6, 1e-3),
-    ]:
+    constant = {
+        "sh_dc": 0.0025,
+        "sh_rest": 0.000125,
+        "opacity_logits": 0.025,
+        "log_scales": 0.005,
+        "raw_quats": 0.001,
+    }
+    for iteration, xyz in [(0, 3.2e-4), (15_000, 3.2e-5), (30_000, 3.2e-6), (40_000, 3.2e-6)]:
         model.schedule(iteration)
-        assert rates() == pytest.approx({"xyz": xyz} | constant)
-        assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(exposure)
-
-
-def test_exposures_ease_in():
-    model = make_model(exposure_lr_delay_steps=100, exposure_lr_delay_mult=0.1)
-    model.schedule(0)
-    assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(0.01 * 0.1)
-    model.schedule(50)  # sin(45 degrees)
-    expected = 0.01 * 0.1 ** (50 / 30_000) * (0.1 + 0.9 * 0.5**0.5)
-    assert model.exposure_optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        assert rates() == pytest.approx({"means": xyz} | constant)
 
 
 def test_bands_of_color_come_one_by_one():
@@ -143,31 +131,29 @@ def test_first_step_moves_by_the_learning_rate():
     model.schedule(0)
     for value in model.params.values():
         value.grad = torch.full_like(value, 3.0)
-    model.exposures.grad = torch.full_like(model.exposures, -1.0)
     model.step(visible=torch.ones(6, dtype=torch.bool))
     rates = {
-        "xyz": 3.2e-4,
-        "f_dc": 2.5e-3,
-        "f_rest": 1.25e-4,
-        "opacity": 0.025,
-        "scaling": 0.005,
-        "rotation": 1e-3,
+        "means": 3.2e-4,
+        "sh_dc": 2.5e-3,
+        "sh_rest": 1.25e-4,
+        "opacity_logits": 0.025,
+        "log_scales": 0.005,
+        "raw_quats": 1e-3,
     }
     for name, rate in rates.items():
         moved = before[name] - model.params[name]
         torch.testing.assert_close(moved, torch.full_like(moved, rate), rtol=0, atol=1e-6)
         assert model.params[name].grad is None
-    torch.testing.assert_close(model.exposures.detach() - torch.eye(3, 4), torch.full((2, 3, 4), 0.01))
 
 
 def test_sparse_adam_moves_only_what_is_seen():
     model = make_model(optimizer_type="sparse_adam")
-    before = model.xyz.detach().clone()
+    before = model.means.detach().clone()
     for value in model.params.values():
         value.grad = torch.ones_like(value)
     visible = torch.tensor([True, False, True, False, False, True])
     model.step(visible)
-    assert ((model.xyz != before).any(dim=1) == visible).all()
+    assert ((model.means != before).any(dim=1) == visible).all()
 
 
 @pytest.mark.parametrize("kind", ["default", "sparse_adam"])
@@ -206,42 +192,17 @@ def test_opacity_reset():
     model = make_model()
     some_steps(model)
     with torch.no_grad():
-        model.opacity[:3] = torch.tensor([[-6.0], [400.0], [2.0]])
-    logits = model.opacity.detach().clone()
-    xyz_moment = moments(model)["xyz"]["exp_avg"].clone()
+        model.opacity_logits[:3] = torch.tensor([[-6.0], [400.0], [2.0]])
+    logits = model.opacity_logits.detach().clone()
+    xyz_moment = moments(model)["means"]["exp_avg"].clone()
     model.reset_opacity()
     assert model.opacities[0].item() == pytest.approx(1 / (1 + math.exp(6))), "already below"
     torch.testing.assert_close(model.opacities[1:3], torch.full((2, 1), 0.01))
-    assert model.opacity[1].item() == pytest.approx(math.log(0.01 / 0.99))
-    assert (model.opacity <= logits + 1e-5).all()
+    assert model.opacity_logits[1].item() == pytest.approx(math.log(0.01 / 0.99))
+    assert (model.opacity_logits <= logits + 1e-5).all()
     for key in ("exp_avg", "exp_avg_sq"):
-        assert (moments(model)["opacity"][key] == 0).all()
-    assert torch.equal(moments(model)["xyz"]["exp_avg"], xyz_moment)
-
-
-def test_exposures_as_json(tmp_path):
-    model = make_model()
-    some_steps(model)
-    model.save_exposures(tmp_path / "exposure.json")
-    data = json.loads((tmp_path / "exposure.json").read_text())
-    assert list(data) == ["a", "b"] and np.array(data["b"]).shape == (3, 4)
-    other = make_model()
-    other.load_exposures(tmp_path / "exposure.json")
-    assert torch.equal(other.exposure("b"), model.exposure("b")) and not torch.equal(
-        other.exposure("b"), torch.eye(3, 4)
-    )
-    other.set_exposures(["r", "s", "r"])
-    assert other.exposures.shape == (2, 3, 4) and other.exposure_names == {"r": 0, "s": 1}
-    other.load_exposures(tmp_path / "exposure.json")
-    with pytest.raises(DataError, match="no exposure for the image c, .* the model has 2"):
-        other.exposure("c")
-    for text in ('{"a": [[1, 2], [3, 4]]}', '{"a": "x"}', "[]", "{"):
-        (tmp_path / "exposure.json").write_text(text)
-        with pytest.raises(DataError, match=r"exposure.json"):
-            other.load_exposures(tmp_path / "exposure.json")
-
-
-# PLY
+        assert (moments(model)["opacity_logits"][key] == 0).all()
+    assert torch.equal(moments(model)["means"]["exp_avg"], xyz_moment)
 
 
 def header_of(path) -> list[str]:
@@ -262,14 +223,16 @@ def test_ply_is_the_originals_layout(tmp_path, degree):
     ]  # fmt: skip
     rows = np.frombuffer(path.read_bytes().partition(b"end_header\n")[2], "<f4").reshape(6, len(names))
     p = {name: value.detach().numpy() for name, value in model.params.items()}
-    np.testing.assert_array_equal(rows[:, :3], p["xyz"])
+    np.testing.assert_array_equal(rows[:, :3], p["means"])
     assert (rows[:, 3:6] == 0).all()
-    np.testing.assert_array_equal(rows[:, 6:9], p["f_dc"][:, 0])
+    np.testing.assert_array_equal(rows[:, 6:9], p["sh_dc"][:, 0])
     for channel in range(3):  # all red coefficients, then green, then blue
         third = rest // 3
         ours = rows[:, 9 + channel * third : 9 + (channel + 1) * third]
-        np.testing.assert_array_equal(ours, p["f_rest"][:, :, channel])
-    np.testing.assert_array_equal(rows[:, -8:], np.hstack([p["opacity"], p["scaling"], p["rotation"]]))
+        np.testing.assert_array_equal(ours, p["sh_rest"][:, :, channel])
+    np.testing.assert_array_equal(
+        rows[:, -8:], np.hstack([p["opacity_logits"], p["log_scales"], p["raw_quats"]])
+    )
 
     again = load_ply(path)
     assert again.sh_degree == again.active_sh_degree == degree
@@ -283,7 +246,7 @@ def test_ply_says_how_it_was_filtered_where_sibr_does_not_mind(tmp_path):
     assert header_of(tmp_path / "a.ply")[:4] == [
         "ply", "format binary_little_endian 1.0", "element vertex 6", "comment SplatRenderMode: mip"
     ]  # fmt: skip
-    assert torch.equal(load_ply(tmp_path / "a.ply").xyz, make_model().xyz)
+    assert torch.equal(load_ply(tmp_path / "a.ply").means, make_model().means)
 
 
 @pytest.mark.parametrize("form", ["ascii", "<", ">", "double"])

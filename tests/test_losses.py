@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import utils.image
+from per_view.exposure import apply_exposure
+from training.losses import inverse_depth_loss
 from utils.geometry import (
     covariances,
     fov_from_focal,
@@ -19,7 +21,6 @@ from utils.geometry import (
     rotation_matrices,
 )
 from utils.image import PngWriter, psnr, psnr_by_channel, to_float, to_uint8
-from utils.losses import apply_exposure, inverse_depth_loss
 from utils.sh import basis, rgb_to_sh, sh_to_colors, sh_to_rgb
 
 

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
+import gaussian_renderer
 import train
 from gaussian_renderer import fused
+from per_view import Exposure, Shown
 from scene import images
 from scene.formats.ply import load_ply
 from scene.images import Picture, load_all
 from scene.points import PointCloud
-from strategies.adc import strongest
+from strategies.rows import strongest
 from tests import tiny_scenes
-from tests.test_density import EXTENT, control, model_with, origins, pull
+from tests.test_density import control, model_with, origins, pull
 from tests.test_gaussians import make_model, moments, some_steps
+from training.trainer import move
 from utils.memory import grow_in_place, out_of_memory
 
 NO_MEMORY = torch.OutOfMemoryError("out of memory, says this test")
@@ -72,16 +75,16 @@ def test_densification_is_whole_or_undone(monkeypatch):
     """One allocation after the other fails, until none is left to fail."""
     model, density = refinable()
     before = state(model)
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     after = state(model)
-    assert len(after["params"]["xyz"]) != 6
+    assert len(after["params"]["means"]) != 6
 
     undone = whole = 0
     for failing in range(1, 1000):
         model, density = refinable()
         with monkeypatch.context() as patch:
             allocations = Allocations(patch, failing, failing)
-            density.step(model, 600, EXTENT, white_background=False)
+            density.after_step(model, 600)
         if density.said:
             assert_equal(state(model), before)
             assert density.fits == 6 and "densification at iteration 600 undone" in density.said[0]
@@ -98,12 +101,12 @@ def test_densification_is_whole_or_undone(monkeypatch):
 def test_growth_stops_at_what_fits():
     model, density = refinable()
     density.fits = 5
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     assert len(model) == 5
 
     # It is part of a checkpoint.
     other = control()
-    other.load_state_dict(density.state_dict(), torch.device("cpu"))
+    other.load_state_dict(density.state_dict())
     assert other.fits == 5
 
 
@@ -111,10 +114,10 @@ def test_growth_stops_at_what_fits():
 def test_cap_max(cap):
     """Four are left after pruning. Growing by one each, in the order of their pull: rows 1, 2, 5."""
     model = model_with([0.05, 0.05, 0.5, 0.05, 0.05, 0.1], [0.5, 0.5, 0.5, 0.004, 0.004, 0.5])
-    old = model.f_rest.detach().clone()
+    old = model.sh_rest.detach().clone()
     density = control(cap_max=cap)
     pull(density, model, 600, [0, 4e-4, 3.5e-4, 0, 1, 3e-4])
-    density.step(model, 600, EXTENT, white_background=False)
+    density.after_step(model, 600)
     grown = [1, 2, 5][: max(min(cap, 7) - 4, 0)]
     assert sorted(origins(model, old)) == sorted([0, 1, 2, 5, *grown])
 
@@ -125,7 +128,7 @@ def test_cap_counts_children_that_outlive_their_parent():
         model = model_with([0.05, 1.2], [0.5, 0.5])
         density = control(cap_max=cap)
         pull(density, model, 3100, [0, 1])
-        density.step(model, 3100, EXTENT, white_background=False)
+        density.after_step(model, 3100)
         assert len(model) == left, cap
 
 
@@ -168,7 +171,7 @@ def run(scene: Path, folder: Path, *options) -> tuple[int, str]:
 @pytest.mark.parametrize("way", ["--fused", "--no-fused"])
 def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
     """A device that renders up to 200 Gaussians."""
-    real = train.render
+    real = gaussian_renderer.render
     expected, _ = run(scene, tmp_path / "whole", way)
     assert expected > 400, "or nothing would have been limited"
 
@@ -192,7 +195,7 @@ def test_rendering_runs_out_of_memory(way, scene, tmp_path, monkeypatch):
         limited_steps.real = fused.TrainStep
         monkeypatch.setattr(fused, "TrainStep", limited_steps)
     else:
-        monkeypatch.setattr(train, "render", limited_render)
+        monkeypatch.setattr(gaussian_renderer, "render", limited_render)
     count, log = run(scene, tmp_path / "m", way)
     assert 150 <= count <= 200
     assert "is taken again; from now on there are at most" in log
@@ -223,7 +226,7 @@ def test_cap_max_of_a_run(scene, tmp_path):
 
 
 def test_evaluation_runs_out_of_memory(scene, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "render_pair", lambda *arguments: (_ for _ in ()).throw(NO_MEMORY))
+    monkeypatch.setattr(Shown, "pair", lambda *arguments: (_ for _ in ()).throw(NO_MEMORY))
     _, log = run(scene, tmp_path / "m")
     assert "out of memory: iteration 60 is not evaluated in full" in log
 
@@ -310,14 +313,16 @@ def test_a_step_with_exposures_is_whole_or_not_taken(optimizer_type, monkeypatch
 
     def stepped(failing: int):
         model, calls = make_model(optimizer_type=optimizer_type), []
+        exposure = Exposure(["a", "b"], torch.device("cpu"))
         model.schedule(1)
-        for value in [*model.params.values(), model.exposures]:  # of a layout that Adam does not take
+        exposure.schedule(1)
+        for value in [*model.params.values(), exposure.values]:  # of a layout that Adam does not take
             value.grad = (
                 torch.linspace(-1, 1, value.numel())
                 .view(value.shape[::-1])
                 .permute(*reversed(range(value.dim())))
             )
-        before = [value.clone() for value in (*model.params.values(), model.exposures)]
+        before = [value.clone() for value in (*model.params.values(), exposure.values)]
 
         def failing_at(function):
             def call(value, **options):
@@ -331,7 +336,7 @@ def test_a_step_with_exposures_is_whole_or_not_taken(optimizer_type, monkeypatch
             return call
 
         def step():
-            model.step(visible=torch.ones(len(model), dtype=torch.bool))
+            move(model, [exposure], visible=torch.ones(len(model), dtype=torch.bool))
 
         with monkeypatch.context() as patch:
             patch.setattr(torch, "zeros_like", failing_at(torch.zeros_like))
@@ -339,18 +344,18 @@ def test_a_step_with_exposures_is_whole_or_not_taken(optimizer_type, monkeypatch
             try:
                 step()
             except torch.OutOfMemoryError:
-                after = [*model.params.values(), model.exposures]
+                after = [*model.params.values(), exposure.values]
                 assert all(torch.equal(*values) for values in zip(before, after)), f"allocation {failing}"
                 step()
-        return model, len(calls)
+        return model, exposure, len(calls)
 
-    whole, count = stepped(0)
+    whole, exposed, count = stepped(0)
     assert count >= 20, "moments and gradients of six parameters and the exposures"
     for failing in range(1, count + 1):
-        model, _ = stepped(failing)
+        model, exposure, _ = stepped(failing)
         assert_equal(state(model), state(whole))
-        assert torch.equal(model.exposures, whole.exposures)
-        assert model.exposure_optimizer.state[model.exposures]["step"] == 1
+        assert torch.equal(exposure.values, exposed.values)
+        assert exposure.optimizer.state[exposure.values]["step"] == 1
 
 
 @pytest.mark.parametrize("failing", range(1, 5))

@@ -15,10 +15,12 @@ from PIL import Image
 import metrics
 import render
 import train
-from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams, save_config
+from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
 from benchmarks import train as benchmark
+from scene.folder import ModelFolder
 from tests import tiny_scenes
-from tools import contact_sheet, lpips
+from tools import contact_sheet
+from utils import lpips
 from utils.files import DataError
 
 
@@ -344,7 +346,7 @@ def trained_model(folder: Path, seeds=(0, 1), iterations=30, gaussians=7, **opti
     for group in groups:
         changed = {name: value for name, value in options.items() if hasattr(group, name)}
         vars(group).update(changed, **({"iterations": iterations} if hasattr(group, "iterations") else {}))
-    save_config(folder, *groups)
+    ModelFolder(folder).write_options(groups)
     told = {"iterations": iterations, "optimization_seconds": 12.5, "device": "CPU"}
     (folder / "summary.json").write_text(json.dumps(told))
     return folder

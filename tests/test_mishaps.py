@@ -14,9 +14,13 @@ import pytest
 import torch
 
 import train
+from per_view import Exposure
+from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
+from scene.gaussian_model import GaussianModel
 from tests import tiny_scenes
-from training.resume import found
+from training import losses, trainer
+from training.report import Report, RunHistory
 from utils import commands, files
 from utils.files import DataError, atomic_write, write_json
 
@@ -77,7 +81,7 @@ def test_a_run_on_a_disk_that_fills_up(scene, tmp_path):
     common = ["-s", str(scene), *SHORT]
     stay = ["--checkpoint_iterations", *map(str, range(10, 61, 10))]
     assert train.main([*common, "-m", str(whole), *stay, "--quiet"]) == 0
-    sizes = {i: path.stat().st_size for i, path in found(whole).items()}
+    sizes = {i: path.stat().st_size for i, path in ModelFolder(whole).checkpoints().items()}
     model = (whole / "point_cloud" / "iteration_60" / "point_cloud.ply").stat().st_size
     limit = (sizes[20] + sizes[30]) // 2
     assert sizes[20] < limit < min(sizes[30], model), (sizes, model)
@@ -90,7 +94,7 @@ def test_a_run_on_a_disk_that_fills_up(scene, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "chkpnt30.pth'; training goes on" in done.stdout, done.stdout
     assert "point_cloud.ply" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr, done.stderr
-    assert list(found(folder)) == [20, 10] and not list(folder.rglob("*.tmp"))
+    assert list(ModelFolder(folder).checkpoints()) == [20, 10] and not list(folder.rglob("*.tmp"))
 
     assert train.main(["-m", str(folder), "--resume", "--quiet"]) == 0
     name = "point_cloud/iteration_60/point_cloud.ply"
@@ -105,13 +109,13 @@ def test_a_log_that_cannot_be_written_does_not_end_the_run(scene, tmp_path, monk
 
             return fail
 
-    real = train.Report.__init__
+    real = Report.__init__
 
     def fill_up(report, *arguments, **options):
         real(report, *arguments, **options)
         report._board = report.log._file = Full()
 
-    monkeypatch.setattr(train.Report, "__init__", fill_up)
+    monkeypatch.setattr(Report, "__init__", fill_up)
     assert train.main(["-s", str(scene), "-m", str(tmp_path / "m"), *SHORT, "--quiet"]) == 0
 
 
@@ -191,7 +195,7 @@ def test_the_log_says_why_a_run_ended(scene, tmp_path, monkeypatch, capsys):
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(train, "step_that_fits", fail)
+            patch.setattr(trainer, "step_that_fits", fail)
             if commands.in_a_line(error) is None:
                 with pytest.raises(type(error)):
                     train.main([*common, "-m", str(tmp_path / folder)])
@@ -231,12 +235,12 @@ def test_the_log_says_why_a_run_did_not_begin(scene, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def check_often(monkeypatch):
-    monkeypatch.setattr(train, "CHECK_EVERY", 10)
+    monkeypatch.setattr("training.run.CHECK_EVERY", 10)
 
 
-def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float = float("nan")) -> None:
+def poison(monkeypatch, at: int, rows: slice, name: str = "sh_dc", value: float = float("nan")) -> None:
     """Write into the parameters before this iteration."""
-    schedule = train.GaussianModel.schedule
+    schedule = GaussianModel.schedule
 
     def poisoned(gaussians, iteration):
         schedule(gaussians, iteration)
@@ -244,11 +248,11 @@ def poison(monkeypatch, at: int, rows: slice, name: str = "f_dc", value: float =
             with torch.no_grad():
                 gaussians.params[name][rows] = value
 
-    monkeypatch.setattr(train.GaussianModel, "schedule", poisoned)
+    monkeypatch.setattr(GaussianModel, "schedule", poisoned)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["f_dc", "xyz", "opacity", "scaling", "rotation", "f_rest"])
+@pytest.mark.parametrize("name", ["sh_dc", "means", "opacity_logits", "log_scales", "raw_quats", "sh_rest"])
 def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch):
     poison(monkeypatch, 59, slice(0, 1), name, value)
     monkeypatch.setattr("training.health.FEW", 1.0)  # one bad color spoils all that is behind it
@@ -261,13 +265,13 @@ def test_few_bad_gaussians_are_dropped(name, value, scene, tmp_path, monkeypatch
 
 
 def bad_loss(monkeypatch) -> None:
-    compare = train.compare
+    photometric = losses.photometric
 
-    def bad(*arguments):
-        losses = compare(*arguments)
-        return losses._replace(total=losses.total * float("nan")) if arguments[-1] == 35 else losses
+    def bad(picture, camera, trainer, iteration):
+        loss = photometric(picture, camera, trainer, iteration)
+        return loss * float("nan") if iteration == 35 else loss
 
-    monkeypatch.setattr(train, "compare", bad)
+    monkeypatch.setattr("training.trainer.photometric", bad)
 
 
 @pytest.mark.parametrize(
@@ -290,22 +294,22 @@ def test_divergence_ends_the_run_with_a_checkpoint_from_before(
     assert re.match(rf"train.py: {message}: [\d,]+ of [\d,]+ Gaussians are not finite", told), told
     assert f"train.py -m {folder} --resume" in told and "iteration 30" in told and told.count("\n") == 1
     assert "train.py: " + last_words(folder) == told
-    assert list(found(folder)) == [30, 20]
+    assert list(ModelFolder(folder).checkpoints()) == [30, 20]
     assert train.main(["-m", str(folder), "--resume", "--quiet"]) == 0
     name = "point_cloud/iteration_60/point_cloud.ply"
     assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_bad_exposures_end_the_run(scene, tmp_path, monkeypatch, capsys):
-    schedule = train.GaussianModel.schedule
+    schedule = Exposure.schedule
 
-    def poisoned(gaussians, iteration):
-        schedule(gaussians, iteration)
+    def poisoned(exposure, iteration):
+        schedule(exposure, iteration)
         if iteration == 35:
             with torch.no_grad():
-                gaussians.exposures.fill_(float("nan"))
+                exposure.values.fill_(float("nan"))
 
-    monkeypatch.setattr(train.GaussianModel, "schedule", poisoned)
+    monkeypatch.setattr(Exposure, "schedule", poisoned)
     assert train.main(["-s", str(scene), "-m", str(tmp_path), *SHORT, "--train_test_exp", "--quiet"]) == 1
     told = capsys.readouterr().err
     assert "iteration 40" in told and "not finite" in told and "iteration 30 is saved" in told
@@ -314,17 +318,17 @@ def test_bad_exposures_end_the_run(scene, tmp_path, monkeypatch, capsys):
 def test_a_model_that_is_not_finite_is_not_saved_on_request(scene, tmp_path, monkeypatch, capsys):
     """Somebody asks the run to stop just after all has become NaN."""
     poison(monkeypatch, 33, slice(None))
-    schedule = train.GaussianModel.schedule
+    schedule = GaussianModel.schedule
 
     def interrupted(gaussians, iteration):
         schedule(gaussians, iteration)
         if iteration == 34:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(train.GaussianModel, "schedule", interrupted)
+    monkeypatch.setattr(GaussianModel, "schedule", interrupted)
     assert train.main(["-s", str(scene), "-m", str(tmp_path), *SHORT, "--quiet"]) == 1
     assert "iteration 34" in (told := capsys.readouterr().err) and "are not finite" in told
-    assert list(found(tmp_path)) == [30, 20] and not (tmp_path / "point_cloud").exists()
+    assert list(ModelFolder(tmp_path).checkpoints()) == [30, 20] and not (tmp_path / "point_cloud").exists()
 
 
 def test_a_bad_loss_of_a_run_that_is_continued(scene, tmp_path, monkeypatch):
@@ -332,17 +336,17 @@ def test_a_bad_loss_of_a_run_that_is_continued(scene, tmp_path, monkeypatch):
     folder = tmp_path / "m"
     options = [*SHORT, "--checkpoint_iterations", "5", "--iterations", "8", "--quiet"]
     assert train.main(["-s", str(scene), "-m", str(folder), *options]) == 0
-    for iteration, path in found(folder).items():
+    for iteration, path in ModelFolder(folder).checkpoints().items():
         if iteration != 5:
             path.unlink()
-    load_state_dict = train.Told.load_state_dict
+    load_state_dict = RunHistory.load_state_dict
 
     def with_a_bad_one(told, *arguments):
         load_state_dict(told, *arguments)
         assert [iteration for iteration, _ in told.waiting] == [1, 2, 3, 4, 5]
-        told.waiting[2][1][0].fill_(float("nan"))
+        told.waiting[2][1]["loss"].fill_(float("nan"))
 
-    monkeypatch.setattr(train.Told, "load_state_dict", with_a_bad_one)
+    monkeypatch.setattr(RunHistory, "load_state_dict", with_a_bad_one)
     assert train.main(["-m", str(folder), "--resume", "--iterations", "20", "--quiet"]) == 0
     log = (folder / "train.log").read_text()
     assert "iteration 3, view ?, loss nan: all Gaussians are finite; training goes on" in log, log

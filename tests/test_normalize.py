@@ -173,7 +173,7 @@ def test_models_come_back(unit, center, tmp_path):
     save_ply(model, tmp_path / "m.ply", frame=frame)
     again = load_ply(tmp_path / "m.ply", frame=frame)
     for name, value in model.params.items():
-        atol = {"xyz": 2e-5, "scaling": 2e-6}.get(name, 0)
+        atol = {"means": 2e-5, "log_scales": 2e-6}.get(name, 0)
         torch.testing.assert_close(again.params[name], value, atol=atol, rtol=0)
 
 
@@ -181,4 +181,4 @@ def test_models_come_back(unit, center, tmp_path):
 def test_a_spoiled_similarity_is_named(text, tmp_path):
     (tmp_path / "normalization.json").write_text(text)
     with pytest.raises(ValueError, match="normalization.json: must have three numbers as center"):
-        Similarity.stored(tmp_path)
+        Similarity.stored(tmp_path / "normalization.json")

@@ -10,6 +10,7 @@ import torch
 from plyfile import PlyData, PlyElement
 
 import train
+from per_view import Exposure
 from scene.formats.ply import load_ply, read_points, save_ply, write_points
 from scene.points import FARTHEST, PointCloud, usable
 from tests.test_gaussians import make_model
@@ -99,8 +100,8 @@ def spoiled_model(path: Path) -> None:
     """2 of 6 Gaussians are not finite."""
     model = make_model()
     with torch.no_grad():
-        model.f_rest[1, 3, 2] = torch.nan
-        model.scaling[4, 0] = torch.inf
+        model.sh_rest[1, 3, 2] = torch.nan
+        model.log_scales[4, 0] = torch.inf
     save_ply(model, path)
 
 
@@ -108,14 +109,14 @@ def test_a_model_with_bad_gaussians(tmp_path, capsys):
     spoiled_model(tmp_path / "m.ply")
     model = load_ply(tmp_path / "m.ply")
     assert len(model) == 4 and model.finite().all()
-    torch.testing.assert_close(model.xyz, make_model().xyz[[0, 2, 3, 5]])
+    torch.testing.assert_close(model.means, make_model().means[[0, 2, 3, 5]])
     assert (
         f"{tmp_path / 'm.ply'}: 2 of 6 Gaussians are left out, as they are not finite"
         in capsys.readouterr().out
     )
     bad = make_model()
     with torch.no_grad():
-        bad.opacity[:] = torch.nan
+        bad.opacity_logits[:] = torch.nan
     save_ply(bad, tmp_path / "m.ply")
     with pytest.raises(DataError, match="m.ply: has no Gaussian whose numbers are all finite"):
         load_ply(tmp_path / "m.ply")
@@ -130,7 +131,7 @@ def test_starting_from_bad_gaussians(kind, tmp_path):
     start = tmp_path / "a" / "chkpnt110.pth"
     state = torch.load(start, weights_only=True)
     assert state["format"] == FORMAT
-    state["gaussians"]["params"]["xyz"][3:8, 1] = torch.nan
+    state["parts"]["gaussians"]["params"]["means"][3:8, 1] = torch.nan
     torch.save(state, start)
     if kind == "PLY":
         start = tmp_path / "a" / "point_cloud" / "iteration_110" / "point_cloud.ply"
@@ -141,10 +142,10 @@ def test_starting_from_bad_gaussians(kind, tmp_path):
     assert train.main([*options, "-m", str(tmp_path / "b")]) == 0
     log = (tmp_path / "b" / "train.log").read_text()
     assert ", 35 Gaussians;" in log
-    assert kind == "PLY" or "5 of 40 Gaussians are left out, as not finite" in log
+    assert kind == "PLY" or "5 of 40 Gaussians are left out, as they are not finite" in log
 
 
 def test_exposures_that_are_not_finite(tmp_path):
     (tmp_path / "exposure.json").write_text('{"a": [[1, 0, 0, NaN], [0, 1, 0, 0], [0, 0, 1, 0]]}')
     with pytest.raises(DataError, match="exposure.json: must hold finite numbers"):
-        make_model().load_exposures(tmp_path / "exposure.json")
+        Exposure.read(tmp_path / "exposure.json", torch.device("cpu"))

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import arguments
-from tools import contact_sheet
+from tools import contact_sheet, flags_page
 from tools.setup_env import listed
 from utils.files import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 
 
 def locked(name: str) -> dict[str, list[str]]:
@@ -60,43 +61,36 @@ def test_conda_environment_installs_the_lock():
     assert (int(major), int(minor)) >= oldest == (3, 10)
 
 
-def test_readme_says_what_each_dependency_is_for():
+def test_each_dependency_has_its_reason():
     for package in listed(ROOT / "requirements-dev.in") + listed(ROOT / "requirements-capture.in"):
-        assert re.search(rf"^\| .*\b{re.escape(package)}\b", README, re.M), f"README: what is {package} for?"
+        assert re.search(rf"^\| .*\b{re.escape(package)}\b", ARCHITECTURE, re.M), f"what is {package} for?"
 
 
 # --- README -------------------------------------------------------------------------------------------------
 
 
-def test_readme_flags_exist_with_these_defaults():
-    groups = (
-        arguments.ModelParams(),
-        arguments.PipelineParams(),
-        arguments.OptimizationParams(),
-        arguments.RunParams(),
-    )
-    values = {name: value for group in groups for name, value in vars(group).items()}
-    table = README.split("## Flags")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.+?) \| (.*?) \|", table, re.M)
-    assert len(rows) > 15
-    for cell, default in rows:
-        for name in re.findall(r"--(\w+)", cell):
-            assert name in values or name == "config", f"README names --{name}, which is no flag"
-            if re.fullmatch(r"-?[\d ]+", default) and default:
-                said = [int(value) for value in default.split()]
-                is_list = isinstance(values[name], list)
-                assert (values[name] if is_list else [values[name]]) == said, f"--{name}: {default}"
-            if default == "off":
-                assert not values[name]
+def test_readme_is_short():
+    assert len(README.split()) <= 900
 
 
-def test_readme_names_files_that_exist():
-    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", README):
-        assert (ROOT / target.split("#")[0]).exists(), f"README links to {target}"
-    for folder in re.findall(r"^\| (?:&nbsp;)*`([^`]+)`", README.split("## Reading the code")[1], re.M):
-        inside = ROOT / "submodules/diff-gaussian-rasterization" / folder
-        assert (ROOT / folder).exists() or inside.exists(), f"README names {folder}"
-    assert "TODO" not in README and "<!--" not in README, "nothing is left open in the README"
+def test_flags_page_is_that_of_the_code():
+    assert flags_page.PAGE.read_text(encoding="utf-8") == flags_page.page(), "python -m tools.flags_page"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_pages_name_files_that_exist(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+        assert (page.parent / target.split("#")[0]).exists(), f"{page.name} links to {target}"
+    assert "TODO" not in text and "<!--" not in text, "nothing is left open"
+
+
+def test_architecture_names_rooms_that_exist():
+    rooms = ARCHITECTURE.split("## What it stands on")[0]
+    for name in re.findall(r"`([\w./-]+(?:/|\.py))`", rooms):
+        places = [ROOT, ROOT / "submodules/diff-gaussian-rasterization"]
+        places += [ROOT / "training", ROOT / "strategies", ROOT / "per_view", ROOT / "scene"]
+        assert any((place / name).exists() for place in places), f"docs/architecture.md names {name}"
 
 
 def test_readme_commands_are_makefile_targets():

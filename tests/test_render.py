@@ -54,12 +54,12 @@ def known_blobs(degree: int) -> GaussianModel:
     """The Gaussians that the photos of tiny_scenes show, as a trained model has them."""
     blobs = tiny_scenes.blobs()
     params = {
-        "xyz": blobs["means"],
-        "f_dc": rgb_to_sh(blobs["colors"])[:, None],
-        "f_rest": torch.zeros(tiny_scenes.BLOBS, (degree + 1) ** 2 - 1, 3),
-        "opacity": blobs["opacities"].logit(),
-        "scaling": blobs["scales"].log(),
-        "rotation": blobs["quats"],
+        "means": blobs["means"],
+        "sh_dc": rgb_to_sh(blobs["colors"])[:, None],
+        "sh_rest": torch.zeros(tiny_scenes.BLOBS, (degree + 1) ** 2 - 1, 3),
+        "opacity_logits": blobs["opacities"].logit(),
+        "log_scales": blobs["scales"].log(),
+        "raw_quats": blobs["quats"],
     }
     return GaussianModel(params, degree, degree)
 

@@ -24,11 +24,11 @@ import torch
 import render
 import train
 from arguments import ConfigError, RunParams
-from scene import saved_iterations
+from scene.folder import ModelFolder
 from tests import tiny_scenes
 from tests.test_viewer import message
 from training import checkpoint
-from training.resume import Checkpoints, alone_in, clear, finished, found
+from training.resume import Checkpoints, alone_in, clear, finished
 from utils.files import DataError
 
 KILLS = int(os.environ.get("TILESPLAT_KILLS", 20))
@@ -101,7 +101,7 @@ def differences(ours, theirs, where: str = "") -> list[str]:
     return [] if ours == theirs and type(ours) is type(theirs) else [where]
 
 
-TIMES = {".told.seconds", ".told.left_out"}  # how long it took is the one thing that may differ
+TIMES = {".parts.history.seconds", ".parts.history.left_out"}  # the one thing that may differ
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -147,7 +147,12 @@ def test_killed_at_random_moments(way, scene, tmp_path):
         began = time.perf_counter()
     assert ended(timed, truth) == 0
     usual = time.perf_counter() - began
-    assert torch.load(truth / "chkpnt70.pth", weights_only=True)["gaussians"]["params"]["xyz"].shape[0] > 60
+    assert (
+        torch.load(truth / "chkpnt70.pth", weights_only=True)["parts"]["gaussians"]["params"]["means"].shape[
+            0
+        ]
+        > 60
+    )
 
     chance, kills, rounds, resumed_at = random.Random(way), 0, 0, []
     while kills < KILLS // len(WAYS):
@@ -183,11 +188,13 @@ def test_asked_to_stop(number, scene, tmp_path):
     long = [word if word != "70" else "100000" for word in SHORT]
     folder = tmp_path / "it's here"
     process = start(folder, "-s", scene, *long)
-    wait_for(lambda: len(found(folder)) > 0, process)
+    wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.kill(process.pid, number)
     assert ended(process, folder) == 128 + number
     stopped = int(re.search(r"Stopped after iteration (\d+)", said(folder)).group(1))
-    assert found(folder)[stopped].is_file() and stopped == max(found(folder))
+    assert ModelFolder(folder).checkpoints()[stopped].is_file() and stopped == max(
+        ModelFolder(folder).checkpoints()
+    )
     assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
     assert "Traceback" not in said(folder)
     command = said(folder).split("To go on:\n")[1].splitlines()[0].strip()
@@ -247,11 +254,11 @@ def test_output_that_goes_away_does_not_end_a_run(kind, scene, tmp_path):
     path, end = listener(kind, tmp_path / "pipe")
     process = PROCESSES.Process(target=work, args=(arguments, path))
     process.start()
-    wait_for(lambda: len(found(folder)) > 0, process)
+    wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.close(end)
     process.join(120)
     assert process.exitcode == 0
-    assert max(found(folder)) == 399 and json.loads((folder / "summary.json").read_text())
+    assert max(ModelFolder(folder).checkpoints()) == 399 and json.loads((folder / "summary.json").read_text())
     log = (folder / "train.log").read_text()
     assert "Done: 400 iterations" in log and "[   400]  test" in log, log
 
@@ -269,13 +276,13 @@ def test_a_terminal_that_is_closed_is_asked_to_stop(scene, tmp_path):
     ours, theirs = os.openpty()
     process = PROCESSES.Process(target=in_a_terminal, args=(arguments, os.ttyname(theirs)))
     process.start()
-    wait_for(lambda: len(found(folder)) > 0, process)
+    wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.close(theirs)
     os.close(ours)
     process.join(60)
     assert process.exitcode == 128 + signal.SIGHUP
     stopped = int(re.search(r"Stopped after iteration (\d+)", (folder / "train.log").read_text())[1])
-    assert max(found(folder)) == stopped
+    assert max(ModelFolder(folder).checkpoints()) == stopped
     assert (folder / "point_cloud" / f"iteration_{stopped}" / "point_cloud.ply").is_file()
 
 
@@ -301,7 +308,7 @@ def test_asked_to_stop_while_a_viewer_floods_the_run_with_large_pictures(scene, 
 def test_a_damaged_summary_is_none(summary, tmp_path):
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "summary.json").write_bytes(summary)
-    assert finished(tmp_path) == 0
+    assert finished(ModelFolder(tmp_path)) == 0
 
 
 def wait_for(what, process, seconds: float = 60) -> None:
@@ -324,7 +331,7 @@ def cut_off(scene, tmp_path_factory) -> tuple[Path, Path]:
     """A folder of a run that ended at 70 and has checkpoints 63 and 70; and how it came out."""
     folder = tmp_path_factory.mktemp("runs") / "m"
     assert train.main(["-s", str(scene), "-m", str(folder), *SHORT, "--quiet"]) == 0
-    assert list(found(folder)) == [70, 63], "the last two stay"
+    assert list(ModelFolder(folder).checkpoints()) == [70, 63], "the last two stay"
     return folder
 
 
@@ -357,7 +364,7 @@ def test_a_spoiled_checkpoint_is_told_and_the_one_before_used(spoiled, cut_off, 
         shutil.copyfile(folder / "chkpnt63.pth", newest)
     else:
         state = torch.load(newest, weights_only=True)
-        state["queue"]["count"] = 99
+        state["parts"]["queue"]["count"] = 99
         torch.save(state, newest)
     assert train.main(["-m", str(folder), "--resume", "--no-quiet"]) == 0
     told = capsys.readouterr().out
@@ -369,7 +376,7 @@ def test_a_spoiled_checkpoint_is_told_and_the_one_before_used(spoiled, cut_off, 
 def test_no_usable_checkpoint_at_all(cut_off, tmp_path, capsys):
     folder = copy_cut_off(cut_off, tmp_path)
     before = (folder / "config.json").read_bytes()
-    for path in found(folder).values():
+    for path in ModelFolder(folder).checkpoints().values():
         path.write_bytes(b"torn")
     assert train.main(["-m", str(folder), "--resume", "--seed", "7"]) == 1
     told = capsys.readouterr().err
@@ -395,7 +402,7 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
     assert train.main([*start_over, "--overwrite"]) == 0
-    assert not found(folder), "an old checkpoint would be resumed from by mistake"
+    assert not ModelFolder(folder).checkpoints(), "an old checkpoint would be resumed from by mistake"
     assert [path.name for path in folder.glob("point_cloud/*")] == ["iteration_5"], "viewers take the last"
     assert {path for path in folder.rglob("*") if path.is_file() and path.read_bytes() == b"mine"} == mine
     assert not (folder / "test" / "ours_70").exists(), "pictures of a model that is gone would be scored"
@@ -404,7 +411,11 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
 def test_a_model_of_the_original_is_not_trained_anew_by_mistake(cut_off, tmp_path, capsys):
     folder = tmp_path / "m"
     shutil.copytree(cut_off, folder)
-    for path in [folder / "config.json", folder / "summary.json", *found(folder).values()]:
+    for path in [
+        folder / "config.json",
+        folder / "summary.json",
+        *ModelFolder(folder).checkpoints().values(),
+    ]:
         path.unlink()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert train.main(["-m", str(folder), "--resume", "--iterations", "70", *CPU]) == 0
@@ -421,7 +432,7 @@ def test_finished_run(cut_off, tmp_path, capsys):
     assert "is finished" in capsys.readouterr().out
     assert train.main(["-m", str(folder), "--resume", "--iterations", "72", "--no-quiet"]) == 0
     assert "Training from iteration 71 " in capsys.readouterr().out
-    for path in found(folder).values():
+    for path in ModelFolder(folder).checkpoints().values():
         path.unlink()
     assert train.main(["-m", str(folder), "--resume", "--iterations", "80"]) == 1
     told = capsys.readouterr().err
@@ -567,11 +578,11 @@ def test_overwriting_removes_what_a_run_writes_and_nothing_else(scene, tmp_path)
     (folder / "chkpnt9.pth").mkdir()  # a folder is nothing of ours
     (tmp_path / "mine.pth").write_text("mine")
     (folder / "chkpnt8.pth").symlink_to(tmp_path / "mine.pth")
-    assert len(found(folder)) == 2 and saved_iterations(folder) == [10]
+    assert len(ModelFolder(folder).checkpoints()) == 2 and ModelFolder(folder).saved_iterations() == [10]
 
-    clear(folder, overwrite=False)
+    clear(ModelFolder(folder), overwrite=False)
     assert not any((folder / name).exists() for name in torn) and all(path.exists() for path in written)
-    clear(folder, overwrite=True)
+    clear(ModelFolder(folder), overwrite=True)
     left = {path for path in folder.rglob("*") if path.is_file()}
     assert left == inputs | {folder / name for name in mine}
     assert (folder / "chkpnt9.pth").is_dir() and (tmp_path / "mine.pth").read_text() == "mine"
@@ -630,7 +641,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
         for path in tmp_path.glob("*"):
             path.unlink()
         saved.clear()
-        checkpoints = Checkpoints(tmp_path, RunParams(**options), None, None, None, None)
+        checkpoints = Checkpoints(ModelFolder(tmp_path), RunParams(**options), {}, torch.device("cpu"))
         for iteration in range(1, 1001):
             now[0] += 1.0
             if checkpoints.due(iteration):
@@ -638,7 +649,7 @@ def test_when_checkpoints_are_written(tmp_path, monkeypatch):
         return [int(path.stem.removeprefix("chkpnt")) for path in saved]
 
     assert written() == [310, 620, 930]
-    assert list(found(tmp_path)) == [930, 620]
+    assert list(ModelFolder(tmp_path).checkpoints()) == [930, 620]
     assert written(checkpoint_every=300, checkpoint_iterations=[7, 300]) == [7, 300, 600, 900]
-    assert list(found(tmp_path)) == [900, 600, 300, 7]
+    assert list(ModelFolder(tmp_path).checkpoints()) == [900, 600, 300, 7]
     assert written(checkpoint_every=-1, checkpoint_iterations=[5]) == [5]

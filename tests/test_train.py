@@ -21,7 +21,11 @@ from plyfile import PlyData
 import metrics
 import render
 import train
+from gaussian_renderer import render as render_view
+from per_view import Exposure
+from scene.folder import ModelFolder
 from tests import tiny_scenes
+from training.report import Report
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -175,9 +179,9 @@ def test_saved_model_is_the_trained_one(colmap, tmp_path):
     in_process("-s", colmap, "-m", tmp_path, "--iterations", 1)
     gaussians = load_ply(tmp_path / "point_cloud" / "iteration_1" / "point_cloud.ply", torch.device("cpu"))
     start = (tiny_scenes.blobs()["colors"] * 255).int() / 255
-    moved = (gaussians.f_dc[:, 0].detach() - (start - 0.5) / 0.28209479177387814).abs()
+    moved = (gaussians.sh_dc[:, 0].detach() - (start - 0.5) / 0.28209479177387814).abs()
     torch.testing.assert_close(moved.amax(), torch.tensor(0.0025), rtol=1e-3, atol=0)
-    opacity = gaussians.opacity.detach().flatten() - torch.logit(torch.tensor(0.1))
+    opacity = gaussians.opacity_logits.detach().flatten() - torch.logit(torch.tensor(0.1))
     torch.testing.assert_close(opacity.abs().amax(), torch.tensor(0.025), rtol=1e-3, atol=0)
 
 
@@ -236,13 +240,13 @@ def vertices_at_start(dataset: Path, folder: Path, name: str) -> np.ndarray:
 @pytest.mark.parametrize("way", ["--fused", "--no-fused"])
 def test_ordinary_iterations_do_not_wait_for_the_gpu(way, colmap, tmp_path, monkeypatch):
     """Iterations 2 to 99; a hundredth one may densify, and the last one is judged."""
-    step = train.Report.step
+    step = Report.step
 
     def watched(report, iteration, *arguments):
         step(report, iteration, *arguments)
         torch.cuda.set_sync_debug_mode("error" if 1 <= iteration < 99 else "default")
 
-    monkeypatch.setattr(train.Report, "step", watched)
+    monkeypatch.setattr(Report, "step", watched)
     options = ["--iterations", "101", "--device", "cuda", "--quiet", "--disable_viewer", way]
     try:
         assert train.main(["-s", str(colmap), "-m", str(tmp_path), *options]) == 0
@@ -329,9 +333,9 @@ def test_python_colors_and_covariances_change_nothing(trained, colmap):
     gaussians, _ = load_gaussians(trained[0], 300, device)
     with torch.no_grad():  # colors that depend on the direction in all bands, and shapes that are not round
         generator = torch.Generator().manual_seed(0)
-        gaussians.f_rest += 0.1 * torch.randn(gaussians.f_rest.shape, generator=generator)
-        gaussians.scaling += 0.5 * torch.randn(gaussians.scaling.shape, generator=generator)
-        gaussians.rotation += 0.5 * torch.randn(gaussians.rotation.shape, generator=generator)
+        gaussians.sh_rest += 0.1 * torch.randn(gaussians.sh_rest.shape, generator=generator)
+        gaussians.log_scales += 0.5 * torch.randn(gaussians.log_scales.shape, generator=generator)
+        gaussians.raw_quats += 0.5 * torch.randn(gaussians.raw_quats.shape, generator=generator)
     camera = Scene(
         ModelParams(source_path=str(colmap)), device, for_training=False, quiet=True
     ).train_cameras[1]
@@ -339,7 +343,7 @@ def test_python_colors_and_covariances_change_nothing(trained, colmap):
     def picture_and_gradients(**options):
         for parameter in gaussians.params.values():
             parameter.grad = None
-        out = train.render(camera, gaussians, PipelineParams(**options), torch.ones(3), scaling_modifier=0.9)
+        out = render_view(camera, gaussians, PipelineParams(**options), torch.ones(3), scaling_modifier=0.9)
         (out.image * torch.linspace(0, 1, out.image.numel()).view_as(out.image)).sum().backward()
         return out.image.detach(), {name: p.grad.clone() for name, p in gaussians.params.items()}
 
@@ -376,12 +380,8 @@ def test_exposures_are_learned_and_test_views_scored_on_the_right_half(colmap, t
     score = json.loads((tmp_path / "exposed" / "results.json").read_text())["ours_300"]["PSNR"]
     assert score == pytest.approx(ours["psnr"], abs=0.1)
     # An earlier model comes with the exposures that it had.
-    from scene import load_gaussians
-
-    first, last = (
-        load_gaussians(tmp_path / "exposed", iteration, torch.device("cpu"))[0].exposures
-        for iteration in (150, 300)
-    )
+    folder = ModelFolder(tmp_path / "exposed")
+    first, last = (Exposure.load(folder.ply(i), folder, torch.device("cpu")).values for i in (150, 300))
     assert (first - last).abs().max() > 0.01 and (first - torch.eye(3, 4)).abs().max() > 0.01
 
 
@@ -402,7 +402,7 @@ def test_depth_maps_are_used(tmp_path):
         for camera in scene.train_cameras:
             known = camera.inv_depth()
             if known is not None:
-                out = train.render(camera, gaussians, PipelineParams(), torch.zeros(3))
+                out = render_view(camera, gaussians, PipelineParams(), torch.zeros(3))
                 errors.append((out.inv_depth[0] - known[0]).abs().mean().item())
         assert errors
         return sum(errors) / len(errors)
@@ -424,7 +424,7 @@ def test_random_background_makes_surfaces_solid(colmap, tmp_path):
         scene = Scene(
             ModelParams(source_path=str(colmap)), torch.device("cpu"), for_training=False, quiet=True
         )
-        rendered = [train.render(c, gaussians, PipelineParams(), torch.zeros(3)) for c in scene.train_cameras]
+        rendered = [render_view(c, gaussians, PipelineParams(), torch.zeros(3)) for c in scene.train_cameras]
         return torch.stack([out.alpha.mean() for out in rendered]).mean().item()
 
     common = ["-s", colmap, "--iterations", 100, *EAGER]

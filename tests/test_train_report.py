@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from scene.folder import ModelFolder
 from training.report import Deferred, Report, Stopwatch, Summary, memory_in_use, peak_memory, score
 
 CPU = torch.device("cpu")
@@ -15,26 +16,26 @@ CPU = torch.device("cpu")
 def test_deferred_values_arrive_once_and_in_order():
     values = Deferred(CPU)
     assert values.receive() == []
-    values.put(1, [torch.tensor(0.5), torch.tensor(1.5)])
-    values.put(2, [torch.tensor(0.25), torch.tensor(2.5)])
+    values.put(1, {"a": torch.tensor(0.5), "b": torch.tensor(1.5)})
+    values.put(2, {"b": torch.tensor(2.5)})
     values.send()
-    values.put(3, [torch.tensor(8.0), torch.tensor(9.0)])
-    assert values.receive() == [(1, [0.5, 1.5]), (2, [0.25, 2.5])]
+    values.put(3, {"a": torch.tensor(8.0)})
+    assert values.receive() == [(1, {"a": 0.5, "b": 1.5}), (2, {"b": 2.5})]
     assert values.receive() == []
     values.send()
-    assert values.receive() == [(3, [8.0, 9.0])]
+    assert values.receive() == [(3, {"a": 8.0})]
 
 
 def test_losses_are_smoothed_and_logged(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    report = Report(tmp_path, 1, 25, CPU, quiet=True)
+    report = Report(ModelFolder(tmp_path), 1, 25, CPU, quiet=True)
     smooth = 0.0
     for iteration in range(1, 26):
         loss = torch.tensor(1.0 / iteration, requires_grad=True)
-        report.step(iteration, loss * 2, loss, None, count=7)
+        report.step(iteration, {"loss": loss * 2, "l1": loss}, count=7)
         smooth = 0.4 * 2.0 / iteration + 0.6 * smooth
-    assert report.told.smooth[0] == pytest.approx(smooth, rel=1e-5)
+    assert report.history.smooth["loss"] == pytest.approx(smooth, rel=1e-5)
     report.close()
 
     events = EventAccumulator(str(tmp_path))
@@ -49,11 +50,11 @@ def test_losses_are_smoothed_and_logged(tmp_path):
 
 
 def test_a_step_that_was_not_taken_has_no_loss(tmp_path):
-    report = Report(tmp_path, 1, 10, CPU, quiet=True)
+    report = Report(ModelFolder(tmp_path), 1, 10, CPU, quiet=True)
     for iteration in range(1, 11):
         loss = torch.tensor(0.0 if iteration == 9 else 0.5)
-        report.step(iteration, loss, loss, None, count=7)
-    assert report.told.smooth[0] == pytest.approx(0.5 * (1 - 0.6**9), rel=1e-5)
+        report.step(iteration, {"loss": loss, "l1": loss}, count=7)
+    assert report.history.smooth["loss"] == pytest.approx(0.5 * (1 - 0.6**9), rel=1e-5)
     report.close()
 
 
@@ -86,10 +87,11 @@ def test_memory_is_that_of_the_process():
 
 
 def test_summary_is_written_and_told(tmp_path):
-    report = Report(tmp_path, 1, 1, CPU, quiet=True)
+    report = Report(ModelFolder(tmp_path), 1, 1, CPU, quiet=True)
     scores = {"test": {1: score([(torch.full((3, 2, 2), 0.5), torch.zeros(3, 2, 2), None)])}}
     report.finish(
-        Summary(1, 5, scores, 1.5, 0.5, 3.0, 2_000_000, "2 CPU threads", str(tmp_path), "a.ply"), tmp_path
+        Summary(1, 5, scores, 1.5, 0.5, 3.0, 2_000_000, "2 CPU threads", str(tmp_path), "a.ply"),
+        ModelFolder(tmp_path),
     )
     report.close()
     told = json.loads((tmp_path / "summary.json").read_text())
@@ -103,14 +105,14 @@ def test_summary_is_written_and_told(tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_reporting_does_not_wait_for_the_gpu(tmp_path):
     device = torch.device("cuda")
-    report = Report(tmp_path, 1, 1000, device, quiet=True)
+    report = Report(ModelFolder(tmp_path), 1, 1000, device, quiet=True)
     loss = torch.rand((), device=device)
-    report.step(1, loss, loss, None, 5)
+    report.step(1, {"loss": loss, "l1": loss}, 5)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for iteration in range(2, 100):
-            report.step(iteration, loss, loss, None, 5)
+            report.step(iteration, {"loss": loss, "l1": loss}, 5)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert report.told.smooth is not None
+    assert report.history.smooth
     report.close()

@@ -1,7 +1,8 @@
 """Checkpoints: all that training goes on from, in one file.
 
 A dictionary of plain values and tensors, so that it loads safely (weights_only) and any tool can look into
-it. A run that is continued from a checkpoint ends with the same result as one that was never interrupted.
+it: one entry for each part of what is trained, by the part's name. A run that is continued from a checkpoint
+ends with the same result as one that was never interrupted.
 """
 
 import math
@@ -9,7 +10,7 @@ import os
 import random
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -17,27 +18,33 @@ import torch
 from scene.fingerprint import Fingerprint
 from scene.formats.ply import OTHER_FORMATS, load_ply
 from scene.frame import OF_DATA, Similarity
-from scene.gaussian_model import MOMENTS, GaussianModel
+from scene.gaussian_model import MOMENTS
 from scene.torch_file import read_torch_file
-from strategies.adc import AdaptiveDensityControl
-from training.queue import ViewQueue
-from training.report import Scores, Told
+from training.report import Scores
 from utils.files import DataError, atomic_write
 
 FORMAT = "TileSplat checkpoint"
-VERSION = 1
+VERSION = 2
 LONGEST = 200  # characters of another library's message
 MOST = 2**31 - 1  # iterations, steps
 SCORES = {field.name: None for field in fields(Scores)}.keys()
+SHAPES = {"means": (3,), "sh_dc": (1, 3), "opacity_logits": (1,), "log_scales": (3,), "raw_quats": (4,)}
+OF_THE_VIEWS = ("queue", "history")  # parts that mean nothing to a run with other views
+
+
+class Part(Protocol):
+    """Whatever has a state. The tensors that it is given are on the device of the run."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> None: ...
 
 
 def save(
     path: str | os.PathLike,
     iteration: int,
-    gaussians: GaussianModel,
-    density: AdaptiveDensityControl,
-    queue: ViewQueue,
-    told: Told | None = None,
+    parts: dict[str, Part],
+    device: torch.device,
     data: Fingerprint | None = None,
 ) -> None:
     """Write the state after this iteration, and of which data set it is."""
@@ -45,11 +52,8 @@ def save(
         "format": FORMAT,
         "version": VERSION,
         "iteration": iteration,
-        "gaussians": gaussians.state_dict(),
-        "density": density.state_dict(),
-        "queue": queue.state_dict(),
-        "random": _random_states(gaussians.device),
-        "told": (told or Told()).state_dict(),
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "random": _random_states(device),
     } | ({"data": data.state_dict()} if data else {})
     with atomic_write(path, _size(state)) as file:
         torch.save(state, file)
@@ -65,40 +69,47 @@ def _size(value: Any) -> int:
 
 def load(
     path: str | os.PathLike,
-    gaussians: GaussianModel,
-    density: AdaptiveDensityControl,
-    queue: ViewQueue,
-    told: Told | None = None,
+    parts: dict[str, Part],
+    device: torch.device,
     data: Fingerprint | None = None,
     same_run: bool = True,
 ) -> int:
-    """Put everything back as it was; returns the iteration it was after.
+    """Put every part back as it was; returns the iteration it was after.
 
-    A file of the original has no exposures, view queue and random states, a PLY has no moments either: what a
-    file does not have stays as it is. So do view queue and scores if it is of another run, with other views.
-    A checkpoint of another data set is refused, unless it is of another run.
+    A file of the original has no queue and random states, a PLY has no moments either: what a file does not
+    have stays as it is. So do the parts that belong to the views, if it is of a run with other views. A
+    checkpoint of another data set is refused, unless it is of another run.
     """
     state = read(path, data.frame if data else OF_DATA)
     try:
         other = data.difference(state.get("data")) if data and Path(path).suffix != ".ply" else ""
         if other and same_run:
             raise ValueError(other)
-        _check(state, gaussians)
-        gaussians.load_state_dict(state["gaussians"])
-        density.load_state_dict(state["density"], gaussians.device)
-        same_views = same_run or (state.get("queue", {}).get("count") == queue.count and not other)
-        if "queue" in state and same_views:
-            queue.load_state_dict(state["queue"])
-        if told and "told" in state and same_views:
-            told.load_state_dict(state["told"], gaussians.device)
+        _check(state)
+        found, queue = state["parts"], parts.get("queue")
+        same_count = found.get("queue", {}).get("count") == getattr(queue, "count", None)
+        for name, part in parts.items():
+            if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
+                part.load_state_dict(_moved(found[name], device))
         if "random" in state:
-            _set_random_states(state["random"], gaussians.device)
+            _set_random_states(state["random"], device)
         return state["iteration"]
     except ValueError as error:
         raise DataError(f"{path}: does not fit this run: {str(error)[:LONGEST]}") from None
     except (LookupError, TypeError, RuntimeError, AttributeError, OverflowError, MemoryError) as error:
         reason = repr(error).partition("\\n")[0][:LONGEST]
         raise DataError(f"{path}: does not fit this run ({reason})") from None
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """The same on the device. Single numbers, such as counts of steps, and states of generators stay."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device) if value.dim() and value.dtype != torch.uint8 else value
+    if isinstance(value, dict):
+        return {key: _moved(inner, device) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_moved(inner, device) for inner in value)
+    return value
 
 
 def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]:
@@ -115,9 +126,9 @@ def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]
         return _from_original(state, path)
     if not isinstance(state, dict) or _brief(state.get("format")) != repr(FORMAT):
         raise DataError(f"{path}: is not a checkpoint of TileSplat or of the original")
-    if (version := _brief(state.get("version"))) != repr(VERSION):
+    if (version := _brief(state.get("version"))) not in ("1", repr(VERSION)):
         raise DataError(f"{path}: has version {version}, must have {VERSION}")
-    return state
+    return _from_version_1(state, path) if version == "1" else state
 
 
 def _brief(value: Any) -> str:
@@ -126,11 +137,22 @@ def _brief(value: Any) -> str:
     return repr(value)[:LONGEST] if plain else f"a {type(value).__name__}"
 
 
-def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
-    """Everything that a native call or a later iteration relies on. Parameters must be those of the model."""
-    model, stats = state["gaussians"], state["density"]["stats"]
-    params, degree, active = model["params"], model["sh_degree"], model["active_sh_degree"]
-    extent, names = model["extent"], model["exposure_names"]
+def _check(state: dict[str, Any]) -> None:
+    """Everything that a native call or a later iteration relies on."""
+    _check_number("iteration", state["iteration"])
+    parts = state["parts"]
+    if "gaussians" in parts:
+        _check_gaussians(parts["gaussians"])
+    if "history" in parts:
+        _check_history(parts["history"])
+    if "random" in state:
+        _check_random(state["random"])
+
+
+def _check_gaussians(model: dict[str, Any]) -> None:
+    params, degree, active, extent = (
+        model[key] for key in ("params", "sh_degree", "active_sh_degree", "extent")
+    )
     if (
         type(degree) is not int
         or not 0 <= degree <= 3
@@ -140,29 +162,12 @@ def _check(state: dict[str, Any], gaussians: GaussianModel) -> None:
         raise ValueError(f"its SH degrees must be 0 to 3, got {_brief(active)} of {_brief(degree)}")
     if extent is not None and not (type(extent) is float and 0 <= extent < math.inf):
         raise ValueError(f"its extent must be a finite number, got {_brief(extent)}")
-    _check_number("iteration", state["iteration"])
-    _check_number("fits", state["density"].get("fits", 0))
-
-    count = len(params["xyz"])
-    shapes: dict[str, tuple[int, ...]] = {name: value.shape[1:] for name, value in gaussians.params.items()}
-    shapes["f_rest"] = ((degree + 1) ** 2 - 1, 3)  # the model's degree will be the file's
-    if params.keys() != shapes.keys():
-        got = ", ".join(repr(str(name))[1:-1] for name in params)
-        raise ValueError(f"its parameters must be {', '.join(shapes)}, got {got}")
+    count = len(params["means"])
+    shapes = {name: value.shape[1:] for name, value in params.items()} | SHAPES
+    shapes["sh_rest"] = ((degree + 1) ** 2 - 1, 3)
     for name, shape in shapes.items():
         _check_tensor(name, params[name], (count, *shape))
         _check_moments(name, model["moments"].get(name, {}), (count, *shape))
-    for value in stats or []:
-        _check_tensor("density", value, (count,))
-    if names:
-        if len(set(names)) != len(names) or not all(type(name) is str for name in names):
-            raise ValueError("its exposures must have different names")
-        _check_tensor("exposures", model["exposures"], (len(names), 3, 4))
-        _check_moments("exposures", model["exposure_moments"], (len(names), 3, 4))
-    if "random" in state:
-        _check_random(state["random"])
-    if "told" in state:
-        _check_told(state["told"])
 
 
 def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
@@ -195,8 +200,8 @@ def _check_random(states: dict) -> None:
         raise ValueError(f"the state of NumPy's generator must be at 0 to 624, got {_brief(position)}")
 
 
-def _check_told(told: dict) -> None:
-    for views, rows in told["scores"].items():
+def _check_history(history: dict) -> None:
+    for views, rows in history["scores"].items():
         if not rows:
             raise ValueError(f"its scores of {_brief(views)} must not be empty")
         for iteration, scores in rows.items():
@@ -205,35 +210,36 @@ def _check_told(told: dict) -> None:
                 raise ValueError(f"scores must be numbers named {', '.join(SCORES)}")
             _check_number("views of scores", scores["views"])
     for name in ("seconds", "left_out"):
-        if type(told[name]) not in (int, float) or not 0 <= told[name] < math.inf:
-            raise ValueError(f"{name} must be a number of seconds, got {_brief(told[name])}")
+        if type(history[name]) not in (int, float) or not 0 <= history[name] < math.inf:
+            raise ValueError(f"{name} must be a number of seconds, got {_brief(history[name])}")
 
 
 # The original's file: ((12 things), iteration)
 
-ORIGINAL_PARAMS = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")  # in the tuple's order
+# Its names, in the order of its tuple -> ours
+RENAMED = {
+    "xyz": "means", "f_dc": "sh_dc", "f_rest": "sh_rest", "scaling": "log_scales", "rotation": "raw_quats",
+    "opacity": "opacity_logits",
+}  # fmt: skip
 
 
 def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
     try:
         (active_sh_degree, *tensors, _max_radii, grad_sum, visits, optimizer, extent), iteration = state
-        params = {name: tensor.detach() for name, tensor in zip(ORIGINAL_PARAMS, tensors, strict=True)}
+        params = {name: tensor.detach() for name, tensor in zip(RENAMED.values(), tensors, strict=True)}
         moments = {
-            group["name"]: optimizer["state"].get(group["params"][0], {})
+            RENAMED[group["name"]]: optimizer["state"].get(group["params"][0], {})
             for group in optimizer["param_groups"]
         }
         gaussians = {
             "params": params,
             "moments": moments,
-            "sh_degree": round((params["f_rest"].shape[1] + 1) ** 0.5) - 1,
+            "sh_degree": round((params["sh_rest"].shape[1] + 1) ** 0.5) - 1,
             "active_sh_degree": int(active_sh_degree),
             "extent": float(extent),
-            "exposure_names": [],
-            "exposures": None,
-            "exposure_moments": {},
         }
-        density = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
-        return {"iteration": int(iteration), "gaussians": gaussians, "density": density}
+        adc = {"stats": [grad_sum.detach().flatten(), visits.detach().flatten()], "generator": None}
+        return {"iteration": int(iteration), "parts": {"gaussians": gaussians, "adc": adc}}
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
 
@@ -248,12 +254,28 @@ def _from_ply(path: Path, frame: Similarity) -> dict[str, Any]:
         "sh_degree": model.sh_degree,
         "active_sh_degree": model.active_sh_degree,
         "extent": None,
-        "exposure_names": [],
-        "exposures": None,
-        "exposure_moments": {},
     }
-    iteration = int(number) if number.isdecimal() else 0
-    return {"iteration": iteration, "gaussians": gaussians, "density": {"stats": None, "generator": None}}
+    return {"iteration": int(number) if number.isdecimal() else 0, "parts": {"gaussians": gaussians}}
+
+
+def _from_version_1(state: dict[str, Any], path: str | os.PathLike) -> dict[str, Any]:
+    """Parts had fixed places, and parameters the original's names."""
+    try:
+        model, told = dict(state["gaussians"]), dict(state.get("told", {}))
+        for key in ("params", "moments"):
+            model[key] = {RENAMED.get(name, name): value for name, value in model[key].items()}
+        exposure = {"names": model["exposure_names"], "values": model["exposures"]}
+        exposure["moments"] = model["exposure_moments"]
+        losses = ("loss", "l1", "depth")
+        told["smooth"] = dict(zip(losses, told.get("smooth") or ()))
+        told["waiting"] = [[i, dict(zip(losses, row))] for i, row in told.get("waiting", [])]
+        parts = {"gaussians": model, "adc": state["density"], "exposure": exposure}
+        parts |= {"queue": state["queue"]} if "queue" in state else {}
+        parts |= {"history": told} if "told" in state else {}
+        rest = {key: state[key] for key in ("iteration", "random", "data") if key in state}
+        return {**rest, "parts": parts}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: is not a checkpoint of version 1 ({error!r})") from None
 
 
 # Random numbers: Python's, numpy's and PyTorch's generators

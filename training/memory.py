@@ -1,16 +1,15 @@
 """When memory runs out: the step is taken again, with fewer Gaussians if need be, and the run goes on."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 
+from scene.gaussian_model import GaussianModel
+from strategies.rows import at_most
+from strategies.strategy import Strategy
 from utils.files import DataError
 from utils.memory import out_of_memory
-
-if TYPE_CHECKING:
-    from scene.gaussian_model import GaussianModel
-    from strategies.adc import AdaptiveDensityControl
 
 Result = TypeVar("Result")
 ATTEMPTS = 20
@@ -18,7 +17,11 @@ KEEP = 0.9  # of the Gaussians, if giving back what PyTorch holds in reserve was
 
 
 def step_that_fits(
-    step: Callable[[], Result], iteration: int, gaussians: "GaussianModel", density: "AdaptiveDensityControl"
+    step: Callable[[], Result],
+    iteration: int,
+    gaussians: GaussianModel,
+    strategy: Strategy,
+    say: Callable[[str], None],
 ) -> Result:
     """The result of step(), which moves nothing if it fails."""
     for attempt in range(ATTEMPTS):
@@ -32,7 +35,8 @@ def step_that_fits(
             torch.cuda.empty_cache()
         if attempt:
             drop_faintest(gaussians, KEEP)
-        density.stop_growing(len(gaussians), f"iteration {iteration} is taken again")
+        strategy.limit(len(gaussians))
+        say(f"out of memory: iteration {iteration} is taken again; {at_most(len(gaussians))}")
     raise DataError(
         f"there is not enough memory for {len(gaussians):,} Gaussians and the photos; smaller ones (-r), or "
         "--data_device cpu, may help"
@@ -40,8 +44,8 @@ def step_that_fits(
 
 
 @torch.no_grad()
-def drop_faintest(gaussians: "GaussianModel", keep: float) -> None:
+def drop_faintest(gaussians: GaussianModel, keep: float) -> None:
     count = max(int(keep * len(gaussians)), 1)
-    opacity = gaussians.opacity.detach()[:, 0].cpu()  # the device has no room to sort
+    opacity = gaussians.opacity_logits.detach()[:, 0].cpu()  # the device has no room to sort
     strongest = opacity.argsort(descending=True, stable=True)[:count]
     gaussians.reindex(strongest.sort().values.to(gaussians.device))

@@ -25,6 +25,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arguments import ConfigError
+from scene.folder import ModelFolder
 from utils import commands
 from utils.files import DataError, open_own, write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, psnr_of_one_color, to_float, to_uint8
@@ -32,11 +33,10 @@ from utils.memory import out_of_memory
 from utils.terminal import plain, progress
 
 READ_EVERY = 10
-LOSSES = 3  # total, L1, depth
+CURVES = {"loss": "total_loss", "l1": "l1_loss"}  # the original's names of curves
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
 JPEG_QUALITY = 90
-LOG = "train.log"
 LOOK = "python -m scene.inspect shows how the cameras and points of a data set lie"
 PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
@@ -44,11 +44,11 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 class Log:
     """Lines to the terminal and to <folder>/train.log. Quiet: to the file only."""
 
-    def __init__(self, folder: Path, quiet: bool = False):
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: ModelFolder, quiet: bool = False):
+        folder.path.mkdir(parents=True, exist_ok=True)
         self._quiet, self._file = quiet, None
         try:
-            handle = open_own(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            handle = open_own(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self._file = open(handle, "a", encoding="utf-8")  # noqa: SIM115
         except (OSError, DataError) as error:
             self(f"no log file: {error}; training goes on")
@@ -70,16 +70,16 @@ class Log:
 
 
 @contextmanager
-def failures_in_log(folder: Path) -> Iterator[None]:
+def failures_in_log(folder: ModelFolder) -> Iterator[None]:
     """Why a run ended is in its log, too, for whoever comes back in the morning. A run that was refused, or
     interrupted before it began, changes nothing."""
-    before = _changed(folder / LOG)
+    before = _changed(folder.log)
     try:
         yield
     except BaseException as error:
         reason = commands.in_a_line(error)
         lines = traceback.format_exc().splitlines() if reason is None else [reason]
-        begun = _changed(folder / LOG) != before
+        begun = _changed(folder.log) != before
         if begun or not isinstance(error, KeyboardInterrupt | ConfigError | DataError):
             log = Log(folder, quiet=True)
             log(f"Ended: {lines[0]}", *lines[1:])
@@ -97,61 +97,62 @@ def _changed(path: Path) -> int | None:
 class Deferred:
     """Values of device tensors, some iterations later and without waiting for the device."""
 
-    def __init__(self, device: torch.device, collected: list[tuple[int, list[Tensor]]] | None = None):
+    def __init__(self, device: torch.device, collected: list[tuple[int, dict[str, Tensor]]] | None = None):
         self._device = device
         self._collected = [] if collected is None else collected  # (iteration, scalars on the device)
-        self._travelling: tuple[list[int], Tensor, torch.cuda.Event | None] | None = None
+        self._travelling: tuple[list[tuple[int, list[str]]], Tensor, torch.cuda.Event | None] | None = None
 
-    def put(self, iteration: int, values: list[Tensor]) -> None:
+    def put(self, iteration: int, values: dict[str, Tensor]) -> None:
         self._collected.append((iteration, values))
 
     def send(self) -> None:
         """Start the copy to the host of all that was put."""
         if not self._collected:
             return
-        iterations = [iteration for iteration, _ in self._collected]
-        values = torch.stack([v for _, row in self._collected for v in row]).view(len(iterations), -1)
+        names = [(iteration, list(row)) for iteration, row in self._collected]
+        values = torch.stack([v.to(self._device) for _, row in self._collected for v in row.values()])
         self._collected.clear()
         arrived = None
         if self._device.type == "cuda":
             values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(torch.cuda.current_stream(self._device))  # it may not be the current device's
-        self._travelling = (iterations, values, arrived)
+        self._travelling = (names, values, arrived)
 
-    def receive(self) -> list[tuple[int, list[float]]]:
+    def receive(self) -> list[tuple[int, dict[str, float]]]:
         """What the last send() carried: (iteration, values) each. Empty if there was none."""
         if self._travelling is None:
             return []
-        iterations, values, arrived = self._travelling
+        names, values, arrived = self._travelling
         self._travelling = None
         if arrived is not None:
             arrived.synchronize()  # it was recorded READ_EVERY iterations ago
-        return list(zip(iterations, values.tolist()))
+        numbers = iter(values.tolist())
+        return [(iteration, {name: next(numbers) for name in row}) for iteration, row in names]
 
 
 class Stopwatch:
     """Seconds of device and host work, without the stretches that are left out and counted apart."""
 
-    def __init__(self, device: torch.device, told: "Told | None" = None):
+    def __init__(self, device: torch.device, history: "RunHistory | None" = None):
         self._device = device
-        self._told = told or Told()
-        self._start = time.perf_counter() - self._told.seconds - self._told.left_out
+        self._history = history or RunHistory()
+        self._start = time.perf_counter() - self._history.seconds - self._history.left_out
 
     @property
     def left_out(self) -> float:
-        return self._told.left_out
+        return self._history.left_out
 
     @contextmanager
     def leave_out(self) -> Iterator[None]:
         """Evaluation and saving: not part of the optimization."""
-        self._told.seconds = self.seconds()
+        self._history.seconds = self.seconds()
         start = time.perf_counter()
         try:
             yield
         finally:
             self._finish_device()
-            self._told.left_out += time.perf_counter() - start
+            self._history.left_out += time.perf_counter() - start
 
     def seconds(self) -> float:
         self._finish_device()
@@ -173,18 +174,18 @@ class Scores:
 
 
 @dataclass
-class Told:
-    """What a run has told so far. A run that is continued goes on from there."""
+class RunHistory:
+    """What a run has reported so far. A run that is continued goes on from there."""
 
     scores: dict[str, dict[int, Scores]] = field(default_factory=dict)  # set of views -> iteration -> scores
-    smooth: list[float] | None = None  # averages of the losses, as shown
-    waiting: list[tuple[int, list[Tensor]]] = field(default_factory=list)  # losses that were not shown yet
+    smooth: dict[str, float] = field(default_factory=dict)  # averages of the losses, as shown
+    waiting: list[tuple[int, dict[str, Tensor]]] = field(default_factory=list)  # losses not shown yet
     seconds: float = 0.0  # of optimization, as of when the stopwatch was last held
     left_out: float = 0.0
 
     def state_dict(self) -> dict:
         """Plain values."""
-        waiting = [[iteration, [float(v) for v in values]] for iteration, values in self.waiting]
+        waiting = [[iteration, {k: float(v) for k, v in row.items()}] for iteration, row in self.waiting]
         scores = {name: {i: asdict(s) for i, s in rows.items()} for name, rows in self.scores.items()}
         return {
             "scores": scores,
@@ -194,18 +195,16 @@ class Told:
             "left_out": self.left_out,
         }
 
-    def load_state_dict(self, state: dict, device: torch.device) -> None:
+    def load_state_dict(self, state: dict) -> None:
         self.scores = {
             str(name): {int(i): Scores(**scores) for i, scores in by_iteration.items()}
             for name, by_iteration in state["scores"].items()
         }
-        self.smooth = None if state["smooth"] is None else [float(v) for v in state["smooth"]]
+        self.smooth = {str(name): float(value) for name, value in state["smooth"].items()}
         self.waiting[:] = [
-            (int(i), [torch.tensor(float(v), device=device) for v in row]) for i, row in state["waiting"]
+            (int(i), {str(name): torch.tensor(float(v)) for name, v in row.items()})
+            for i, row in state["waiting"]
         ]
-        rows = [row for _, row in state["waiting"]] + ([self.smooth] if self.smooth else [])
-        if not all(len(row) == LOSSES for row in rows):
-            raise ValueError(f"there must be {LOSSES} losses of an iteration")
         self.seconds, self.left_out = float(state["seconds"]), float(state["left_out"])
 
 
@@ -227,19 +226,18 @@ class Report:
 
     def __init__(
         self,
-        folder: Path,
+        folder: ModelFolder,
         first: int,  # iteration, counted from 1
         last: int,
         device: torch.device,
         quiet: bool = False,
-        told: Told | None = None,  # by the run that is continued
+        history: RunHistory | None = None,  # by the run that is continued
     ):
         self.log = Log(folder, quiet)
-        self.told = told or Told()
-        self._board = _tensorboard(folder, first, self.log)
+        self.history = history or RunHistory()
+        self._board = _tensorboard(folder.path, first, self.log)
         self._device = device
-        self._deferred = Deferred(device, self.told.waiting)
-        self._zero = torch.zeros((), device=device)
+        self._deferred = Deferred(device, self.history.waiting)
         self._bar = progress(desc="Training", total=last, initial=first - 1, disable=quiet)
         self._last = last
         self._now = first - 1, 0  # iteration, number of Gaussians
@@ -248,15 +246,12 @@ class Report:
         self._empty = False
         self._doubts: dict[str, str] = {}  # set of views -> what is wrong with its last scores
 
-    def step(
-        self, iteration: int, loss: Tensor, l1: Tensor, depth: Tensor | None, count: int
-    ) -> tuple[int, float] | None:
-        """Once per iteration: the total loss, its L1 part and its depth part, scalars on the device.
+    def step(self, iteration: int, losses: dict[str, Tensor], count: int) -> tuple[int, float] | None:
+        """Once per iteration: scalars on the device, "loss" being what was minimized.
 
         Returns the first of the iterations read back now whose loss is not finite, and that loss.
         """
-        parts = [loss.detach(), l1.detach(), self._zero if depth is None else depth.detach()]
-        self._deferred.put(iteration, parts)
+        self._deferred.put(iteration, {name: value.detach() for name, value in losses.items()})
         self._now = iteration, count
         if not count and not self._empty:
             self._empty = True
@@ -270,44 +265,53 @@ class Report:
             return bad
         return None
 
-    def _show(self, arrived: list[tuple[int, list[float]]]) -> None:
+    def _show(self, arrived: list[tuple[int, dict[str, float]]]) -> None:
         iteration, count = self._now
-        infinite = ((i, loss) for i, (loss, *_) in arrived if not math.isfinite(loss))
+        infinite = ((i, row["loss"]) for i, row in arrived if not math.isfinite(row["loss"]))
         self._bad = self._bad or next(infinite, None)
-        arrived = [row for row in arrived if any(row[1])]  # all zero: a step that was not taken
+        arrived = [row for row in arrived if any(row[1].values())]  # all zero: a step that was not taken
+        smooth = self.history.smooth
         for _, values in arrived:
-            old = self.told.smooth or [0.0] * len(values)  # from zero, as the original
-            self.told.smooth = [SMOOTHING * new + (1.0 - SMOOTHING) * was for new, was in zip(values, old)]
-        if self.told.smooth:
-            loss, _, depth = self.told.smooth
-            shown = {"loss": f"{loss:.5f}"} | ({"depth": f"{depth:.5f}"} if depth else {})
+            for name in {**smooth, **values}:  # from zero, as the original; zero where there is none
+                old, new = smooth.get(name, 0.0), values.get(name, 0.0)
+                smooth[name] = SMOOTHING * new + (1.0 - SMOOTHING) * old
+        if smooth:
+            shown = {name: f"{value:.5f}" for name, value in smooth.items() if name != "l1"}
             shown |= {"gaussians": f"{count:,}", "memory": _megabytes(memory_in_use(self._device))}
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(iteration - self._bar.n)
         if self._board and arrived:
             self._board_losses(arrived)
 
-    def _board_losses(self, arrived: list[tuple[int, list[float]]]) -> None:
-        step, (loss, l1, _) = arrived[-1][0], torch.tensor([v for _, v in arrived]).mean(dim=0).tolist()
+    def _board_losses(self, arrived: list[tuple[int, dict[str, float]]]) -> None:
+        step = arrived[-1][0]
         now, before = (time.perf_counter(), arrived[-1][0]), self._since
         milliseconds = 1000.0 * (now[0] - before[0]) / max(now[1] - before[1], 1)
         self._since = now
-        self._draw("add_scalar", "train_loss_patches/l1_loss", l1, step)
-        self._draw("add_scalar", "train_loss_patches/total_loss", loss, step)
+        for name in dict.fromkeys(name for _, row in arrived for name in row):
+            values = torch.tensor([row[name] for _, row in arrived if name in row])
+            self._draw(
+                "add_scalar", f"train_loss_patches/{CURVES.get(name, name)}", values.mean().item(), step
+            )
         self._draw("add_scalar", "iter_time", milliseconds, step)
 
     def evaluate(
-        self, iteration: int, sets: dict[str, list], render_pair: Callable, opacities: Tensor, count: int
+        self,
+        iteration: int,
+        sets: dict[str, list],
+        render_pair: Callable,
+        histograms: dict[str, Tensor],
+        count: int,
     ) -> None:
         """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
         for name, cameras in sets.items():
-            first_time = not self.told.scores.get(name)
+            first_time = not self.history.scores.get(name)
             one_color: list[Tensor] = []
             pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time, one_color)
             scores = score(pairs)
             if scores is None:
                 continue
-            self.told.scores.setdefault(name, {})[iteration] = scores
+            self.history.scores.setdefault(name, {})[iteration] = scores
             self.log(
                 f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB "
                 f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
@@ -317,8 +321,9 @@ class Report:
             self._draw("add_scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
             self._draw("add_scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
         self._draw("add_scalar", "total_points", count, iteration)
-        if count:
-            self._draw("add_histogram", "scene/opacity_histogram", opacities, iteration)
+        for name, values in histograms.items():
+            if values.numel():
+                self._draw("add_histogram", name, values, iteration)
         self._draw("flush")  # here, not beside training: writing a picture keeps Python busy
         self._since = time.perf_counter(), iteration
 
@@ -361,12 +366,12 @@ class Report:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
 
-    def finish(self, summary: "Summary", folder: Path) -> None:
+    def finish(self, summary: "Summary", folder: ModelFolder) -> None:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
         empty = [] if summary.gaussians else [f"Warning: the model has no Gaussians. {LOOK}"]
         summary.warnings = empty + list(self._doubts.values())
-        write_json(folder / "summary.json", asdict(summary), indent=1)
+        write_json(folder.summary, asdict(summary), indent=1)
         self.log(*summary.lines())
 
     @contextmanager

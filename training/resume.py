@@ -6,32 +6,29 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from arguments import CONFIG_FILE, ConfigError, RunParams
-from scene import saved_iterations
+import torch
+
+from arguments import ConfigError, RunParams
 from scene.fingerprint import Fingerprint
-from scene.gaussian_model import GaussianModel
-from strategies.adc import AdaptiveDensityControl
+from scene.folder import ModelFolder
 from training import checkpoint
-from training.health import drop_unusable
-from training.queue import ViewQueue
-from training.report import READ_EVERY, Told
+from training.checkpoint import Part
+from training.report import READ_EVERY
 from utils.files import DataError, open_own
 from utils.terminal import say
 
 KEPT = 2  # checkpoints that nobody asked for by number
 SECONDS_BETWEEN = 300.0  # where --checkpoint_every does not say otherwise
-SUMMARY = "summary.json"
 LOCK = ".training"
 LOCK_ATTEMPTS = 1000
 N = "(0|[1-9][0-9]*)"  # a number as we write it
-CHECKPOINT = re.compile(rf"chkpnt{N}\.pth")
 INPUTS = re.compile(r"config\.json|cfg_args|split\.json|cameras\.json|input\.ply")
 RESULTS = re.compile(
-    rf"{CHECKPOINT.pattern}|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
+    rf"chkpnt{N}\.pth|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
     rf"exposure\.json|point_cloud/iteration_{N}/(point_cloud\.ply|exposure\.json)"
 )
 # What render.py, metrics.py and tools.contact_sheet made of them, and would tell of a model that is gone.
@@ -49,16 +46,14 @@ class Checkpoints:
 
     def __init__(
         self,
-        folder: Path,
+        folder: ModelFolder,
         run: RunParams,
-        gaussians: GaussianModel,
-        density: AdaptiveDensityControl,
-        queue: ViewQueue,
-        told: Told,
+        parts: dict[str, Part],
+        device: torch.device,
         data: Fingerprint | None = None,  # of the data set
     ):
         self._folder, self._run = folder, run
-        self._state = gaussians, density, queue, told, data
+        self._parts, self._device, self._data = parts, device, data
         self._last = time.monotonic()
 
     def due(self, iteration: int) -> bool:
@@ -71,11 +66,11 @@ class Checkpoints:
         return self._run.checkpoint_every == 0 and late and iteration % READ_EVERY == 0
 
     def write(self, iteration: int) -> Path:
-        path = self._folder / f"chkpnt{iteration}.pth"
-        checkpoint.save(path, iteration, *self._state)
-        passing = [i for i in found(self._folder) if i < iteration and not self._asked_for(i)]
+        path = self._folder.checkpoint(iteration)
+        checkpoint.save(path, iteration, self._parts, self._device, self._data)
+        passing = [i for i in self._folder.checkpoints() if i < iteration and not self._asked_for(i)]
         for old in passing[KEPT - 1 :]:
-            (self._folder / f"chkpnt{old}.pth").unlink(missing_ok=True)
+            self._folder.checkpoint(old).unlink(missing_ok=True)
         self._last = time.monotonic()
         return path
 
@@ -88,22 +83,22 @@ class Checkpoints:
         try:
             yield
         except (DataError, OSError) as error:
-            last = next(iter(found(self._folder)), None)
+            last = next(iter(self._folder.checkpoints()), None)
             how = f"iteration {last} is saved, and {how_to_resume(self._folder)} goes on from it"
             raise DataError(f"{error}. {'There is no checkpoint' if last is None else how}") from None
 
-    def load(self, iterations: int) -> tuple[int, list[str]]:
+    def load(self, iterations: int, loaded: Callable[[], None]) -> tuple[int, list[str]]:
         """Go on from where this run says; returns the iteration that was, and what to tell the user.
 
         --resume takes the newest checkpoint of the folder that can be read and is before the last iteration:
         what may be missing after that one is made again.
         """
-        notes, candidates = [], {}
+        candidates, notes = {}, []
         if self._run.resume:
-            candidates = {i: path for i, path in found(self._folder).items() if i < iterations}
+            candidates = {i: path for i, path in self._folder.checkpoints().items() if i < iterations}
         for number, path in candidates.items():
             try:
-                done = checkpoint.load(path, *self._state)
+                done = self._read(path, loaded)
                 if done != number:
                     raise DataError(f"{path}: is the checkpoint of iteration {done}")
             except DataError as error:
@@ -117,32 +112,32 @@ class Checkpoints:
                 "starts over"
             )
         if self._run.start_checkpoint:
-            done = checkpoint.load(self._run.start_checkpoint, *self._state, same_run=False)
+            done = self._read(Path(self._run.start_checkpoint), loaded, same_run=False)
             if done >= iterations:
                 raise ConfigError(
                     f"iterations must be more than the {done} of the checkpoint, got {iterations}"
                 )
-            dropped = drop_unusable(*self._state[:2], self._run.start_checkpoint)
-            return done, [f"Starting from {self._run.start_checkpoint}", *dropped]
+            return done, [f"Starting from {self._run.start_checkpoint}"]
         return 0, ["There is no checkpoint to resume from: starting over"] if self._run.resume else []
 
+    def _read(self, path: Path, loaded: Callable[[], None], same_run: bool = True) -> int:
+        done = checkpoint.load(path, self._parts, self._device, self._data, same_run)
+        try:
+            loaded()
+        except ValueError as error:
+            raise DataError(f"{path}: does not fit this run: {error}") from None
+        return done
 
-def found(folder: Path) -> dict[int, Path]:
-    """Iteration -> checkpoint, the newest first."""
-    files = ((CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("chkpnt*.pth"))
-    numbered = {int(match[1]): path for match, path in files if match and path.is_file()}
-    return dict(sorted(numbered.items(), reverse=True))
 
-
-def finished(folder: Path) -> int:
+def finished(folder: ModelFolder) -> int:
     """Number of iterations of the run that ended here; 0 if none did.
 
     Of a run of the original one sees only the models that it saved; the last of them is taken for its end.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        return max(saved_iterations(folder), default=0)
+    if not folder.config.is_file():
+        return max(folder.saved_iterations(), default=0)
     try:
-        return int(json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["iterations"])
+        return int(json.loads(folder.summary.read_text(encoding="utf-8"))["iterations"])
     except (OSError, ValueError, TypeError, LookupError, RecursionError, OverflowError):
         return 0
 
@@ -215,7 +210,7 @@ def _unlock(handle: int, path: Path) -> None:
     os.close(handle)
 
 
-def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
+def check_folder(folder: ModelFolder, run: RunParams, iterations: int) -> None:
     """What an earlier run left is neither mixed with another one's results nor lost by accident."""
     if run.start_checkpoint and not Path(run.start_checkpoint).is_file():
         raise ConfigError(f"{run.start_checkpoint}: there is no such checkpoint")
@@ -223,32 +218,32 @@ def check_folder(folder: Path, run: RunParams, iterations: int) -> None:
         return
     ended = finished(folder)
     if run.resume:
-        if 0 < ended < iterations and not found(folder) and not run.start_checkpoint:
-            model = folder / "point_cloud" / f"iteration_{ended}" / "point_cloud.ply"
+        if 0 < ended < iterations and not folder.checkpoints() and not run.start_checkpoint:
             raise ConfigError(
                 f"{folder} has no checkpoint to resume from, only the model of a run that ended at {ended}; "
                 f"{how_to_resume(folder)} --iterations {iterations} --start_checkpoint "
-                f"{shlex.quote(str(model))} goes on from that"
+                f"{shlex.quote(str(folder.ply(ended)))} goes on from that"
             )
         return
-    own_start = run.start_checkpoint and Path(run.start_checkpoint).resolve().is_relative_to(folder.resolve())
-    if not own_start and (found(folder) or saved_iterations(folder)):
+    start, home = run.start_checkpoint, folder.path.resolve()
+    own_start = start and Path(start).resolve().is_relative_to(home)
+    if not own_start and (folder.checkpoints() or folder.saved_iterations()):
         raise ConfigError(
             f"{folder} has the results of an earlier run: --resume goes on with it, --overwrite starts over, "
             "-m names another folder"
         )
 
 
-def clear(folder: Path, overwrite: bool) -> None:
+def clear(folder: ModelFolder, overwrite: bool) -> None:
     """Remove what a killed run was writing; to overwrite, the results of an earlier run as well, and nothing
     else. Folders, too, as viewers look for the last one."""
-    for path in [path for place in PLACES for path in folder.glob(place)]:
-        if not _to_remove(path, folder, overwrite) or not (path.is_file() or path.is_symlink()):
+    for path in [path for place in PLACES for path in folder.path.glob(place)]:
+        if not _to_remove(path, folder.path, overwrite) or not (path.is_file() or path.is_symlink()):
             continue
         path.unlink()
         with suppress(OSError):  # not empty yet
-            for parent in path.relative_to(folder).parents[:-1]:
-                (folder / parent).rmdir()
+            for parent in path.relative_to(folder.path).parents[:-1]:
+                (folder.path / parent).rmdir()
 
 
 def _to_remove(path: Path, folder: Path, overwrite: bool) -> bool:
@@ -259,5 +254,5 @@ def _to_remove(path: Path, folder: Path, overwrite: bool) -> bool:
     return bool(torn and INPUTS.fullmatch(name)) or bool(overwrite and VIEWS.fullmatch(name))
 
 
-def how_to_resume(folder: Path) -> str:
+def how_to_resume(folder: ModelFolder) -> str:
     return f"python train.py -m {shlex.quote(str(folder))} --resume"

@@ -6,9 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from arguments import ConfigError
 from utils import terminal
-from utils.files import DataError
 from utils.memory import in_short, out_of_memory
 
 SIGNALS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -25,7 +23,7 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
-def run(name: str, work: Callable[[], None]) -> int:
+def run(name: str, work: Callable[[], object]) -> int:
     """Do the work of the command `name`; returns its exit code, 128 + n for signal n, as shells have it."""
     with terminal.spared():
         try:
@@ -44,7 +42,7 @@ def in_a_line(error: BaseException) -> str | None:
     """Why the work ended, for the user; None of a mistake of ours, which needs its traceback."""
     if isinstance(error, KeyboardInterrupt):
         return SIGNALS[_number(error)]
-    if isinstance(error, ConfigError | DataError | OSError):
+    if isinstance(error, OSError) or getattr(error, "for_the_user", False):
         return str(error)
     if isinstance(error, RuntimeError | MemoryError) and out_of_memory(error):
         return in_short(error)

@@ -18,8 +18,9 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 
 class DataError(ValueError):
-    """A file or folder that was given to us is not what it should be. The message is meant for the user."""
+    """A file or folder that was given to us is not what it should be."""
 
+    for_the_user = True  # the message says it all
     LONGEST = 1000  # characters; a broken file can have names as long as itself
 
     def __str__(self) -> str:

@@ -6,7 +6,7 @@ the original's exact layout, because SIBR's reader counts on it.
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -29,32 +29,37 @@ SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float3
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
 OTHER_FORMATS = (".spz", ".splat", ".ksplat", ".sog")
 HOW_TO_UNPACK = "SuperSplat (Export > Splat PLY) or PlayCanvas' splat-transform makes a plain PLY of it"
+KNOWN = ("means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_quats")
+STORED = ("f_dc", "f_rest", "scale", "rot")  # what the file calls some of them
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
 
 
 def save_ply(
     gaussians: GaussianModel, path: Path, antialiasing: bool = False, frame: Similarity = OF_DATA
 ) -> None:
-    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot.
+    """Write a trained model: float32 position, normal (zero), f_dc, f_rest, opacity, scale, rot; then the
+    attributes of one's own, as name_0, name_1, ...
 
     Of a model that is in another frame, positions and sizes are written in the data set's coordinates; as
     float64, where float32 is too coarse for these positions.
     """
     p = {name: value.detach().float() for name, value in gaussians.params.items()}
     if not frame.trivial:
-        p["xyz"] = torch.from_numpy(frame.leave(p["xyz"].cpu().numpy()))
-        p["scaling"] = (p["scaling"].double() + frame.log_unit).float()
-    count, rest = p["f_rest"].shape[:2]
+        p["means"] = torch.from_numpy(frame.leave(p["means"].cpu().numpy()))
+        p["log_scales"] = (p["log_scales"].double() + frame.log_unit).float()
+    count, rest = p["sh_rest"].shape[:2]
     rests = _numbered("f_rest_", 3 * rest)  # all of red, then green, then blue
     parts = [
-        (["x", "y", "z"], p["xyz"]),
+        (["x", "y", "z"], p["means"]),
         (["nx", "ny", "nz"], torch.zeros(1, 3)),
-        (_numbered("f_dc_", 3), p["f_dc"][:, 0]),
-        *((rests[rest * c : rest * (c + 1)], p["f_rest"][:, :, c]) for c in range(3)),
-        (["opacity"], p["opacity"]),
-        (_numbered("scale_", 3), p["scaling"]),
-        (_numbered("rot_", 4), p["rotation"]),
+        (_numbered("f_dc_", 3), p["sh_dc"][:, 0]),
+        *((rests[rest * c : rest * (c + 1)], p["sh_rest"][:, :, c]) for c in range(3)),
+        (["opacity"], p["opacity_logits"]),
+        (_numbered("scale_", 3), p["log_scales"]),
+        (_numbered("rot_", 4), p["raw_quats"]),
     ]
+    for name in [name for name in p if name not in KNOWN]:
+        parts.append((_numbered(f"{name}_", p[name].shape[1:].numel()), p[name].flatten(1)))
     names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
@@ -67,7 +72,7 @@ def save_ply(
     if frame.needs_doubles:
         table = table.astype([(name, "<f8" if name in "xyz" else "<f4") for name in names])
         for i, name in enumerate("xyz"):
-            table[name] = p["xyz"][:, i].numpy()
+            table[name] = p["means"][:, i].numpy()
     _write(path, table, comments)
 
 
@@ -77,7 +82,8 @@ def load_ply(
     frame: Similarity = OF_DATA,
     say: Callable[[str], None] = print,
 ) -> GaussianModel:
-    """A trained model, in this frame. All its SH degrees are active. Its scene extent is unknown, and 1.
+    """A trained model, in this frame, with all properties name_0, name_1, ... as an attribute [N, ...]. All
+    its SH degrees are active. Its scene extent is unknown, and 1.
 
     Gaussians with numbers that are not finite are left out, and told.
     """
@@ -87,19 +93,21 @@ def load_ply(
     rest = len([name for name in vertices.names if name.startswith("f_rest_")])
     if rest not in REST_COUNTS:
         raise DataError(f"{path}: must have 0, 9, 24 or 45 f_rest properties (SH degree 0 to 3), got {rest}")
-    f_rest = (
+    sh_rest = (
         vertices.columns(_numbered("f_rest_", rest)).reshape(len(vertices), 3, rest // 3).transpose(0, 2, 1)
     )
     arrays = {
-        "xyz": frame.enter(vertices.columns(["x", "y", "z"], np.float64)).astype(np.float32),
-        "f_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
-        "f_rest": f_rest,
-        "opacity": vertices.columns(["opacity"]),
-        "scaling": vertices.columns(_numbered("scale_", 3)),
-        "rotation": vertices.columns(_numbered("rot_", 4)),
+        "means": frame.enter(vertices.columns(["x", "y", "z"], np.float64)).astype(np.float32),
+        "sh_dc": vertices.columns(_numbered("f_dc_", 3))[:, None, :],
+        "sh_rest": sh_rest,
+        "opacity_logits": vertices.columns(["opacity"]),
+        "log_scales": vertices.columns(_numbered("scale_", 3)),
+        "raw_quats": vertices.columns(_numbered("rot_", 4)),
     }
+    for name, count in _own_attributes(vertices.names).items():
+        arrays[name] = vertices.columns(_numbered(f"{name}_", count))
     if not frame.trivial:
-        arrays["scaling"] = (arrays["scaling"].astype(np.float64) - frame.log_unit).astype(np.float32)
+        arrays["log_scales"] = (arrays["log_scales"].astype(np.float64) - frame.log_unit).astype(np.float32)
     finite = np.all([np.isfinite(a).reshape(len(a), -1).all(axis=1) for a in arrays.values()], axis=0)
     if len(finite) and not finite.any():
         raise DataError(f"{path}: has no Gaussian whose numbers are all finite")
@@ -122,6 +130,16 @@ def count_in(path: Path) -> int | None:
 def is_antialiased(path: Path) -> bool:
     """Does the file say that it was trained with --antialiasing?"""
     return f"comment {MIP}".encode() in _header(path)
+
+
+def _own_attributes(names: Iterable[str]) -> dict[str, int]:
+    """Name -> how many numbers a Gaussian has of it, where they are numbered from 0."""
+    counts: dict[str, int] = {}
+    for name in names:
+        stem, _, number = name.rpartition("_")
+        if stem and number == str(counts.get(stem, 0)):
+            counts[stem] = int(number) + 1
+    return {stem: count for stem, count in counts.items() if stem not in (*KNOWN, *STORED)}
 
 
 def read_points(path: Path) -> PointCloud:

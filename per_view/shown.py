@@ -1,0 +1,57 @@
+"""What the photos should look like: a scene representation, seen through the per-view modules."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from diff_gaussian_rasterization import Rendered
+from torch import Tensor
+
+from per_view.module import PerView
+from scene.cameras import Camera
+
+
+class Representation(Protocol):
+    """Anything that can be looked at. Its count is of whatever it is made of."""
+
+    def picture(self, camera: Camera) -> Rendered: ...
+
+    def __len__(self) -> int: ...
+
+
+class Pair(NamedTuple):
+    """What a trained view is judged by."""
+
+    image: Tensor  # [3, H, W] float, not clamped
+    truth: Tensor  # [3, H, W] uint8
+    mask: Tensor | None  # [H, W] float, 1 where the photo counts; None: everywhere
+
+
+class Shown:
+    def __init__(self, scene: Representation, modules: Sequence[PerView] = (), right_half: bool = False):
+        self.scene, self.modules = scene, list(modules)
+        self.right_half = right_half  # views are judged there: the left half of test views was trained on
+
+    def __len__(self) -> int:
+        return len(self.scene)
+
+    def picture(self, camera: Camera, render: Callable[[Camera], Rendered] | None = None) -> Rendered:
+        """The picture of this camera's photo. `render`: how the scene itself is seen, if not by default."""
+        return _through(self.modules, camera, render or self.scene.picture)
+
+    @torch.no_grad()
+    def pair(self, camera: Camera) -> Pair:
+        """The picture, and the photo beside it."""
+        image, truth, mask = self.picture(camera).image, camera.image(), camera.counts()
+        if self.right_half:
+            half = image.shape[-1] // 2
+            image, truth = image[..., half:], truth[..., half:]
+            mask = None if mask is None else mask[:, half:]
+        return Pair(image, truth, mask)
+
+
+def _through(modules: list[PerView], camera: Camera, render: Callable[[Camera], Rendered]) -> Rendered:
+    if not modules:
+        return render(camera)
+    first, *inner = modules
+    return first.picture(camera, [_through(inner, seen, render) for seen in first.cameras(camera)])

@@ -1,0 +1,44 @@
+"""What a strategy is: it decides where Gaussians come and go while training."""
+
+from collections.abc import Callable
+
+from diff_gaussian_rasterization import ScreenStats
+
+from scene.gaussian_model import GaussianModel
+
+
+class Strategy:
+    """The defaults leave the Gaussians as they are.
+
+    Rows move through GaussianModel.reindex() alone. They may also move without the strategy, when memory runs
+    out or numbers are not finite: forget() tells it.
+    """
+
+    def start(self, gaussians: GaussianModel) -> None:
+        """Once, before the first step of a run that starts from points."""
+
+    def stats(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
+        """What this iteration's backward is to add to, if anything."""
+        return None
+
+    def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
+        """After the optimizer's step: the rows may move now, and gradients do not move with them."""
+
+    def loss_terms(self) -> list[Callable]:
+        """Regularizers, as in training/losses.py."""
+        return []
+
+    def forget(self) -> None:
+        """Rows have moved without the strategy: what it keeps for each row is void."""
+
+    def limit(self, count: int) -> None:
+        """Memory has run out: from now on there may be so many Gaussians, and no more."""
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+    def check(self, gaussians: GaussianModel) -> None:
+        """Raise ValueError if what load_state_dict() took does not have a row for each Gaussian."""

@@ -1,0 +1,202 @@
+"""The published method: what a step of training is.
+
+Schedule, next view, picture, loss, backward, Adam; then the strategy lets Gaussians come and go.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diff_gaussian_rasterization import ScreenStats
+from torch import Tensor
+
+import per_view
+import strategies
+from arguments import ModelParams, Options, PipelineParams
+from gaussian_renderer import Splats, render
+from gaussian_renderer.fused import FusedIteration, can_fuse
+from gaussian_renderer.network_gui import Request
+from per_view import PerView, Shown
+from scene import Scene
+from scene.cameras import Camera
+from scene.folder import ModelFolder
+from scene.formats.ply import load_ply, save_ply
+from scene.frame import OF_DATA, Similarity
+from scene.gaussian_model import GaussianModel
+from training.checkpoint import Part
+from training.health import drop_nonfinite, drop_unusable
+from training.losses import depth, photometric
+from training.memory import step_that_fits
+from training.method import Method
+from training.queue import ViewQueue
+
+COMPARE_EVERY = 500  # iterations: does the native step still do what render() and the loss terms say?
+ROUNDING = 1e-5  # by which their losses may differ, as a fraction
+
+
+class Trainer(Method):
+    def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
+        super().__init__(scene, options, say)
+        model, self.opt, self.pipe, run = options
+        points = scene.points.at_most(self.opt.cap_max, run.seed)
+        self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
+        self.gaussians.setup_optimizer(self.opt)
+        self.strategy = strategies.make(options, scene.extent, say)
+        self.modules = per_view.attached(options, scene.exposure_names, self.device)
+        self.splats = Splats(self.gaussians, self.pipe, scene.background)
+        self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
+        self.losses = [photometric, *([depth] if model.depths else []), *self.strategy.loss_terms()]
+        self.losses += [term for module in self.modules for term in module.loss_terms()]
+        self.queue = ViewQueue(len(scene.train_cameras), run.seed)
+        self.native: FusedIteration | None = None
+        if can_fuse(self.gaussians, options) and self.losses == [photometric] and not self.modules:
+            self.native = FusedIteration(len(scene.train_cameras), options, self.device)
+        self._compared: tuple | None = None  # when the native step was last compared with the others
+
+    def start(self) -> None:
+        self.strategy.start(self.gaussians)
+
+    def step(self, iteration: int) -> dict[str, Tensor]:
+        """If memory runs out, the step is taken again, with fewer Gaussians."""
+        self.pipe.debug |= iteration - 1 == self.options.run.debug_from
+        self.gaussians.schedule(iteration)  # learning rates, SH degree
+        for module in self.modules:
+            module.schedule(iteration)
+        view, background = self.queue.next(), self._background()
+        learn = partial(self._learn, iteration, view, background)
+        return step_that_fits(learn, iteration, self.gaussians, self.strategy, self.say)
+
+    def _learn(self, iteration: int, view: int, background: Tensor) -> dict[str, Tensor]:
+        """Render, compare, backward and step; nothing has moved if it fails."""
+        camera = self.scene.train_cameras[view]
+        self.last_view = camera.name
+        self.scene.train_cameras[self.queue.peek()].prefetch()
+        stats = self.strategy.stats(self.gaussians, iteration)
+        if native := self._truthful(iteration, camera, background):
+            loss, l1, *_ = native(view, camera, self.gaussians, background, stats)
+            return {"loss": loss, "l1": l1}
+        loss, visible = self.loss(iteration, camera, background, stats)
+        loss.backward()
+        move(self.gaussians, self.modules, visible)
+        return {"loss": loss} | self.parts_shown
+
+    def loss(
+        self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The sum of all terms, and which Gaussians were in view [N]."""
+        render = partial(self.splats.picture, background=background, stats=stats)
+        picture = self.shown.picture(camera, render)
+        self.parts_shown: dict[str, Tensor] = {}
+        first, *others = (term(picture, camera, self, iteration) for term in self.losses)
+        return sum(others, first), picture.radii > 0
+
+    def show(self, **parts: Tensor) -> None:
+        """Of a loss term: what to show beside the loss."""
+        self.parts_shown |= parts
+
+    def refine(self, iteration: int) -> None:
+        self.strategy.after_step(self.gaussians, iteration)
+
+    def _background(self) -> Tensor:
+        return torch.rand(3, device=self.device) if self.opt.random_background else self.scene.background
+
+    def _truthful(self, iteration: int, camera: Camera, background: Tensor) -> FusedIteration | None:
+        """The native step, as long as it does what render() and the loss terms say.
+
+        It knows the published step alone. An edit of render(), of a loss term or of what the parameters mean
+        shows in the loss; then the steps are taken apart from here on.
+        """
+        now = self.gaussians.active_sh_degree, iteration // COMPARE_EVERY
+        if self.native is None or now == self._compared:
+            return self.native
+        self._compared = now
+        with torch.no_grad():
+            ours = self.loss(iteration, camera, background)[0].item()
+        native = self.native.loss(camera, self.gaussians, background).item()
+        if math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native):
+            self.say(
+                f"iteration {iteration}: render() and the loss terms give a loss of {ours:.6f}, the "
+                f"native step {native:.6f}; from here on a step is {APART}"
+            )
+            self.native = None
+        return self.native
+
+    # Around the method
+
+    def parts(self) -> dict[str, Part]:
+        named: dict[str, Part] = {module.name: module for module in self.modules}
+        return {"gaussians": self.gaussians, self.opt.strategy: self.strategy, "queue": self.queue} | named
+
+    def loaded(self) -> None:
+        self.strategy.check(self.gaussians)
+        for note in drop_unusable(self.gaussians, self.strategy):
+            self.say(note)
+        model, degree = self.options.model, self.gaussians.sh_degree
+        if degree != model.sh_degree:
+            self.say(f"SH degree {degree}, as in the checkpoint, not {model.sh_degree}")
+            self.options = self.options._replace(model=replace(model, sh_degree=degree))
+
+    def save(self, folder: ModelFolder, iteration: int) -> Path:
+        path = folder.ply(iteration)
+        save_ply(self.gaussians, path, self.pipe.antialiasing, self.scene.frame)
+        for module in self.modules:
+            module.save(folder, iteration)
+        if not any(isinstance(module, per_view.Exposure) for module in self.modules):
+            per_view.Exposure(self.scene.exposure_names, self.device).save(folder, iteration)  # identities
+        return path
+
+    @torch.no_grad()
+    def viewed(self, camera: Camera, request: Request) -> Tensor:
+        """The viewer's switches are for its pictures, not for training."""
+        pipe = PipelineParams(
+            convert_SHs_python=request.shs_python,
+            compute_cov3D_python=request.rot_scale_python,
+            antialiasing=self.pipe.antialiasing,
+        )
+        background = self.scene.background
+        return render(camera, self.gaussians, pipe, background, request.scaling_modifier).image
+
+    def check(self, when: str, known_bad: bool = False) -> None:
+        drop_nonfinite(self.gaussians, self.modules, self.strategy, when, self.say, known_bad)
+
+    def histograms(self) -> dict[str, Tensor]:
+        return {"scene/opacity_histogram": self.gaussians.opacities.detach()}
+
+    def describe(self) -> str:
+        how = "one native call (--no-fused takes it apart)" if self.native else APART
+        return f"extent {self.scene.extent:.4g}, {len(self):,} Gaussians; a step is {how}"
+
+    def closing_notes(self) -> list[str]:
+        if not self.native or not self.native.skipped:
+            return []
+        return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
+
+
+def move(gaussians: GaussianModel, modules: list[PerView], visible: Tensor) -> None:
+    """Everything along its gradient; if memory is lacking, nothing."""
+    for module in modules:
+        module.prepare()
+    gaussians.step(visible)
+    for module in modules:
+        module.step()
+
+
+APART = "render, compare, backward"
+
+
+def load(
+    model: ModelParams, pipe: PipelineParams, folder: ModelFolder, iteration: int, background: Tensor
+) -> Shown:
+    return load_file(folder.ply(iteration), model, pipe, background)
+
+
+def load_file(ply: Path, model: ModelParams, pipe: PipelineParams, background: Tensor) -> Shown:
+    """The Gaussians of any PLY, seen as these options say."""
+    folder = ModelFolder(model.model_path) if model.model_path else None
+    frame = Similarity.stored(folder.normalization) if folder else OF_DATA
+    gaussians = load_ply(ply, background.device, frame)
+    modules = per_view.saved(model, ply, folder, background.device)
+    return Shown(Splats(gaussians, pipe, background), modules, right_half=model.train_test_exp)
