@@ -52,10 +52,10 @@ def score_models(params: MetricsParams) -> None:
 def _compare(models: list[Path], params: MetricsParams) -> None:
     """One table of all models, on the screen and in files."""
     rows = table.compare(models)
-    print(f"\n{table.to_markdown(rows)}")
+    say("", *table.to_markdown(rows).split("\n"))
     for path in params.table:
         table.write(rows, Path(path))
-        print(f"Table: {path}")
+        say(f"Table: {path}")
 
 
 def score_model(model: Path, distance: Callable | None, device: torch.device) -> None:

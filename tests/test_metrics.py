@@ -432,6 +432,18 @@ def test_the_table_of_models_that_tell_little(tmp_path, score, model):
     assert table_of(result)["Gaussians"] == ["7", "-", "-"]
 
 
+def test_names_in_a_table_and_beside_it_are_escaped(tmp_path, score):
+    odd = trained_model(tmp_path / "odd\x1b[31m")
+    for name in ("config.json", "cfg_args"):
+        (odd / name).unlink()
+    (odd / "test/ours_30/names.json").write_text("{")
+    result = score("-m", odd, "--lpips", "none", "--table", tmp_path / "\x1b[2J.md")
+    assert result.returncode == 0 and "\x1b" not in result.stdout
+    assert r"odd\x1b[31m" in result.stdout
+    for said in ("views are called by their files", "the table is without its settings", r"\x1b[2J.md"):
+        assert said in result.stdout
+
+
 def test_a_model_that_fails_is_not_in_the_table(tmp_path, score):
     good = [trained_model(tmp_path / name, sh_degree=degree) for name, degree in (("a", 1), ("b", 2))]
     bad = trained_model(tmp_path / "bad")

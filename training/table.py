@@ -22,6 +22,7 @@ from arguments import (
 )
 from scene.formats.ply import count_in
 from utils.files import DataError, atomic_write, read_json
+from utils.terminal import say
 
 GROUPS = (ModelParams, PipelineParams, OptimizationParams, RunParams, RenderParams)
 OF_THE_RUN = {"seed", "start_checkpoint", "deterministic", "ply"}  # its other flags do not change the result
@@ -106,7 +107,7 @@ def _settings(folder: Path) -> dict[str, Cell]:
     try:
         return saved_options(folder, GROUPS)
     except ConfigError as error:
-        print(f"{error}; the table is without its settings")
+        say(f"{error}; the table is without its settings")
         return {}
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from utils.files import BAD_IMAGE, DataError, read_json
+from utils.terminal import say
 
 # PNG level 1 costs a few percent of size against level 6 and saves most of the time.
 PNG_LEVEL = 1
@@ -97,7 +98,7 @@ def photo_names(method: Path) -> dict[str, str]:
     try:
         names = read_json(path) if path.is_file() else {}
     except DataError as error:
-        print(f"{error}; views are called by their files")
+        say(f"{error}; views are called by their files")
         return {}
     return {file: name for file, name in names.items() if isinstance(name, str)}
 
