@@ -49,6 +49,9 @@ WARNINGS = ["-Wall", "-Wno-unknown-pragmas", "-Wno-sign-compare"]
 # -ffast-math is not among these: it breaks NaN checks and the rounding trick of 2^x.
 CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-math-errno",
              "-fno-trapping-math", "-ffp-contract=fast", *WARNINGS]  # fmt: skip
+# torch's C++ library, by its file name: a compiler that finds no libstdc++.so takes libstdc++.a without a
+# word, and with that second copy inside ours, putting a number into a message writes nothing or crashes.
+SHARED_STDLIB = ["-l:libstdc++.so.6"]
 NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--extended-lambda",
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xcudafe", "--diag_suppress=20012"]  # fmt: skip
 
@@ -244,8 +247,8 @@ def isas(compiler: str) -> dict[str, list[str]]:
     return {name: flags for name, flags in known.items() if compiles(compiler, flags)}
 
 
-def compiles(compiler: str, flags: list[str]) -> bool:
-    command = [*compiler.split(), *flags, "-x", "c++", "-c", "-", "-o", os.devnull]
+def compiles(compiler: str, flags: list[str], into: str = "-c") -> bool:
+    command = [*compiler.split(), *flags, "-x", "c++", into, "-", "-o", os.devnull]
     return subprocess.run(command, input="int main() {}", capture_output=True, text=True).returncode == 0
 
 
@@ -326,6 +329,7 @@ class NinjaFile:
             f"-L{shell(self.torch_dir / 'lib')}",
             "-lc10",
             "-ltorch_cpu",
+            *(SHARED_STDLIB if compiles(self.compiler, SHARED_STDLIB, into="-shared") else []),
         ]
         if sys.platform == "darwin":
             link += ["-undefined", "dynamic_lookup"]

@@ -1,6 +1,7 @@
 """What the build says when something is missing: one sentence with what to do about it, and no traceback.
 What the source archive and the wheel hold, and what loading says about a library that does not fit."""
 
+import ctypes
 import json
 import os
 import re
@@ -135,6 +136,32 @@ def test_wheel_says_which_torch_it_was_built_for(wheel):
     assert content.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
     for package in ("diff_gaussian_rasterization", "simple_knn", "fused_ssim"):
         assert f"{package}/py.typed" in content.namelist()
+
+
+# --- linking --------------------------------------------------------------------------------------
+
+DIGITS = """
+#include <sstream>
+extern "C" __attribute__((visibility("default"))) int digits(long number) {
+    std::ostringstream text;
+    text << number;
+    return int(text.str().size());
+}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("g++"), reason="needs g++ on Linux")
+def test_the_library_holds_no_second_copy_of_the_cpp_library(tmp_path, monkeypatch):
+    """With one, a stream finds nothing to write numbers with, or crashes, once torch has loaded the other."""
+    folder = sources(tmp_path / "package", leave_out="csrc")
+    (folder / "csrc").mkdir()
+    for name in GLUE:
+        (folder / "csrc" / name).write_text(DIGITS if name == "ops.cpp" else "")
+    monkeypatch.setenv("CXX", "g++ -static-libstdc++")
+    setup_py(folder, "build_ext", "--inplace")
+    library = folder / "diff_gaussian_rasterization/libtilesplat.so"
+    assert b"libstdc++.so.6" in library.read_bytes()
+    assert ctypes.CDLL(str(library)).digits(1234) == 4
 
 
 # --- loading --------------------------------------------------------------------------------------
