@@ -133,7 +133,7 @@ types: packages-dev $(STATE)/native
 SANITIZER ?= address,undefined
 SANITIZED := .make/sanitized
 # Checks as calls, not inline: g++ compiles the long kernels in a fraction of the time.
-SANITIZED_FLAGS = -O2 -fsanitize=$(SANITIZER) -fno-sanitize-recover=all --param asan-instrumentation-with-call-threshold=0
+SANITIZED_FLAGS = -fsanitize=$(SANITIZER) -fno-sanitize-recover=all --param asan-instrumentation-with-call-threshold=0
 SANITIZED_TESTS = $(filter-out %_build.py %_determinism.py %_accuracy.py,$(wildcard tests/native/test_*.py))
 
 sanitize: packages-dev $(STATE)/native

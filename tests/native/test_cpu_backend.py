@@ -2,12 +2,14 @@
 right."""
 
 import os
+import re
 import subprocess
 import sys
 
 import pytest
 import torch
 from diff_gaussian_rasterization import FusedAdam, ScreenStats, knn_mean_dist2, photometric_loss, rasterize
+from diff_gaussian_rasterization import __main__ as self_check
 
 from tests.native.scenes import assert_not_blank, make_scene, relative_error, run
 from tests.native.test_accuracy import compare
@@ -80,3 +82,15 @@ def test_the_environment_chooses_the_instruction_set():
 def test_unknown_instruction_set_is_an_error():
     with pytest.raises(ValueError, match=f"{ISAS[0]}.*got sse17"):
         torch.ops.tilesplat.set_cpu_isa("sse17")
+
+
+def test_the_self_check_looks_at_every_instruction_set(monkeypatch, capsys):
+    def wrong_for_the_last(*args, **settings):
+        out = rasterize(*args, **settings)
+        wrong = torch.ops.tilesplat.cpu_isa() == ISAS[-1]
+        return out._replace(image=out.image * 1.001) if wrong else out
+
+    monkeypatch.setattr(self_check, "rasterize", wrong_for_the_last)
+    assert self_check.main() == 1
+    verdicts = dict(re.findall(r"self-check   cpu (\w+): (\w+)", capsys.readouterr().out))
+    assert verdicts == dict.fromkeys(ISAS, "ok") | {ISAS[-1]: "FAILED"}

@@ -1,11 +1,12 @@
 """`python -m diff_gaussian_rasterization`: what was built, and does it work here?
 
-Each backend renders and differentiates a small scene and is held against reference.py in float64: about a
-second each. Exit status 1 when one fails.
+Each backend, and on the CPU each instruction set, renders and differentiates a small scene and is held
+against reference.py in float64: about a second for all. Exit status 1 when one fails.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -30,9 +31,10 @@ def main() -> int:
           f"{torch.get_num_threads()} threads")  # fmt: skip
     print(f"  CUDA         {cuda}; {_gpu()}")
 
-    devices = ["cpu"] + (["cuda"] if info.get("cuda") and torch.cuda.is_available() else [])
-    failures = sum(not check(device) for device in devices)
-    return 1 if failures else 0
+    good = [check("cpu", isa) for isa in isas]
+    if info.get("cuda") and torch.cuda.is_available():
+        good.append(check("cuda"))
+    return 0 if all(good) else 1
 
 
 def _gpu() -> str:
@@ -42,21 +44,30 @@ def _gpu() -> str:
     return f"{torch.cuda.get_device_name()} ({major}.{minor})"
 
 
-def check(device: str) -> bool:
-    """Hold one backend against the reference; print the verdict."""
+def check(device: str, isa: str = "") -> bool:
+    """Hold one backend against the reference; print the verdict. `isa` as for set_cpu_isa."""
     start = time.perf_counter()
+    name = f"{device} {isa}".strip()
     try:
-        truth, true_grads = _render(reference.rasterize, "cpu", torch.float64)
+        torch.ops.tilesplat.set_cpu_isa(isa)
+        truth, true_grads = _truth()
         image, grads = _render(rasterize, device, torch.float32)
     except Exception as error:
-        print(f"  self-check   {device}: FAILED: {error}")
+        print(f"  self-check   {name}: FAILED: {error}")
         return False
+    finally:
+        torch.ops.tilesplat.set_cpu_isa("")
     image_error = (image - truth).abs().max().item()
     gradient_error = max(((g - t).norm() / t.norm()).item() for g, t in zip(grads, true_grads))
     good = image_error < IMAGE_TOLERANCE and gradient_error < GRADIENT_TOLERANCE and truth.std() > 0.05
-    print(f"  self-check   {device}: {'ok' if good else 'FAILED'}, image within {image_error:.1e}, gradients "
+    print(f"  self-check   {name}: {'ok' if good else 'FAILED'}, image within {image_error:.1e}, gradients "
           f"within {gradient_error:.1e} of the reference ({time.perf_counter() - start:.1f} s)")  # fmt: skip
     return good
+
+
+@functools.cache
+def _truth():
+    return _render(reference.rasterize, "cpu", torch.float64)
 
 
 def _render(rasterize, device: str, dtype: torch.dtype):
