@@ -32,9 +32,9 @@ def test_values_have_arrived_when_they_are_read():
         for iteration in range(1, 6):
             with torch.cuda.device(1):
                 torch.cuda._sleep(200_000_000)  # a tenth of a second
-            deferred.put(iteration, [value + iteration])
+            deferred.put(iteration, {"loss": value + iteration})
             deferred.send()
-            assert deferred.receive() == [(iteration, [float(iteration)])]
+            assert deferred.receive() == [(iteration, {"loss": float(iteration)})]
 
 
 @pytest.mark.parametrize("way", [["--fused"], ["--no-fused", "--data_device", "cpu"]])
@@ -47,9 +47,9 @@ def test_training_on_the_second_one(way, tmp_path):
         options += ["--deterministic", "--checkpoint_iterations", "300", *way, "--device", device]
         subprocess.run([sys.executable, "-c", RUN, *options], check=True, timeout=300)
         models.append((folder / "point_cloud" / "iteration_300" / "point_cloud.ply").read_bytes())
-        losses.append(torch.load(folder / "chkpnt300.pth", weights_only=True)["told"]["smooth"])
+        losses.append(torch.load(folder / "chkpnt300.pth", weights_only=True)["parts"]["history"]["smooth"])
     assert models[0] == models[1]
-    assert losses[0] == losses[1] and losses[0][0] > 0
+    assert losses[0] == losses[1] and losses[0]["loss"] > 0
 
 
 def test_operators_find_the_device_of_their_tensors():
