@@ -36,7 +36,6 @@ from gaussian_renderer import Splats
 from per_view import Shown
 from scene import Camera, Scene
 from scene.folder import ModelFolder
-from scene.formats.ply import is_antialiased
 from scene.frame import Similarity
 from scene.readers import read_dataset
 from training import method, trainer
@@ -78,7 +77,8 @@ def _load(
         return shown, f"ours_{iteration}"
     ply = Path(options.ply)
     shown = trainer.load_file(ply, model, pipe, background)
-    if is_antialiased(ply) and not pipe.antialiasing and not options.quiet:
+    trained_so = isinstance(shown.scene, Splats) and shown.scene.gaussians.antialiased
+    if trained_so and not pipe.antialiasing and not options.quiet:
         say(f"Warning: {ply} was trained with --antialiasing: render it with that flag, too")
     return shown, ply.stem
 

@@ -14,11 +14,15 @@ import difflib
 import json
 import math
 import os
+import sys
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
+
+from arguments.baselines import FieldParams
+from arguments.flag import LAST_PORT, LAST_SEED, MOST_FRAMES, MOST_POINTS, WIDEST, arg
 
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
@@ -33,39 +37,10 @@ class ConfigError(ValueError):
     for_the_user = True  # the message says it all
 
 
-MOST = 2**31 - 1  # steps, Gaussians
-LARGE = 1e9  # rates, weights and thresholds; float32 has room for their products
-WIDEST = 1 << 16  # pixels
-MOST_FRAMES = 100_000  # of a video
-MOST_POINTS = 100_000_000  # that are made up
-LAST_SEED = 2**63 - 1
-LAST_PORT = 65_535
-
-
-def arg(
-    default: Any,
-    help: str,
-    short: str = "",
-    choices: tuple = (),
-    minimum: float | None = None,
-    maximum: float | None = None,
-    const: Any = None,
-) -> Any:
-    """A dataclass field that is also a flag. A number, and each of a list of them, is from minimum to
-    maximum, which is MOST for integers and LARGE for others unless it is given. `const`: the value when the
-    flag is given without one."""
-    if minimum is not None and maximum is None:
-        maximum = LARGE if isinstance(default, float) else MOST
-    metadata = {"help": help, "short": short, "choices": choices, "const": const}
-    metadata |= {"minimum": minimum, "maximum": maximum}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
 OPTIMIZERS = ("default", "sparse_adam")
 MASK_MODES = ("ignore", "keep")
 ALPHA_MODES = ("transparency", "mask")
+UPS = ("none", "auto", "+x", "-x", "+y", "-y", "+z", "-z")
 MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
 CAMERAS = (  # those of COLMAP that a photo can be undistorted from
     "SIMPLE_PINHOLE",
@@ -86,7 +61,7 @@ CAMERAS = (  # those of COLMAP that a photo can be undistorted from
 class ModelParams:
     """What is trained, from which data (stored with the model)"""
 
-    method: str = arg("gaussians", "what is trained: gaussians, or a module that has a Trainer")
+    method: str = arg("gaussians", "what is trained: gaussians, nerf, dvgo, or a module that has a Trainer")
     sh_degree: int = arg(3, "highest degree of the view-dependent color", choices=(0, 1, 2, 3))
     source_path: str = arg("", "data set folder (COLMAP, transforms.json, Blender or LLFF)", short="-s")
     model_path: str = arg("", "output folder; a fresh one under output/ if empty", short="-m")
@@ -142,14 +117,14 @@ class OptimizationParams:
     """The optimization"""
 
     iterations: int = arg(30_000, "number of training steps", minimum=1)
-    position_lr_init: float = arg(1.6e-4, "learning rate of positions / extent, at the start", minimum=0)
-    position_lr_final: float = arg(1.6e-6, "the same at the end", minimum=0)
+    position_lr_init: float = arg(1.6e-4, "first rate of positions / extent; improved: 4e-5", minimum=0)
+    position_lr_final: float = arg(1.6e-6, "the same at the end; improved: 2e-6", minimum=0)
     position_lr_delay_mult: float = arg(
         0.01, "no effect (kept for old scripts): positions do not ease in", minimum=0, maximum=1
     )
     position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
     feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
-    opacity_lr: float = arg(0.025, "learning rate of opacity logits", minimum=0)
+    opacity_lr: float = arg(0.025, "learning rate of opacity logits; mcmc: 0.05", minimum=0)
     scaling_lr: float = arg(0.005, "learning rate of log scales", minimum=0)
     rotation_lr: float = arg(0.001, "learning rate of quaternions", minimum=0)
     exposure_lr_init: float = arg(0.01, "learning rate of exposures at the start", minimum=0)
@@ -163,15 +138,26 @@ class OptimizationParams:
     densification_interval: int = arg(100, "steps between densifications", minimum=1)
     opacity_reset_interval: int = arg(3000, "steps between opacity resets", minimum=1)
     densify_from_iter: int = arg(500, "densify after this step", minimum=0)
-    densify_until_iter: int = arg(15_000, "densify before this step", minimum=0)
-    densify_grad_threshold: float = arg(2e-4, "screen-space gradient (NDC) that asks for more", minimum=0)
-    cap_max: int = arg(
-        0, "the most Gaussians there may be; the hardest pulled win (0: any number)", minimum=0
+    densify_until_iter: int = arg(15_000, "densify before this step; mcmc: 25000", minimum=0)
+    densify_grad_threshold: float = arg(
+        2e-4, "screen-space gradient (NDC) that asks for more; absgrad: 8e-4; improved: 3e-4", minimum=0
     )
+    absgrad: bool = arg(False, "adc: pulls of a Gaussian's pixels add up by their absolute values (AbsGS)")
+    cap_max: int = arg(
+        0,
+        "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc, improved: 1000000",
+        minimum=0,
+    )
+    final_count: int = arg(
+        0, "improved: after densification the least visible go until so many are left (0: all)", minimum=0
+    )
+    noise_lr: float = arg(5e5, "mcmc: noise on positions, relative to their learning rate", minimum=0)
+    opacity_reg: float = arg(0.01, "mcmc: weight of the mean opacity in the loss", minimum=0)
+    scale_reg: float = arg(0.01, "mcmc: weight of the mean scale in the loss", minimum=0)
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
-    strategy: str = arg("adc", "how Gaussians come and go: adc, as published, or a file in strategies/")
+    strategy: str = arg("adc", "how Gaussians come and go: adc (as published), mcmc, improved, or your file")
     optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
 
@@ -217,6 +203,23 @@ class RenderParams:
 
 
 @dataclass
+class ExportParams:
+    """This export"""
+
+    model_path: str = arg("", "output folder of a training run", short="-m")
+    file: str = arg("", "a file of splats instead; may be given as the first word")
+    iteration: int = arg(-1, "which saved model of the folder; -1 for the latest")
+    to: list[str] = arg([], "files to write; their endings choose the formats")
+    quality: str = arg("best", "size against precision of SH in SPZ", choices=("small", "good", "best"))
+    spz_version: int = arg(3, "version of SPZ; 4 needs the package zstandard", choices=(2, 3, 4))
+    sh: int = arg(3, "highest degree of the view-dependent color to keep", choices=(0, 1, 2, 3))
+    crop: list[float] = arg([], "keep the box x y z X Y Z, in the model's axes before --up")
+    min_opacity: float = arg(0.0, "drop splats that are fainter", minimum=0.0)
+    keep: str = arg("100%", "this share of the splats, the largest and most opaque ones")
+    up: str = arg("none", "what becomes up: the cameras' (auto) or an axis, as in --up=-z", choices=UPS)
+
+
+@dataclass
 class ConvertParams:
     """This capture"""
 
@@ -244,6 +247,18 @@ class MetricsParams:
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
+OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their help names, too
+    ("absgrad", True): {"densify_grad_threshold": 8e-4},
+    ("strategy", "mcmc"): {"opacity_lr": 0.05, "densify_until_iter": 25_000, "cap_max": 1_000_000},
+    ("strategy", "improved"): {
+        "position_lr_init": 4e-5,
+        "position_lr_final": 2e-6,
+        "densify_grad_threshold": 3e-4,
+        "cap_max": 1_000_000,
+    },
+}
+
+
 class Options(NamedTuple):
     """All of a training run."""
 
@@ -251,13 +266,14 @@ class Options(NamedTuple):
     opt: OptimizationParams
     pipe: PipelineParams
     run: RunParams
+    field: FieldParams = FieldParams()
 
 
 # The command lines
 
 
 def parse_train(argv: list[str] | None = None) -> Options:
-    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams)
+    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams)
     parser = _parser("Optimize 3D Gaussians to photos.", groups)
     parser.add_argument(
         "--config",
@@ -269,7 +285,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         given = _given(parser, argv)
         values = _options_to_resume(given, groups)
         values |= read_config(given.pop("config"), groups) if "config" in given else {}
-        model, opt, pipe, run = build(groups, values | given)
+        model, opt, pipe, run, field = build(groups, _own_defaults(values | given) | values | given)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
         if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
@@ -283,7 +299,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
     except ConfigError as error:
         parser.error(str(error))
-    return Options(model, opt, pipe, run)
+    return Options(model, opt, pipe, run, field)
 
 
 def _make_absolute(model: ModelParams) -> None:
@@ -293,6 +309,14 @@ def _make_absolute(model: ModelParams) -> None:
         folder = getattr(model, name)
         if folder and not os.path.isdir(os.path.join(source, folder)) and os.path.isdir(folder):
             setattr(model, name, os.path.abspath(folder))
+
+
+def _own_defaults(values: dict[str, Any]) -> dict[str, Any]:
+    """Defaults that other flags have because of these."""
+    own: dict[str, Any] = {}
+    for (name, value), defaults in OWN_DEFAULTS.items():
+        own |= defaults if values.get(name) == value else {}
+    return own
 
 
 def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:
@@ -331,6 +355,40 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
+
+
+def parse_export(argv: list[str] | None = None) -> ExportParams:
+    parser = _parser("Write a model to files of other formats.", (ExportParams,))
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if words and not words[0].startswith("-"):
+            words.insert(0, "--file")
+        (export,) = build((ExportParams,), _given(parser, words))
+        if bool(export.model_path) == bool(export.file):
+            raise ConfigError("name a model folder with -m, or a file of splats, one of them")
+        if not export.to:
+            raise ConfigError("to is empty: name the files to write with --to")
+        if len(export.crop) not in (0, 6):
+            raise ConfigError(f"crop must be 6 numbers, x y z X Y Z, got {len(export.crop)}")
+        if export.up == "auto" and not export.model_path:
+            raise ConfigError(
+                "up is auto, which needs the cameras of a model folder: use -m, or name an axis"
+            )
+        share(export.keep)
+    except ConfigError as error:
+        parser.error(str(error))
+    return export
+
+
+def share(text: str) -> float:
+    """50% as 0.5."""
+    try:
+        value = float(text.removesuffix("%")) / 100
+    except ValueError:
+        value = math.nan
+    if not (text.endswith("%") and 0 < value <= 1):
+        raise ConfigError(f"keep must be a share such as 50%, up to 100%, got {text}")
+    return value
 
 
 def parse_convert(argv: list[str] | None = None) -> ConvertParams:

@@ -22,7 +22,8 @@ from diff_gaussian_rasterization import ScreenStats, TrainStep, rasterize
 from rasterizer import SYNTHETIC, Scene, counters, from_ply, stage_times, synthetic
 from torch import Tensor
 
-from arguments import WIDEST, number
+from arguments import number
+from arguments.flag import WIDEST
 
 VIEWS = 20
 

@@ -28,7 +28,8 @@ from diff_gaussian_rasterization import FusedAdam, photometric_loss, rasterize, 
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from arguments import WIDEST, number  # noqa: E402
+from arguments import number  # noqa: E402
+from arguments.flag import WIDEST  # noqa: E402
 from utils.geometry import morton_codes  # noqa: E402
 
 SH_DEGREE = 3

@@ -17,7 +17,8 @@ from itertools import count
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from arguments import LAST_SEED, MOST, number  # noqa: E402
+from arguments import number  # noqa: E402
+from arguments.flag import LAST_SEED, MOST  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 LONGEST = 100  # characters of a folder's name

@@ -19,7 +19,7 @@ ATTRIBUTES = ["means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_
 
 def can_fuse(gaussians: GaussianModel, options: Options) -> bool:
     """Do the model and these options leave the iteration as the native call knows it?"""
-    _, opt, pipe, run = options
+    _, opt, pipe, run, _ = options
     plain_model = [group["name"] for group in gaussians.optimizer.param_groups] == ATTRIBUTES
     plain_render = not (pipe.convert_SHs_python or pipe.compute_cov3D_python)
     debugged = pipe.debug or run.debug_from >= 0 or run.detect_anomaly

@@ -9,7 +9,8 @@ import time
 from dataclasses import fields
 from pathlib import Path
 
-from arguments import MOST, number
+from arguments import number
+from arguments.flag import MOST
 
 from .dataset import Options, photograph, write_blender, write_colmap
 

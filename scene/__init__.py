@@ -68,6 +68,7 @@ class Scene:
     background: torch.Tensor  # [3]
     frame: Similarity  # from the data set's coordinates to those of everything here
     warnings: list[str]  # about what is hard to train, for the log
+    cube: float | None  # half the side of what Blender scenes show
 
     def __init__(
         self,
@@ -93,6 +94,7 @@ class Scene:
             model.allow_outside_paths,
         )
         self.warnings = self._settle_frame(for_training)
+        self.cube = self._dataset.cube
         train, test, reason = split_views(self._dataset, model.eval, model.llffhold)
         self._say(f"{self._dataset.format} data set {model.source_path}: {len(self._dataset.views)} views")
         self._split = {

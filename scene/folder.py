@@ -8,6 +8,7 @@ from arguments import CONFIG_FILE, LEGACY_FILE, config_files
 from utils.files import DataError, atomic_write, some
 
 CANONICAL = re.compile("0|[1-9][0-9]*")  # a number as we write it
+MODELS = "point_cloud.ply", "field.pth"  # files of a saved iteration
 
 
 class ModelFolder:
@@ -36,6 +37,10 @@ class ModelFolder:
     def ply(self, iteration: int) -> Path:
         return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
 
+    def field(self, iteration: int) -> Path:
+        """Of a method that has no Gaussians: its model."""
+        return self.ply(iteration).with_name("field.pth")
+
     def checkpoint(self, iteration: int) -> Path:
         return self.path / f"chkpnt{iteration}.pth"
 
@@ -50,9 +55,9 @@ class ModelFolder:
                 file.write(text.encode("utf-8"))
 
     def saved_iterations(self) -> list[int]:
-        """Iterations of which there is a point cloud, in order."""
-        saved = self.path.glob("point_cloud/iteration_*/point_cloud.ply")
-        numbers = (ply.parent.name.removeprefix("iteration_") for ply in saved)
+        """Iterations of which there is a model, in order."""
+        saved = [path for name in MODELS for path in self.path.glob(f"point_cloud/iteration_*/{name}")]
+        numbers = {path.parent.name.removeprefix("iteration_") for path in saved}
         return sorted(int(number) for number in numbers if CANONICAL.fullmatch(number))
 
     def checkpoints(self) -> dict[int, Path]:

@@ -49,6 +49,7 @@ class GaussianModel:
     opacity_logits: nn.Parameter  # [N, 1]
     log_scales: nn.Parameter  # [N, 3]        natural logarithms
     raw_quats: nn.Parameter  # [N, 4]        quaternions (w, x, y, z) of any length
+    antialiased = False  # trained with --antialiasing, as far as the file that it is from tells
 
     def __init__(
         self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
@@ -269,10 +270,10 @@ class GaussianModel:
         torch.empty(more, device=self.device)
 
     @torch.no_grad()
-    def reset_opacity(self) -> None:
+    def reset_opacity(self, most: float = RESET_OPACITY) -> None:
         """Make everything nearly transparent: what is needed comes back, the rest is pruned."""
         opacity = self.params["opacity_logits"]
-        opacity.copy_(self.opacities.clamp_max(RESET_OPACITY).logit())
+        opacity.copy_(self.opacities.clamp_max(most).logit())
         for key in MOMENTS:
             if key in self.optimizer.state.get(opacity, {}):
                 self.optimizer.state[opacity][key].zero_()

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from arguments import MOST, number
+from arguments import number
+from arguments.flag import MOST
 from scene import extent
 from scene.frame import too_small_or_far
 from scene.layout import draw_layout

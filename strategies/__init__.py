@@ -1,8 +1,8 @@
 """Where Gaussians come and go while training: one file for each strategy.
 
 `--strategy name` takes strategies/name.py and calls its make(options, extent, say). A strategy of your own is
-such a file, or a module whose name has a dot. strategy.py says what it may do; rows.py has what strategies
-share.
+such a file, or a module whose name has a dot. strategy.py says what it may do; rows.py and scores.py have
+what strategies share.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from types import ModuleType
 from arguments import ConfigError, Options
 from strategies.strategy import Strategy
 
-SHARED = {"strategy", "rows"}  # files here that are not strategies
+SHARED = {"strategy", "rows", "scores"}  # files here that are not strategies
 
 
 def make(options: Options, extent: float, say: Callable[[str], None]) -> Strategy:

@@ -2,15 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diff_gaussian_rasterization import ScreenStats
 
 from arguments import Options
 from scene.gaussian_model import GaussianModel
-from strategies.rows import at_most, morton_order, scattered, strongest
+from strategies.rows import check_statistics, morton_order, scattered, strongest
 from strategies.strategy import Strategy
-from utils.memory import out_of_memory
 
 CHILDREN = 2  # a split Gaussian becomes this many,
 SHRINK = 0.8 * CHILDREN  # each smaller by this factor
@@ -35,6 +35,7 @@ class AdaptiveDensityControl(Strategy):
     extent: float  # radius of the scene
     white_background: bool = False  # opacities are reset once more, when densification begins
     generator: torch.Generator | None = None  # places the children of a split; None: PyTorch's own
+    absolute: bool = False  # gradients are summed over pixels by their absolute values (Ye et al. 2024)
     cap: int = 0  # the most Gaussians there may be; 0: any number
     fits: int = 0  # the most that memory allows, once it has run out; 0: not known
     say: Callable[[str], None] = print
@@ -46,7 +47,7 @@ class AdaptiveDensityControl(Strategy):
         if iteration >= self.end:
             return None
         if self._stats is None:
-            self._stats = ScreenStats.zeros(len(gaussians), gaussians.device)
+            self._stats = ScreenStats.zeros(len(gaussians), gaussians.device, self.absolute)
         return self._stats
 
     def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
@@ -55,7 +56,8 @@ class AdaptiveDensityControl(Strategy):
             return
         if iteration > self.begin and iteration % self.every == 0:
             if self._stats is not None:
-                self._refine_if_it_fits(gaussians, iteration)
+                refine = partial(self.refine, gaussians, prune_large=iteration > self.reset_every)
+                self.if_it_fits(gaussians, f"densification at iteration {iteration}", refine)
             self.forget()
         if iteration % self.reset_every == 0 or (self.white_background and iteration == self.begin):
             gaussians.reset_opacity()
@@ -67,16 +69,6 @@ class AdaptiveDensityControl(Strategy):
         self.fits = count
         self.forget()
 
-    def _refine_if_it_fits(self, gaussians: GaussianModel, iteration: int) -> None:
-        try:
-            self.refine(gaussians, prune_large=iteration > self.reset_every)
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            self.limit(len(gaussians))
-            fits = at_most(len(gaussians))
-            self.say(f"out of memory: densification at iteration {iteration} undone; {fits}")
-
     def state_dict(self) -> dict:
         stats = None if self._stats is None else [v for v in vars(self._stats).values() if v is not None]
         generator = None if self.generator is None else self.generator.get_state()
@@ -86,14 +78,13 @@ class AdaptiveDensityControl(Strategy):
         stats, self.fits = state["stats"], int(state.get("fits", 0))
         if not all(isinstance(value, torch.Tensor) for value in stats or ()) or self.fits < 0:
             raise ValueError("its statistics must be tensors, and fits a count")
-        self._stats = None if stats is None else ScreenStats(*stats)
+        known = len(stats or ()) == (3 if self.absolute else 2)  # --absgrad may have been off then
+        self._stats = ScreenStats(*stats or ()) if known else None
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
 
     def check(self, gaussians: GaussianModel) -> None:
-        for value in vars(self._stats).values() if self._stats else ():
-            if value is not None and (value.shape != (len(gaussians),) or value.dtype != torch.float32):
-                raise ValueError(f"statistics must be [{len(gaussians)}] floats, got {list(value.shape)}")
+        check_statistics(self._stats, len(gaussians))
 
     @torch.no_grad()
     def refine(self, gaussians: GaussianModel, prune_large: bool) -> None:
@@ -106,7 +97,9 @@ class AdaptiveDensityControl(Strategy):
         extent, stats = self.extent, self._stats
         assert stats is not None
         scale = gaussians.scales.amax(dim=1)  # [N]
-        pull = stats.grad_norm_sum / stats.visits.clamp_min(1)
+        pull = stats.abs_grad_norm_sum if self.absolute else stats.grad_norm_sum
+        assert pull is not None
+        pull = pull / stats.visits.clamp_min(1)
         large = scale > self.split_above * extent
         good = gaussians.opacities[:, 0] >= MIN_OPACITY
         stays = good & (scale <= MAX_SCALE * extent) if prune_large else good
@@ -144,6 +137,7 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Adaptiv
         split_above=opt.percent_dense,
         extent=extent,
         white_background=options.model.white_background,
+        absolute=opt.absgrad,
         cap=opt.cap_max,
         say=say,
     )

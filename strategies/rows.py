@@ -1,10 +1,20 @@
 """Building blocks that strategies share: which rows are wanted, and where new ones go."""
 
 import torch
+from diff_gaussian_rasterization import ScreenStats
 from torch import Tensor
 
 from scene.gaussian_model import GaussianModel
 from utils.geometry import morton_codes, rotation_matrices
+
+STEPS = 2**32  # to which draw() rounds a weight of 1
+
+
+def check_statistics(stats: ScreenStats | None, count: int) -> None:
+    """Raise ValueError if they do not have a row for each of so many Gaussians."""
+    for value in vars(stats).values() if stats else ():
+        if value is not None and (value.shape != (count,) or value.dtype != torch.float32):
+            raise ValueError(f"statistics must be [{count}] floats, got {list(value.shape)}")
 
 
 def at_most(count: int) -> str:
@@ -18,6 +28,38 @@ def strongest(pull: Tensor, growth: Tensor, room: int) -> Tensor:
     mask = torch.zeros_like(pull, dtype=torch.bool)
     mask[order] = growth[order].cumsum(0) <= room
     return mask
+
+
+def draw(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows [count], drawn with replacement in proportion to weights [N] in [0, 1].
+
+    On integers: the same on any device for any number of rows, of which torch.multinomial takes 2^24 at most.
+    """
+    ends = (weights.double() * STEPS).long().cumsum(0)
+    total = int(ends[-1]) if len(ends) else 0
+    if total == 0:
+        return torch.empty(0, dtype=torch.long, device=weights.device)
+    places = torch.randint(total, (count,), generator=generator, device=weights.device)
+    return torch.searchsorted(ends, places, right=True)
+
+
+def draw_different(weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows, or all if there are fewer, drawn without replacement in proportion to weights [N].
+
+    The generator is the CPU's: any device draws the same. Rows of weight 0 come last.
+    """
+    waits = torch.empty(len(weights), dtype=torch.float64).exponential_(generator=generator)
+    return (weights.double() / waits.to(weights.device)).argsort(descending=True, stable=True)[:count]
+
+
+def split_along(gaussians: GaussianModel, parents: Tensor, reach: float) -> tuple[Tensor, Tensor]:
+    """Two children of each of these rows [K], on both sides of it along its longest axis, `reach` standard
+    deviations away: how far they are from the parent [2, K, 3], and which of its scales is that axis [K, 3].
+    """
+    scales, turn = gaussians.scales[parents], rotation_matrices(gaussians.raw_quats[parents])
+    longest = torch.nn.functional.one_hot(scales.argmax(dim=1), 3)  # the first of equal ones
+    offset = (turn @ (reach * scales * longest)[:, :, None])[:, :, 0]
+    return torch.stack([offset, -offset]), longest.bool()
 
 
 def morton_order(means: Tensor) -> Tensor:

@@ -1,10 +1,14 @@
 """What a strategy is: it decides where Gaussians come and go while training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from diff_gaussian_rasterization import ScreenStats
 
+from arguments import PipelineParams
+from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
+from strategies.rows import at_most
+from utils.memory import out_of_memory
 
 
 class Strategy:
@@ -14,8 +18,13 @@ class Strategy:
     out or numbers are not finite: forget() tells it.
     """
 
+    say: Callable[[str], None] = print  # takes lines for the log
+
     def start(self, gaussians: GaussianModel) -> None:
         """Once, before the first step of a run that starts from points."""
+
+    def see(self, cameras: Sequence[Camera], pipe: PipelineParams) -> None:
+        """Before that: the train views, and how they are rendered."""
 
     def stats(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
         """What this iteration's backward is to add to, if anything."""
@@ -33,6 +42,16 @@ class Strategy:
 
     def limit(self, count: int) -> None:
         """Memory has run out: from now on there may be so many Gaussians, and no more."""
+
+    def if_it_fits(self, gaussians: GaussianModel, what: str, move: Callable[[], None]) -> None:
+        """Let move() change the rows. If memory for that is lacking, they stay, and limit() is told."""
+        try:
+            move()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            self.limit(len(gaussians))
+            self.say(f"out of memory: {what} undone; {at_most(len(gaussians))}")
 
     def state_dict(self) -> dict:
         return {}

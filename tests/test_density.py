@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
-from diff_gaussian_rasterization import ScreenStats
+from diff_gaussian_rasterization import ScreenStats, photometric_loss, reference
 
-from arguments import ModelParams, OptimizationParams, Options, PipelineParams, RunParams
+from arguments import ModelParams, OptimizationParams, Options, PipelineParams, RunParams, parse_train
+from scene import Scene
 from scene.gaussian_model import GaussianModel
 from strategies import adc
 from strategies.adc import AdaptiveDensityControl
+from tests import tiny_scenes
 from tests.test_gaussians import make_model, moments, some_steps
+from training.trainer import Trainer
 
 EXTENT = 10.0  # so that 0.1 separates cloning from splitting, and 1.0 is too large
 
@@ -132,6 +135,65 @@ def test_mean_is_over_the_views_that_saw_it():
     stats.visits += torch.tensor([4.0, 6.0, 0.0])  # means 2.5e-4, 1.7e-4, and one that nobody saw
     density.after_step(model, 600)
     assert len(model) == 4
+
+
+def test_absgrad():
+    """Cloned and split are those whose absolute gradient is above the threshold; the other one has no say."""
+    model = model_with([0.05, 0.05, 0.5, 0.5], [0.5] * 4)
+    before = model.sh_rest.detach().clone()
+    opt = parse_train("-s x --absgrad".split()).opt
+    assert opt.densify_grad_threshold == 8e-4
+    assert (
+        parse_train("-s x --absgrad --densify_grad_threshold 6e-4".split()).opt.densify_grad_threshold == 6e-4
+    )
+    density = control(**vars(opt))
+    pull(density, model, 600, [1.0, 0.0, 1.0, 0.0])
+    density.stats(model, 600).abs_grad_norm_sum += 4 * torch.tensor([7.9e-4, 8.1e-4, 7.9e-4, 8.1e-4])
+    other = control(**vars(opt))
+    other.load_state_dict(density.state_dict())
+    other.check(model)
+    other.after_step(model, 600)
+    assert sorted(origins(model, before)) == [0, 1, 1, 2, 3, 3]
+
+
+def test_absgrad_goes_on_from_statistics_without_it():
+    model = model_with([0.05] * 2, [0.5] * 2)
+    for absolute in (False, True):
+        density, other = control(absgrad=absolute), control(absgrad=not absolute)
+        pull(density, model, 550, [1.0, 1.0])
+        other.load_state_dict(density.state_dict())
+        assert other._stats is None
+        other.stats(model, 560)
+        other.after_step(model, 600)
+        assert len(model) == 2
+
+
+@pytest.mark.parametrize("way", ["--fused", "--no-fused"])
+def test_absgrad_in_a_run(way, tmp_path):
+    """The statistics of a step are those of the reference, in one native call and apart."""
+    scene = tiny_scenes.colmap_scene(tmp_path / "scene")
+    options = parse_train(["-s", str(scene), "-m", "m", "--absgrad", "--device", "cpu", way])
+    trainer = Trainer(Scene(options.model, torch.device("cpu"), 0, quiet=True), options, print)
+    before = {name: value.detach().double() for name, value in trainer.gaussians.params.items()}
+    background = torch.zeros(3)
+    trainer.step(1)
+    stats = trainer.strategy.stats(trainer.gaussians, 1)
+    camera = next(c for c in trainer.scene.train_cameras if c.name == trainer.last_view)
+
+    truth = ScreenStats.zeros(len(trainer), "cpu", absolute=True)
+    inputs = {name: value.requires_grad_() for name, value in before.items()}
+    out = reference.rasterize(
+        inputs["means"], inputs["raw_quats"], inputs["log_scales"].exp(), inputs["opacity_logits"].sigmoid(),
+        sh_dc=inputs["sh_dc"], sh_rest=inputs["sh_rest"], sh_degree=0, background=background.double(),
+        world_to_camera=camera.world_to_camera.double(), K=camera.K.double(), width=camera.width,
+        height=camera.height, stats=truth,
+    )  # fmt: skip
+    photometric_loss(out.image.float(), camera.image(), 0.2)[0].backward()
+    assert truth.abs_grad_norm_sum.max() > 2 * truth.grad_norm_sum.max() > 0
+    assert torch.equal(stats.visits, truth.visits.float())
+    for name in ("grad_norm_sum", "abs_grad_norm_sum"):
+        theirs = getattr(truth, name).float()
+        torch.testing.assert_close(getattr(stats, name), theirs, rtol=2e-3, atol=1e-4 * theirs.max().item())
 
 
 def test_when():

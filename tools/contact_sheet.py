@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from arguments import MOST, number
+from arguments import number
+from arguments.flag import MOST
 from utils import commands
 from utils.files import DataError, picture_path
 from utils.image import photo_names, read_image

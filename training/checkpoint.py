@@ -15,8 +15,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
+from scene import formats
 from scene.fingerprint import Fingerprint
-from scene.formats.ply import OTHER_FORMATS, load_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS
 from scene.torch_file import read_torch_file
@@ -82,7 +82,7 @@ def load(
     """
     state = read(path, data.frame if data else OF_DATA)
     try:
-        other = data.difference(state.get("data")) if data and Path(path).suffix != ".ply" else ""
+        other = data.difference(state.get("data")) if data and not formats.is_one(path) else ""
         if other and same_run:
             raise ValueError(other)
         _check(state)
@@ -90,7 +90,7 @@ def load(
         same_count = found.get("queue", {}).get("count") == getattr(queue, "count", None)
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
-                part.load_state_dict(_moved(found[name], device))
+                part.load_state_dict(moved(found[name], device))
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]
@@ -101,22 +101,22 @@ def load(
         raise DataError(f"{path}: does not fit this run ({reason})") from None
 
 
-def _moved(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
     """The same on the device. Single numbers, such as counts of steps, and states of generators stay."""
     if isinstance(value, torch.Tensor):
         return value.to(device) if value.dim() and value.dtype != torch.uint8 else value
     if isinstance(value, dict):
-        return {key: _moved(inner, device) for key, inner in value.items()}
+        return {key: moved(inner, device) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_moved(inner, device) for inner in value)
+        return type(value)(moved(inner, device) for inner in value)
     return value
 
 
 def read(path: str | os.PathLike, frame: Similarity = OF_DATA) -> dict[str, Any]:
-    """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a PLY, what that has of it. A
-    PLY is put into the frame."""
-    if Path(path).suffix in (".ply", *OTHER_FORMATS):
-        return _from_ply(Path(path), frame)
+    """The dictionary in the file, on the CPU; of the original's chkpntN.pth or a file of
+    splats, what that has of it. Splats are put into the frame."""
+    if formats.is_one(path):
+        return _from_model(Path(path), frame)
     try:
         state = read_torch_file(path)
     except Exception as error:  # torn files and other files raise a dozen kinds
@@ -244,9 +244,9 @@ def _from_original(state: tuple, path: str | os.PathLike) -> dict[str, Any]:
         raise DataError(f"{path}: is not a checkpoint of the original ({error!r})") from None
 
 
-def _from_ply(path: Path, frame: Similarity) -> dict[str, Any]:
+def _from_model(path: Path, frame: Similarity) -> dict[str, Any]:
     """A saved model; the iteration is in its folder's name."""
-    model = load_ply(path, frame=frame)
+    model = formats.read(path, frame=frame)
     number = path.parent.name.removeprefix("iteration_")
     gaussians = {
         "params": {name: value.detach() for name, value in model.params.items()},

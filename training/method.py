@@ -25,6 +25,7 @@ class Method:
     it."""
 
     shown: Shown
+    unit = "Gaussians"  # what its length counts
     last_view = ""  # name of the photo of the last step
 
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):

@@ -224,6 +224,8 @@ def score(pairs: Iterable[tuple[Tensor, Tensor, Tensor | None]]) -> Scores | Non
 class Report:
     """All that is written during training, to `folder`."""
 
+    unit = "Gaussians"  # what is counted
+
     def __init__(
         self,
         folder: ModelFolder,
@@ -277,7 +279,7 @@ class Report:
                 smooth[name] = SMOOTHING * new + (1.0 - SMOOTHING) * old
         if smooth:
             shown = {name: f"{value:.5f}" for name, value in smooth.items() if name != "l1"}
-            shown |= {"gaussians": f"{count:,}", "memory": _megabytes(memory_in_use(self._device))}
+            shown |= {self.unit.lower(): f"{count:,}", "memory": _megabytes(memory_in_use(self._device))}
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(iteration - self._bar.n)
         if self._board and arrived:
@@ -315,7 +317,7 @@ class Report:
             self.log(
                 f"[{iteration:>6}] {name:>5}: PSNR {scores.psnr:.3f} dB "
                 f"(mean of channels {scores.psnr_by_channel:.3f}), L1 {scores.l1:.5f}, "
-                f"{scores.views} views, {count:,} Gaussians"
+                f"{scores.views} views, {count:,} {self.unit}"
             )
             self._doubt(name, scores.psnr, torch.stack(one_color).nanmean().item())
             self._draw("add_scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
@@ -408,11 +410,12 @@ class Summary:
     peak_memory_bytes: int
     device: str
     model_path: str
-    point_cloud: str
+    point_cloud: str  # the file of the model
+    unit: str = "Gaussians"  # of the count above
     warnings: list[str] = field(default_factory=list)  # reasons to look twice at the model
 
     def lines(self) -> list[str]:
-        lines = [f"Done: {self.iterations:,} iterations, {self.gaussians:,} Gaussians on {self.device}"]
+        lines = [f"Done: {self.iterations:,} iterations, {self.gaussians:,} {self.unit} on {self.device}"]
         for name, by_iteration in self.scores.items():
             last = max(by_iteration)
             scores = by_iteration[last]

@@ -29,7 +29,7 @@ N = "(0|[1-9][0-9]*)"  # a number as we write it
 INPUTS = re.compile(r"config\.json|cfg_args|split\.json|cameras\.json|input\.ply")
 RESULTS = re.compile(
     rf"chkpnt{N}\.pth|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
-    rf"exposure\.json|point_cloud/iteration_{N}/(point_cloud\.ply|exposure\.json)"
+    rf"exposure\.json|point_cloud/iteration_{N}/(point_cloud\.ply|field\.pth|exposure\.json)"
 )
 # What render.py, metrics.py and tools.contact_sheet made of them, and would tell of a model that is gone.
 VIEWS = re.compile(

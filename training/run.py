@@ -95,7 +95,7 @@ class Run:
             yield iteration
         for note in trainer.closing_notes():
             self.say(note)
-        self.summary = self._summarize(last)
+        self.summary = self._summarize(last, trainer)
         self._report.finish(self.summary, self.folder)
         if viewer:
             with signals.at_once():  # for as long as the viewer wants to stay
@@ -109,7 +109,7 @@ class Run:
         data = trainer.scene.fingerprint
         self._checkpoints = resume.Checkpoints(self.folder, run, parts, self.device, data)
         done, notes = self._checkpoints.load(opt.iterations, trainer.loaded)
-        if not done:
+        if not done and not run.start_checkpoint:
             trainer.start()
         self._notes += notes
         self._started -= self.history.seconds + self.history.left_out  # of the processes before this one
@@ -118,6 +118,7 @@ class Run:
         self.folder.write_options(stored)
         trainer.scene.write_inputs()
         self._report = Report(self.folder, done + 1, opt.iterations, self.device, run.quiet, self.history)
+        self._report.unit = trainer.unit
         self._open.enter_context(closing(self._report))
         self._open.enter_context(self._checkpoints.advice())
         self._log = self._report.log
@@ -163,7 +164,7 @@ class Run:
         if iteration in run.save_iterations or last:
             with self._watch.leave_out(), nullcontext() if last else self._report.spare_the_run():
                 trainer.check(f"iteration {iteration}")
-                trainer.save(self.folder, iteration)
+                self._model = trainer.save(self.folder, iteration)
 
     def checkpoint(self, iteration: int, trainer: Method) -> None:
         """When it is due."""
@@ -196,11 +197,12 @@ class Run:
         )
         raise commands.Stopped(signal)
 
-    def _summarize(self, iterations: int) -> Summary:
+    def _summarize(self, iterations: int, trainer: Method) -> Summary:
         cpu = f"{torch.get_num_threads()} CPU threads"
         return Summary(
             iterations=iterations,
             gaussians=self._saved,
+            unit=trainer.unit,
             scores=self.history.scores,
             optimization_seconds=self._watch.seconds(),
             evaluation_and_saving_seconds=self._watch.left_out,
@@ -208,7 +210,7 @@ class Run:
             peak_memory_bytes=peak_memory(self.device),
             device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu,
             model_path=str(self.folder),
-            point_cloud=str(self.folder.ply(iterations)),
+            point_cloud=str(self._model),
         )
 
 

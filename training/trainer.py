@@ -20,10 +20,10 @@ from gaussian_renderer import Splats, render
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request
 from per_view import PerView, Shown
-from scene import Scene
+from scene import Scene, formats
 from scene.cameras import Camera
 from scene.folder import ModelFolder
-from scene.formats.ply import load_ply, save_ply
+from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from training.checkpoint import Part
@@ -40,11 +40,12 @@ ROUNDING = 1e-5  # by which their losses may differ, as a fraction
 class Trainer(Method):
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
         super().__init__(scene, options, say)
-        model, self.opt, self.pipe, run = options
+        model, self.opt, self.pipe, run, _ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
         self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
+        self.strategy.see(scene.train_cameras, self.pipe)
         self.modules = per_view.attached(options, scene.exposure_names, self.device)
         self.splats = Splats(self.gaussians, self.pipe, scene.background)
         self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
@@ -194,9 +195,9 @@ def load(
 
 
 def load_file(ply: Path, model: ModelParams, pipe: PipelineParams, background: Tensor) -> Shown:
-    """The Gaussians of any PLY, seen as these options say."""
+    """The Gaussians of any file of splats, seen as these options say."""
     folder = ModelFolder(model.model_path) if model.model_path else None
     frame = Similarity.stored(folder.normalization) if folder else OF_DATA
-    gaussians = load_ply(ply, background.device, frame)
+    gaussians = formats.read(ply, background.device, frame)
     modules = per_view.saved(model, ply, folder, background.device)
     return Shown(Splats(gaussians, pipe, background), modules, right_half=model.train_test_exp)

@@ -23,12 +23,10 @@ POINT = [(name, "<f4") for name in ("x", "y", "z", "nx", "ny", "nz")] + [
 ]
 ROWS_AT_ONCE = 4096  # rows are 248 bytes: this many stay in the cache while their columns are picked out
 LONGEST_HEADER = 1 << 16
-MIP = "SplatRenderMode: mip"
+ANTIALIASED = "SplatRenderMode: mip"
 SIZES: dict[bytes, int] = dict.fromkeys((b"short", b"ushort", b"int16", b"uint16"), 2)
 SIZES |= dict.fromkeys((b"int", b"uint", b"float", b"int32", b"uint32", b"float32"), 4)
 SIZES |= dict.fromkeys((b"double", b"float64"), 8)
-OTHER_FORMATS = (".spz", ".splat", ".ksplat", ".sog")
-HOW_TO_UNPACK = "SuperSplat (Export > Splat PLY) or PlayCanvas' splat-transform makes a plain PLY of it"
 KNOWN = ("means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_quats")
 STORED = ("f_dc", "f_rest", "scale", "rot")  # what the file calls some of them
 REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # number of f_rest properties -> SH degree
@@ -63,7 +61,7 @@ def save_ply(
     names = [name for part, _ in parts for name in part]
     # Which filter it was trained with, for viewers that know the convention. plyfile puts an element's
     # comments below its header line: SIBR wants `element vertex` on the third line of the file.
-    comments = [MIP] if antialiasing else []
+    comments = [ANTIALIASED] if antialiasing else []
     table, start = np.empty((count, len(names)), "<f4"), 0
     for part, values in parts:
         table[:, start : start + len(part)] = values.cpu().numpy()
@@ -115,7 +113,9 @@ def load_ply(
         arrays = {name: a[finite] for name, a in arrays.items()}
         say(f"{path}: {(~finite).sum():,} of {len(finite):,} Gaussians are left out, as they are not finite")
     params = {name: torch.from_numpy(np.ascontiguousarray(a)).to(device) for name, a in arrays.items()}
-    return GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+    model = GaussianModel(params, sh_degree=REST_COUNTS[rest], active_sh_degree=REST_COUNTS[rest])
+    model.antialiased = vertices.antialiased
+    return model
 
 
 def count_in(path: Path) -> int | None:
@@ -125,11 +125,6 @@ def count_in(path: Path) -> int | None:
     except OSError:
         return None
     return int(found[1]) if found else None
-
-
-def is_antialiased(path: Path) -> bool:
-    """Does the file say that it was trained with --antialiasing?"""
-    return f"comment {MIP}".encode() in _header(path)
 
 
 def _own_attributes(names: Iterable[str]) -> dict[str, int]:
@@ -166,21 +161,32 @@ def write_points(path: Path, points: PointCloud) -> None:
     _write(path, table)
 
 
+def read_elements(path: Path) -> PlyData:
+    try:
+        _check_counts(path)
+        return PlyData.read(str(path))
+    except (OSError, PlyParseError, ValueError, UnicodeError, MemoryError, OverflowError) as error:
+        raise DataError(f"{path}: cannot be read as PLY ({error})") from None
+
+
+def antialiased(ply: PlyData) -> bool:
+    """Do the comments say so? Brush and Postshot each have their words for it."""
+    comments = {text.strip() for part in (ply, *ply.elements) for text in part.comments}
+    return not comments.isdisjoint((ANTIALIASED, "antialiased 1"))
+
+
 class _Vertices:
     """The vertex element of a PLY file."""
 
     def __init__(self, path: Path):
         self.path = path
         refuse_pointer(path)
-        try:
-            _check_format(path)
-            _check_counts(path)
-            self._data = PlyData.read(str(path))["vertex"].data
-        except KeyError:
-            raise DataError(f"{path}: has no element named vertex") from None
-        except (OSError, PlyParseError, ValueError, UnicodeError, MemoryError, OverflowError) as error:
-            raise DataError(f"{path}: cannot be read as PLY ({error})") from None
+        ply = read_elements(path)
+        if "vertex" not in ply:
+            raise DataError(f"{path}: has no element named vertex")
+        self._data = ply["vertex"].data
         self.names = self._data.dtype.names or ()
+        self.antialiased = antialiased(ply)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -189,7 +195,7 @@ class _Vertices:
         """These properties, side by side, as `kind` [N, len(names)]."""
         missing = [name for name in names if name not in self.names]
         if missing and "packed_position" in self.names:
-            raise DataError(f"{self.path}: is a compressed PLY; {HOW_TO_UNPACK}")
+            raise DataError(f"{self.path}: is a compressed PLY of Gaussians, which cannot be read here")
         if missing:
             raise DataError(f"{self.path}: lacks the vertex property {missing[0]}")
         if any(self._data.dtype[name].hasobject for name in names):
@@ -205,14 +211,6 @@ class _Vertices:
 def _header(path: Path) -> bytes:
     with open(path, "rb") as file:
         return file.read(LONGEST_HEADER).partition(b"end_header")[0]
-
-
-def _check_format(path: Path) -> None:
-    """Other files of Gaussians are named, and how to make a PLY of them."""
-    start = _header(path)[:4]
-    packed = path.suffix.lower() in OTHER_FORMATS or start == b"NGSP"
-    if packed and start[:3] != b"ply":
-        raise ValueError(f"it is another format of Gaussians; {HOW_TO_UNPACK}")
 
 
 def _check_counts(path: Path) -> None:

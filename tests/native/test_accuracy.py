@@ -102,7 +102,7 @@ def test_sizes(size, device):
 def test_counts(count, device):
     few = count < 10
     scenes = [
-        make_scene(count, (64, 64), seed, scale=0.25 if few else 0.03) for seed in range(32 if few else 1)
+        make_scene(count, (64, 64), seed, scale=0.25 if few else 0.03) for seed in range(64 if few else 1)
     ]
     truth = compare(scenes, device, share=0.0 if few else 2e-4)
     if count:

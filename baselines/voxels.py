@@ -1,0 +1,180 @@
+"""The field of a voxel grid (Sun, Sun and Chen 2022): a grid of densities and one of colors.
+
+Density is interpolated first and becomes alpha then ("post-activation"), so that a surface may be sharp
+within a voxel:
+
+    alpha = 1 - (1 + exp(v + b))^(-delta),  delta in voxels, b so that v = 0 has alpha_init at delta = 1.
+"""
+
+import math
+from dataclasses import asdict
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from arguments import FieldParams
+from baselines.rays import Rays, Seen, Space, composite, encode
+
+
+def shift_of(alpha_init: float) -> float:
+    """b: the softplus of it is the density at which one voxel hides alpha_init."""
+    return math.log(alpha_init) - math.log1p(-alpha_init)  # ln(1 / (1 - alpha) - 1)
+
+
+class Voxels(nn.Module):
+    """Grids over a box from `low` to `high`; grid points lie on the faces of the box, too."""
+
+    def __init__(self, params: FieldParams, space: Space, low: Tensor, high: Tensor, fine: bool, voxels: int):
+        super().__init__()
+        self.params, self.space, self.low, self.high, self.fine = params, space, low, high, fine
+        self.shift = shift_of(params.alpha_init if fine else params.alpha_init_coarse)
+        size, self.voxel_size = self.resolution(voxels)
+        self.base_size = self.resolution(params.num_voxels if fine else params.num_voxels_coarse)[1]
+        channels = params.rgbnet_dim if fine else 3
+        self.density = nn.Parameter(torch.zeros(1, 1, *size, device=low.device))
+        self.k0 = nn.Parameter(torch.zeros(1, channels, *size, device=low.device))
+        self.rgbnet = color_network(params).to(low.device) if fine else None
+        self.register_buffer("occupied", None)  # bool [x, y, z], over all of the coarse box
+        self.register_buffer("occupied_box", torch.stack([low, high]))
+
+    def resolution(self, voxels: int) -> tuple[list[int], float]:
+        """Grid points per axis, and the side of a voxel, of about this many voxels."""
+        edges = (self.high - self.low).tolist()
+        side = (math.prod(edges) / voxels) ** (1 / 3)
+        return [max(int(edge / side + 1e-6), 2) for edge in edges], side
+
+    @property
+    def ratio(self) -> float:
+        """Side of a voxel, in those of the last resolution."""
+        return self.voxel_size / self.base_size
+
+    def interpolate(self, grid: Tensor, points: Tensor) -> Tensor:
+        """Trilinear: points [n, 3] -> [n, channels]. Zero outside of the box."""
+        place = (2 * (points - self.low) / (self.high - self.low) - 1).flip(-1).view(1, 1, 1, -1, 3)
+        return F.grid_sample(grid, place, align_corners=True)[0, :, 0, 0].T
+
+    def tau(self, values: Tensor, delta: float) -> Tensor:
+        """-ln(1 - alpha) of interpolated densities, along `delta` voxels."""
+        return delta * F.softplus(values + self.shift)
+
+    def alphas(self) -> Tensor:
+        """Of every grid point, [x, y, z]."""
+        return -torch.expm1(-self.tau(self.density.detach()[0, 0], 1.0))
+
+    def samples(self, rays: Rays, jitter: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Depths [N, S], points [N, S, 3] of the modeled space, and which are in the box [N, S]."""
+        size = self.density.shape[2:]
+        count = int(math.dist(size, (-1, -1, -1)) / self.params.stepsize) + 1
+        k = torch.arange(count, dtype=torch.float32, device=self.low.device).expand(len(rays.origins), -1)
+        if jitter:
+            k = k + torch.rand(len(k), 1, device=k.device)
+        if self.space.unbounded:  # evenly in 1/depth
+            s = k / count
+            t = 1 / ((1 - s) / self.space.near + s / self.space.far)
+        else:
+            t = self.entry(rays) + k * (self.params.stepsize * self.voxel_size) / rays.lengths
+        points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
+        points = self.space.inside(points)
+        return t, points, ((points >= self.low) & (points <= self.high)).all(-1)
+
+    def entry(self, rays: Rays) -> Tensor:
+        """Depths [N, 1] at which rays come into the box; those that miss it have all samples outside."""
+        d = torch.where(rays.directions == 0, 1e-6, rays.directions)
+        a, b = (self.low - rays.origins) / d, (self.high - rays.origins) / d
+        return torch.minimum(a, b).amax(-1, keepdim=True).clamp(self.space.near, 1e9)
+
+    def may_be(self, points: Tensor) -> Tensor:
+        """Is something near these points [n, 3], as far as the coarse stage knows?"""
+        low, high = self.occupied_box
+        last = torch.tensor(self.occupied.shape, device=points.device) - 1
+        index = ((points - low) / (high - low) * last).round().long()
+        inside = ((index >= 0) & (index <= last)).all(-1)
+        x, y, z = torch.minimum(index.clamp_min(0), last).unbind(-1)
+        return self.occupied[x, y, z] & inside
+
+    def see(self, rays: Rays, background: Tensor, jitter: bool = False):
+        """What the rays see; and of the samples that matter: their rays, weights and colors."""
+        t, points, kept = self.samples(rays, jitter)
+        threshold = self.params.fast_color_thres if self.fine else 0.0
+        delta = self.params.stepsize * self.ratio
+        if self.occupied is not None:
+            kept = kept & self.may_be(points)
+        index = kept.flatten().nonzero()[:, 0]  # the host waits here, and where samples are few: below
+        tau = self.tau(self.interpolate(self.density, points.flatten(0, 1)[index])[:, 0], delta)
+        if threshold:
+            tau = torch.where(tau > -math.log1p(-threshold), tau, 0.0)
+        weights, left = composite(torch.zeros_like(t).flatten().index_copy(0, index, tau).view_as(t))
+        index = (weights.detach().flatten() > threshold).nonzero()[:, 0]
+        ray, w = torch.div(index, t.shape[1], rounding_mode="floor"), weights.flatten()[index]
+        colors = self.colors(points.flatten(0, 1)[index], rays.views, ray)
+        summed = torch.zeros_like(rays.origins).index_add(0, ray, w[:, None] * colors)
+        inv_depth = torch.zeros_like(left).index_add(0, ray, w / t.flatten()[index])
+        return Seen(summed + left[:, None] * background, left, inv_depth), (ray, w, colors)
+
+    def colors(self, points: Tensor, views: Tensor, ray: Tensor) -> Tensor:
+        channels = self.interpolate(self.k0, points)
+        if self.rgbnet is None:
+            return torch.sigmoid(channels)
+        if self.params.use_viewdirs:
+            channels = torch.cat([channels, encode(views, self.params.viewbase_pe)[ray]], dim=-1)
+        with torch.autocast(points.device.type, torch.bfloat16, enabled=self.params.bf16):
+            logits = self.rgbnet(channels)
+        return torch.sigmoid(logits.float())
+
+    @torch.no_grad()
+    def scale_to(self, voxels: int) -> None:
+        """The same field on another grid."""
+        size, self.voxel_size = self.resolution(voxels)
+        for name in ("density", "k0"):
+            old = getattr(self, name)
+            new = F.interpolate(old.detach(), size=size, mode="trilinear", align_corners=True)
+            setattr(self, name, nn.Parameter(new.contiguous()))
+
+    @torch.no_grad()
+    def look_only_where(self, coarse: "Voxels") -> None:
+        """Never look where the coarse stage, with a voxel around each, has little alpha."""
+        most = F.max_pool3d(coarse.alphas()[None, None], 3, stride=1, padding=1)[0, 0]
+        self.occupied = most >= self.params.mask_cache_thres
+        self.occupied_box = torch.stack([coarse.low, coarse.high])
+
+    # Files
+
+    def state(self) -> dict:
+        tensors = {name: value.detach() for name, value in self.state_dict().items()}
+        if self.occupied is not None:
+            tensors["occupied"] = self.occupied.byte()  # files hold no truth values
+        return {
+            "method": "dvgo", "params": asdict(self.params), "space": self.space.state(), "fine": self.fine,
+            "low": self.low, "high": self.high, "voxel_size": self.voxel_size,
+            "tensors": tensors,
+        }  # fmt: skip
+
+    @classmethod
+    def of(cls, state: dict) -> "Voxels":
+        params, tensors = FieldParams(**state["params"]), state["tensors"]
+        self = cls(params, Space(**state["space"]), state["low"], state["high"], state["fine"], 8)
+        self.voxel_size = state["voxel_size"]
+        self.density, self.k0 = nn.Parameter(tensors["density"]), nn.Parameter(tensors["k0"])
+        occupied = tensors.get("occupied")
+        self.occupied = None if occupied is None else occupied.bool().to(self.density.device)
+        self.load_state_dict(tensors)
+        return self
+
+
+def color_network(params: FieldParams) -> nn.Sequential:
+    width, inputs = params.rgbnet_width, params.rgbnet_dim
+    inputs += 3 + 6 * params.viewbase_pe if params.use_viewdirs else 0
+    net = nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
+    )
+    nn.init.zeros_(net[-1].bias)
+    return net
+
+
+def grid_points(voxels: Voxels) -> Tensor:
+    """Where they are, [x, y, z, 3]."""
+    size = voxels.density.shape[2:]
+    ends = zip(voxels.low.tolist(), voxels.high.tolist(), size)
+    axes = [torch.linspace(low, high, count, device=voxels.low.device) for low, high, count in ends]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)

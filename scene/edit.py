@@ -1,0 +1,107 @@
+"""Changes to a finished model: turned, fewer splats, less SH."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scene.gaussian_model import GaussianModel
+from utils.files import DataError
+from utils.geometry import rotation_matrices
+from utils.sh import basis
+
+PROBES = 64  # directions from which the matrices of SH are found
+UP = (0.0, -1.0, 0.0)  # y points down
+
+
+def with_params(gaussians: GaussianModel, params: dict[str, Tensor], sh_degree: int) -> GaussianModel:
+    model = GaussianModel(params, sh_degree, active_sh_degree=min(gaussians.active_sh_degree, sh_degree))
+    model.extent, model.antialiased = gaussians.extent, gaussians.antialiased
+    return model
+
+
+def rows(gaussians: GaussianModel, index: Tensor) -> GaussianModel:
+    """These splats, by number or by mask."""
+    params = {name: value.detach()[index] for name, value in gaussians.params.items()}
+    return with_params(gaussians, params, gaussians.sh_degree)
+
+
+def limit_sh(gaussians: GaussianModel, degree: int) -> GaussianModel:
+    degree = min(degree, gaussians.sh_degree)
+    params = {name: value.detach() for name, value in gaussians.params.items()}
+    params["sh_rest"] = params["sh_rest"][:, : (degree + 1) ** 2 - 1]
+    return with_params(gaussians, params, degree)
+
+
+def inside(gaussians: GaussianModel, box: list[float]) -> Tensor:
+    """Mask [N] of centers in the box x y z X Y Z."""
+    low, high = torch.tensor(box, device=gaussians.device).view(2, 3)
+    return ((gaussians.means >= low) & (gaussians.means <= high)).all(1)
+
+
+def most_visible(gaussians: GaussianModel, share: float) -> Tensor:
+    """Numbers of this share of the splats: those whose two longest axes and opacity cover the most."""
+    axes = gaussians.log_scales.detach().sort(1).values[:, 1:]
+    score = axes.sum(1) + torch.nn.functional.logsigmoid(gaussians.opacity_logits.detach()[:, 0])
+    return score.topk(round(share * len(gaussians))).indices.sort().values
+
+
+def turn(gaussians: GaussianModel, quat: Tensor) -> GaussianModel:
+    """The scene turned about the origin by this quaternion (w, x, y, z): shapes and SH along with it."""
+    rotation = rotation_matrices(quat.double()[None])[0].cpu()
+    params = {name: value.detach() for name, value in gaussians.params.items()}
+    kind = params["means"]
+    params["means"] = params["means"] @ rotation.T.to(kind)
+    params["raw_quats"] = _product(quat.to(kind), params["raw_quats"])
+    matrix = sh_rotation(rotation, gaussians.sh_degree).to(kind)
+    params["sh_rest"] = torch.einsum("ij,njc->nic", matrix, params["sh_rest"])
+    return with_params(gaussians, params, gaussians.sh_degree)
+
+
+def sh_rotation(rotation: Tensor, degree: int) -> Tensor:
+    """The matrix [K-1, K-1] (float64) that turns SH coefficients 1 and up along with the scene. Degrees do
+    not mix: for each, it is solved for on some directions."""
+    matrix = torch.zeros((degree + 1) ** 2 - 1, (degree + 1) ** 2 - 1, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(PROBES, 3, dtype=torch.float64, generator=generator)
+    directions = torch.nn.functional.normalize(directions, dim=1)
+    turned, before = basis(degree, directions), basis(degree, directions @ rotation.double())
+    for l in range(1, degree + 1):
+        band = slice(l * l, (l + 1) ** 2)
+        block = torch.linalg.lstsq(turned[:, band], before[:, band]).solution
+        matrix[l * l - 1 : (l + 1) ** 2 - 1, l * l - 1 : (l + 1) ** 2 - 1] = block
+    return matrix
+
+
+def quat_between(a: Tensor, b: Tensor) -> Tensor:
+    """The shortest turn [4] from direction a to direction b."""
+    a, b = (torch.nn.functional.normalize(v.double(), dim=0) for v in (a, b))
+    if a @ b < -1 + 1e-12:  # half a turn about any axis across
+        across = torch.linalg.cross(a, torch.eye(3, dtype=torch.float64)[a.abs().argmin()])
+        return torch.cat([torch.zeros(1, dtype=torch.float64), torch.nn.functional.normalize(across, dim=0)])
+    return torch.nn.functional.normalize(torch.cat([(1 + a @ b)[None], torch.linalg.cross(a, b)]), dim=0)
+
+
+def to_up(up: Tensor) -> Tensor:
+    """The turn after which `up` is up, as in the camera of an upright photo."""
+    return quat_between(up, torch.tensor(UP))
+
+
+def mean_up(cameras: list[dict], path: Path) -> Tensor:
+    """Of the entries of cameras.json: the second column of a rotation points down."""
+    try:
+        down = np.array([camera["rotation"] for camera in cameras], np.float64).reshape(-1, 3, 3)[:, :, 1]
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{path}: every camera must have a rotation of 3 x 3 numbers") from None
+    up = -down.sum(0)
+    if not np.linalg.norm(up) > 1e-3 * max(1, len(down)):
+        raise DataError(f"{path}: the cameras must agree about where up is; name an axis with --up")
+    return torch.from_numpy(up)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Quaternion a [4] times each of b [N, 4]."""
+    w, x, y, z = a.unbind()
+    rows = [[w, -x, -y, -z], [x, w, -z, y], [y, z, w, -x], [z, -y, x, w]]
+    return b @ torch.stack([torch.stack(row) for row in rows]).T
