@@ -1,0 +1,1 @@
+"""Looking at results in a browser: the page, and the server that fills it."""

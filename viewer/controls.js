@@ -1,0 +1,370 @@
+// The page around the splats: camera, keys, pictures of a server, the bar. The scene comes as JSON:
+//   up [3], background [3], cameras [{name, test, place, turn, fx, fy, width, height, psnr}], start: number of a camera
+//   server: what view.py adds, see viewer/server.py
+
+const scene = JSON.parse(document.getElementById("scene").textContent);
+const $ = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
+const server = scene.server || null;
+const look = { mode: "color", scale: 1, degree: 3, background: scene.background };
+const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+const plus = (a, b, k = 1) => [0, 1, 2].map((i) => a[i] + k * b[i]);
+const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
+const unit = (a) => a.map((v) => v / (Math.hypot(...a) || 1));
+const column = (turn, k) => [turn[k], turn[3 + k], turn[6 + k]]; // 0 right, 1 down, 2 forward, in the world
+
+let splats = null, camera = null, distance = 1, at = -1, source = "browser";
+let version = 0, drawn = -1, busy = false, moved = 0, share = 1, next = null;
+window.__ready = false;
+
+// Camera
+
+function lookFrom(place, forward) {
+  const right = unit(cross(forward, scene.up)), down = cross(forward, right);
+  return { place, turn: [0, 1, 2].flatMap((i) => [right[i], down[i], forward[i]]), fx: 800, fy: 800, width: 800, height: 600 };
+}
+
+// What all cameras look at: the point closest to their axes; else the middle of the splats.
+function middle() {
+  if (scene.cameras.length < 2) return splats?.count ? splats.middle : [0, 0, 0];
+  const a = Array(9).fill(0), b = [0, 0, 0];
+  for (const { place, turn } of scene.cameras) {
+    const f = column(turn, 2);
+    for (let i = 0; i < 3; i++)
+      for (let j = 0; j < 3; j++) {
+        const m = (i === j) - f[i] * f[j];
+        a[3 * i + j] += m, b[i] += m * place[j];
+      }
+  }
+  const c = [a.slice(0, 3), a.slice(3, 6), a.slice(6)], det = dot(c[0], cross(c[1], c[2]));
+  if (Math.abs(det) < 1e-6 * scene.cameras.length ** 3) return splats?.count ? splats.middle : [0, 0, 0];
+  return [dot(b, cross(c[1], c[2])) / det, dot(c[0], cross(b, c[2])) / det, dot(c[0], cross(c[1], b)) / det];
+}
+
+function show(view, number = -1) {
+  camera = { ...view }, at = number;
+  const ahead = dot(plus(middle(), camera.place, -1), column(camera.turn, 2));
+  distance = ahead > 0 ? ahead : splats?.radius || 1;
+  $.camera.value = at;
+  $.compare.hidden = !(server?.photos && at >= 0);
+  if (!$.compare.hidden) $.photo.src = `photo?${query({ camera: at })}`;
+  $.photo.hidden = $.compare.hidden || $.split.value === "0";
+  for (const option of $.mode.options) option.hidden = option.value === "error" && $.compare.hidden;
+  if (look.mode === "error" && $.compare.hidden) $.mode.value = look.mode = "color";
+  say(about());
+  changed();
+}
+
+function start() {
+  const said = new URLSearchParams(location.hash.slice(1)), view = (said.get("view") || "").split(",").map(Number);
+  if (MODES.includes(said.get("mode"))) $.mode.value = look.mode = said.get("mode");
+  if (view.length === 16 && view.every(Number.isFinite) && view.slice(12).every((v) => v > 0))
+    return show({ place: view.slice(0, 3), turn: view.slice(3, 12), fx: view[12], fy: view[13], width: view[14], height: view[15] });
+  const number = Number(said.get("camera") ?? scene.start ?? -1);
+  if (scene.cameras[number]) return show(scene.cameras[number], number);
+  const forward = unit(cross(scene.up, Math.abs(scene.up[0]) < 0.9 ? [-1, 0, 0] : [0, 0, 1]));
+  show(lookFrom(plus(middle(), forward, -2.5 * (splats?.radius || 1)), forward));
+}
+
+function link() {
+  const { place, turn, fx, fy, width, height } = camera;
+  const numbers = [...place, ...turn, fx, fy, width, height].map((v) => +v.toPrecision(8));
+  try {
+    history.replaceState(null, "", `#${at >= 0 ? `camera=${at}` : `view=${numbers}`}&mode=${look.mode}`);
+  } catch { /* a page within a page has no address of its own */ }
+}
+
+// Turn the camera about a point by an angle in radians.
+function turned(axis, angle, about) {
+  const s = Math.sin(angle), c = Math.cos(angle);
+  const rotate = (v) => plus(plus(v.map((x) => x * c), cross(axis, v), s), axis, dot(axis, v) * (1 - c));
+  const axes = [0, 1, 2].map((k) => rotate(column(camera.turn, k)));
+  camera.turn = [0, 1, 2].flatMap((i) => axes.map((v) => v[i]));
+  camera.place = plus(about, rotate(plus(camera.place, about, -1)));
+}
+
+function orbit(x, y, here = false) {
+  const about = here ? camera.place : plus(camera.place, column(camera.turn, 2), distance);
+  turned(scene.up, -x, about);
+  const steep = dot(column(camera.turn, 2), scene.up);
+  const before = { ...camera };
+  turned(column(camera.turn, 0), -y, about);
+  const now = dot(column(camera.turn, 2), scene.up);
+  if (Math.abs(now) > 0.995 && Math.abs(now) > Math.abs(steep)) camera = before; // not over the pole
+  free();
+}
+
+function move(right, down, forward) {
+  camera.place = [right, down, forward].reduce((p, by, k) => plus(p, column(camera.turn, k), by * distance), camera.place);
+  free();
+}
+
+function nearer(factor) {
+  camera.place = plus(camera.place, column(camera.turn, 2), distance * (1 - factor));
+  distance *= factor;
+  free();
+}
+
+function zoom(factor) {
+  camera.fx *= factor, camera.fy *= factor;
+  free();
+}
+
+// The camera is no longer one of the data set.
+function free() {
+  if (at >= 0) {
+    const kept = distance;
+    show(camera);
+    distance = kept;
+  }
+  changed();
+}
+
+// Pictures
+
+function changed() {
+  version++;
+  moved = performance.now();
+  window.__ready = false;
+  clearTimeout(next);
+  if (!busy) requestAnimationFrame(picture);
+}
+
+// One picture at a time, of the newest camera: small while it moves, whole when it rests.
+async function picture() {
+  if (busy || !camera) return;
+  busy = true;
+  const begun = version, whole = performance.now() - moved > 150 || share === 1;
+  const local = source === "browser" && splats?.count && look.mode !== "error";
+  try {
+    await (local ? inBrowser(whole ? 1 : share) : fromServer(whole));
+    marks();
+    if (begun === version && whole) link();
+    if (begun === version && whole) drawn = version, (window.__ready = true);
+  } catch (error) {
+    say(error.message);
+    drawn = version;
+    if (server?.live) next = setTimeout(changed, 2000);
+  }
+  busy = false;
+  if (drawn !== version) setTimeout(() => requestAnimationFrame(picture), begun === version ? 160 - (performance.now() - moved) : 0);
+}
+
+async function inBrowser(part) {
+  const begun = performance.now(), size = [$.picture.width, $.picture.height].map((v) => Math.max(1, Math.round(v * part)));
+  const sorting = splats.sort(camera);
+  if (splats.ms > 40) splats.draw(camera, look, size); // in the order of the last picture, for now
+  await sorting;
+  splats.draw(camera, look, size);
+  await splats.finished();
+  $.exact.hidden = true;
+  const took = performance.now() - begun;
+  splats.took = took;
+  share = Math.min(1, Math.max(0.25, took > 80 ? part * 0.7 : took < 25 ? part * 1.3 : part));
+}
+
+async function fromServer(whole) {
+  if (!server) return;
+  const part = whole ? 1 : 0.5, [w, h] = [$.picture.width, $.picture.height].map((v) => Math.max(1, Math.round(v * part)));
+  const own = at >= 0 ? { camera: at } : { view: [...camera.place, ...camera.turn, ...lensAt(camera, w, h)].join() };
+  const reply = await fetch(`frame?${query({ ...own, w, h, mode: look.mode, scale: look.scale, degree: look.degree, still: +whole })}`);
+  if (!reply.ok) throw new Error(await reply.text());
+  const old = $.exact.src;
+  $.exact.src = URL.createObjectURL(await reply.blob());
+  await $.exact.decode();
+  if (old) URL.revokeObjectURL(old);
+  $.exact.hidden = false;
+  share = 0.5;
+  const wait = Number(reply.headers.get("X-Next"));
+  if (wait && whole) next = setTimeout(changed, 1000 * wait); // training goes on
+}
+
+function query(values) {
+  return new URLSearchParams({ t: server.token, iteration: $.iteration.value, ...values });
+}
+
+function resize() {
+  const scale = Math.min(window.devicePixelRatio || 1, 2);
+  for (const canvas of [$.picture, $.marks])
+    (canvas.width = Math.max(1, Math.round(innerWidth * scale))), (canvas.height = Math.max(1, Math.round(innerHeight * scale)));
+  changed();
+}
+
+// Cameras of the data set as pyramids: train blue, test orange.
+function marks() {
+  const pen = $.marks.getContext("2d"), { width: w, height: h } = $.marks;
+  pen.clearRect(0, 0, w, h);
+  if (!$.frames.checked) return;
+  const lens = lensAt(camera, w, h), size = 0.06 * distance;
+  scene.cameras.forEach((other, i) => {
+    if (i === at) return;
+    const [x, y] = [(size * other.width) / other.fx / 2, (size * other.height) / other.fy / 2];
+    const corners = [[0, 0, 0], [-x, -y, size], [x, -y, size], [x, y, size], [-x, y, size]].map((c) =>
+      onScreen(c.reduce((p, by, k) => plus(p, column(other.turn, k), by), other.place), lens));
+    pen.strokeStyle = other.test ? "#fa3" : "#49f";
+    pen.beginPath();
+    for (const [a, b] of [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
+      if (corners[a] && corners[b]) pen.moveTo(...corners[a]), pen.lineTo(...corners[b]);
+    pen.stroke();
+  });
+}
+
+function onScreen(point, [fx, fy, cx, cy]) {
+  const away = plus(point, camera.place, -1), [x, y, z] = [0, 1, 2].map((k) => dot(away, column(camera.turn, k)));
+  return z > 0.01 * distance ? [(fx * x) / z + cx, (fy * y) / z + cy] : null;
+}
+
+function pick(x, y) {
+  if (!$.frames.checked) return;
+  const scale = $.marks.width / innerWidth, lens = lensAt(camera, $.marks.width, $.marks.height);
+  let best = 15 * scale, found = -1;
+  scene.cameras.forEach((other, i) => {
+    const seen = i !== at && onScreen(other.place, lens), away = seen ? Math.hypot(seen[0] - x * scale, seen[1] - y * scale) : Infinity;
+    if (away < best) (best = away), (found = i);
+  });
+  if (found >= 0) show(scene.cameras[found], found);
+}
+
+// Mouse, touch, keys
+
+const fingers = new Map();
+let travelled = 0;
+$.stage.onpointerdown = (event) => {
+  $.stage.setPointerCapture(event.pointerId);
+  fingers.set(event.pointerId, event);
+  travelled = 0;
+};
+$.stage.onpointerup = $.stage.onpointercancel = (event) => {
+  if (fingers.size === 1 && travelled < 4 && event.type === "pointerup") pick(event.clientX, event.clientY);
+  fingers.delete(event.pointerId);
+};
+$.stage.onpointermove = (event) => {
+  const before = fingers.get(event.pointerId), others = [...fingers.values()].filter((f) => f.pointerId !== event.pointerId);
+  if (!before) return;
+  const x = event.clientX - before.clientX, y = event.clientY - before.clientY, pan = 1 / lensAt(camera, innerWidth, innerHeight)[0];
+  travelled += Math.hypot(x, y);
+  if (others.length) {
+    const away = (f) => Math.hypot(f.clientX - others[0].clientX, f.clientY - others[0].clientY) || 1;
+    nearer(away(before) / away(event));
+    move((-x / 2) * pan, (-y / 2) * pan, 0);
+  } else if (event.buttons & 6 || event.shiftKey) move(-x * pan, -y * pan, 0);
+  else orbit(0.005 * x, 0.005 * y);
+  fingers.set(event.pointerId, event);
+};
+$.stage.oncontextmenu = (event) => event.preventDefault();
+$.stage.addEventListener("wheel", (event) => {
+  event.preventDefault();
+  nearer(Math.exp(Math.max(-1, Math.min(1, event.deltaY * 0.002))));
+}, { passive: false });
+
+const KEYS = {
+  w: () => move(0, 0, 0.05), s: () => move(0, 0, -0.05), a: () => move(-0.05, 0, 0), d: () => move(0.05, 0, 0),
+  q: () => move(0, 0.05, 0), e: () => move(0, -0.05, 0),
+  ArrowLeft: () => orbit(0.05, 0, true), ArrowRight: () => orbit(-0.05, 0, true),
+  ArrowUp: () => orbit(0, 0.05, true), ArrowDown: () => orbit(0, -0.05, true),
+  "+": () => zoom(1.05), "-": () => zoom(1 / 1.05), "[": () => step(-1), "]": () => step(1),
+  m: () => choose($.mode, [...$.mode.options].filter((o) => !o.hidden)[($.mode.selectedIndex + 1) % $.mode.options.length]?.value || "color"),
+  f: () => $.framed.hidden || $.frames.click(), r: () => (history.replaceState(null, "", "#"), start()),
+  h: () => ($.help.hidden = !$.help.hidden),
+};
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey || /SELECT|INPUT/.test(event.target.tagName) || !KEYS[event.key]) return;
+  event.preventDefault();
+  KEYS[event.key]();
+});
+
+function step(by) {
+  const count = scene.cameras.length;
+  if (count) show(scene.cameras[(at + by + count) % count], (at + by + count) % count);
+}
+
+function choose(select, value) {
+  select.value = value;
+  select.onchange();
+}
+
+// The bar
+
+function say(text) {
+  $.said.textContent = text;
+}
+
+function about() {
+  const name = at >= 0 ? `${scene.cameras[at].name}${scene.cameras[at].psnr ? `, ${scene.cameras[at].psnr.toFixed(2)} dB` : ""}; ` : "";
+  return `${name}${splats?.count ? `${splats.count.toLocaleString("en")} splats; ` : ""}h: keys`;
+}
+
+function fill(select, pairs) {
+  select.replaceChildren(...pairs.map(([value, text]) => new Option(text, value)));
+  select.hidden = pairs.length < 2;
+}
+
+fill($.mode, [...MODES, ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
+fill($.camera, [[-1, "free view"], ...scene.cameras.map((c, i) => [i, `${c.test ? "test" : "train"} ${c.name}`])]);
+fill($.iteration, (server?.iterations || []).map((i) => [i, `iteration ${i}`]));
+fill($.source, server?.sources || [["browser", ""]]);
+$.framed.hidden = !scene.cameras.length;
+$.mode.onchange = () => ((look.mode = $.mode.value), changed());
+$.scale.oninput = () => ((look.scale = +$.scale.value), changed());
+$.degree.oninput = () => ((look.degree = +$.degree.value), changed());
+$.frames.onchange = changed;
+$.camera.onchange = () => ($.camera.value < 0 ? free() : show(scene.cameras[$.camera.value], +$.camera.value));
+$.split.oninput = () => {
+  $.photo.hidden = $.split.value === "0";
+  $.photo.style.clipPath = `inset(0 ${100 - $.split.value}% 0 0)`;
+};
+$.source.onchange = async () => {
+  source = $.source.value === "floats" ? "browser" : $.source.value;
+  if (source === "browser") await load($.source.value === "floats" ? 1 : 0);
+  changed();
+};
+$.iteration.onchange = $.source.onchange;
+
+async function load(exact) {
+  say("loading");
+  try {
+    splats = splats || new Splats($.picture, { floats: !new URLSearchParams(location.hash.slice(1)).has("bytes") });
+    await splats.load(server ? await fetched(`splats?${query({ exact })}`) : unpacked($.payload.textContent));
+    $.degree.max = Math.max(splats.degree, 0), ($.degree.value = look.degree = splats.degree);
+  } catch (error) {
+    say(error.message);
+    window.__error = error.message;
+  }
+}
+
+async function fetched(url) {
+  const reply = await fetch(url);
+  if (!reply.ok) throw new Error(await reply.text());
+  return new Uint8Array(await reply.arrayBuffer());
+}
+
+function unpacked(base64) {
+  const text = atob(base64.trim()), bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+// A file dropped on the page takes the model's place.
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", async (event) => {
+  event.preventDefault();
+  const file = event.dataTransfer.files[0];
+  if (!file || !splats) return;
+  try {
+    await splats.load(new Uint8Array(await file.arrayBuffer()));
+    source = "browser";
+    changed();
+  } catch (error) {
+    say(error.message);
+  }
+});
+
+async function begin() {
+  resize();
+  addEventListener("resize", resize);
+  source = $.source.value || "browser";
+  if (source !== "exact" && source !== "training") await load(source === "floats" ? 1 : 0);
+  if (source === "floats") source = "browser";
+  start();
+  if (!window.__error) say(about());
+}
+begin();
