@@ -3,10 +3,10 @@
     python export.py -m output/x --to x.spz x.sog
     python export.py model.ply --to x.glb --up +z
 
-The ending chooses the format: .ply, .compressed.ply, .spz, .sog, .splat or .glb. The model stays as it is.
+The ending chooses the format: .ply, .compressed.ply, .spz, .sog, .splat, .glb, or .html for a page that shows
+the model in a browser, without a server. The model stays as it is.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,25 +17,47 @@ from scene import edit, formats
 from scene.folder import ModelFolder
 from scene.gaussian_model import GaussianModel
 from utils import commands
-from utils.files import DataError
+from utils.files import read_json
+from viewer.embed import write_page
+from viewer.page import scene_view
+from viewer.views import folder_view
 
 
 def export(options: ExportParams) -> None:
-    for name in options.to:  # before any work
-        formats.check_writable(Path(name))
+    for path in map(Path, options.to):  # before any work
+        if not _is_page(path):
+            formats.check_writable(path)
     source = _source(options)
     gaussians = formats.read(source)
     print(f"{source}: {len(gaussians):,} splats, {_size(source)}")
     gaussians = _less(gaussians, options)
-    if options.up != "none":
-        gaussians = edit.turn(gaussians, edit.to_up(_up(options)))
-    for name in options.to:
-        path = Path(name)
-        formats.write(gaussians, path, quality=options.quality, version=options.spz_version)
+    turn = None if options.up == "none" else edit.to_up(_up(options))
+    if turn is not None:
+        gaussians = edit.turn(gaussians, turn)
+    for path in map(Path, options.to):
+        lost = _write(gaussians, path, options, turn)
         each = path.stat().st_size / max(len(gaussians), 1)
         print(f"{path}: {len(gaussians):,} splats, {_size(path)}, {each:.1f} bytes each")
-        if lost := formats.loses(path):
-            print(f"{path}: this format cannot hold {lost}")
+        if lost:
+            print(f"{path}: {lost}")
+
+
+def _write(gaussians: GaussianModel, path: Path, options: ExportParams, turn: torch.Tensor | None) -> str:
+    """Returns what the file does not hold, in words."""
+    if _is_page(path):
+        view = scene_view()
+        if options.model_path:
+            folder = ModelFolder(options.model_path)
+            view = folder_view(folder, folder.saved(options.iteration), turn)
+        lost = write_page(gaussians, path, view, options.quality, options.max_mb)
+        return lost and f"to stay below {options.max_mb:g} MB (--max_mb) it has {lost}"
+    formats.write(gaussians, path, quality=options.quality, version=options.spz_version)
+    lost = formats.loses(path)
+    return lost and f"this format cannot hold {lost}"
+
+
+def _is_page(path: Path) -> bool:
+    return path.suffix.lower() == ".html"
 
 
 def _source(options: ExportParams) -> Path:
@@ -58,11 +80,7 @@ def _up(options: ExportParams) -> torch.Tensor:
         axis = torch.eye(3)["xyz".index(options.up[1])]
         return -axis if options.up[0] == "-" else axis
     path = ModelFolder(options.model_path).cameras
-    try:
-        cameras = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-    return edit.mean_up(cameras, path)
+    return edit.mean_up(read_json(path, list), path)
 
 
 def _size(path: Path) -> str:

@@ -210,7 +210,12 @@ class ExportParams:
     file: str = arg("", "a file of splats instead; may be given as the first word")
     iteration: int = arg(-1, "which saved model of the folder; -1 for the latest")
     to: list[str] = arg([], "files to write; their endings choose the formats")
-    quality: str = arg("best", "size against precision of SH in SPZ", choices=("small", "good", "best"))
+    quality: str = arg(
+        "best", "size against precision of SH in SPZ and HTML", choices=("small", "good", "best")
+    )
+    max_mb: float = arg(
+        24.0, "most megabytes of an HTML page; the splats that show least stay away", minimum=1.0
+    )
     spz_version: int = arg(3, "version of SPZ; 4 needs the package zstandard", choices=(2, 3, 4))
     sh: int = arg(3, "highest degree of the view-dependent color to keep", choices=(0, 1, 2, 3))
     crop: list[float] = arg([], "keep the box x y z X Y Z, in the model's axes before --up")

@@ -125,16 +125,17 @@ def _finite(data: Any) -> Any:
     return None if isinstance(data, float) and not math.isfinite(data) else data
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a data set, in UTF-8, UTF-16 or UTF-32."""
+def read_json(path: Path, kind: type = dict) -> Any:
+    """A JSON object, or a list, from a file of others, in UTF-8, UTF-16 or UTF-32."""
     refuse_pointer(path)
     try:
         data = path.read_bytes()
         data = json.loads(data.decode(json.detect_encoding(data)))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise DataError(f"{path}: must hold a JSON object, got {type(data).__name__}")
+    if not isinstance(data, kind):
+        expected = {dict: "a JSON object", list: "a JSON list"}[kind]
+        raise DataError(f"{path}: must hold {expected}, got {type(data).__name__}")
     return data
 
 

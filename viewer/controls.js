@@ -289,6 +289,7 @@ function say(text) {
 }
 
 function about() {
+  if (window.__error) return window.__error;
   const name = at >= 0 ? `${scene.cameras[at].name}${scene.cameras[at].psnr ? `, ${scene.cameras[at].psnr.toFixed(2)} dB` : ""}; ` : "";
   return `${name}${splats?.count ? `${splats.count.toLocaleString("en")} splats; ` : ""}h: keys`;
 }
@@ -365,6 +366,5 @@ async function begin() {
   if (source !== "exact" && source !== "training") await load(source === "floats" ? 1 : 0);
   if (source === "floats") source = "browser";
   start();
-  if (!window.__error) say(about());
 }
 begin();

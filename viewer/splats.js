@@ -11,6 +11,7 @@
 
 const ROW = 2048; // splats in one row of a texture
 const QUADS = 1024; // splats in one instance: few instances, as each costs time of its own
+const PARTS = 8; // of the splats, after each of which pixels that are done are shut
 
 // In the worker: files become textures, and depths an order. It has no access to anything else of this file.
 function worker() {
@@ -192,7 +193,7 @@ precision highp float; precision highp int; precision highp sampler2DArray; prec
 `;
 
 const WHOLE = `${COMMON}
-void main() { gl_Position = vec4(vec2(gl_VertexID == 1 ? 3 : -1, gl_VertexID == 2 ? 3 : -1), 0, 1); }`;
+void main() { gl_Position = vec4(vec2(gl_VertexID == 1 ? 3 : -1, gl_VertexID == 2 ? 3 : -1), -1, 1); }`;
 
 // One fragment is one splat: what of it the picture needs, once and not at each of its corners.
 const PROJECT = `${COMMON}
@@ -200,7 +201,7 @@ uniform sampler2DArray geometry, sh;
 uniform mat4 view; uniform vec3 eye; uniform vec4 lens; uniform vec2 size;
 uniform int count, degree, mode; uniform float scale; uniform bool antialiased;
 layout(location = 0) out uvec4 place; // mean x and y; first and last + 1 of columns and rows
-layout(location = 1) out uvec4 shape; // inverse covariance xx, xy, yy; opacity
+layout(location = 1) out uvec4 shape; // of the exponent of 2: dx dx, dx dy, dy dy; log2 of the opacity
 layout(location = 2) out uvec4 look; // color
 int layer = -1; vec4 kept;
 float number(int j) {
@@ -252,17 +253,18 @@ void main() {
   if (any(lessThanEqual(last, first))) return;
   uvec4 box = uvec4(first, last);
   place = uvec4(floatBitsToUint(mean), box.x | box.z << 16, box.y | box.w << 16);
-  shape = floatBitsToUint(vec4(wide.z, -wide.y, wide.x, opacity * det) / det);
+  shape = floatBitsToUint(vec4(0.7213475204 * vec3(wide.z, -2. * wide.y, wide.x) / det, log2(opacity)));
   look = floatBitsToUint(vec4(mode == 1 || mode == 3 ? vec3(1. / p.z) : color(normalize(a.xyz - eye)), 1));
 }`;
 
 const QUAD = `${COMMON}
-uniform usampler2D order, places, shapes, looks; uniform vec2 size; uniform int shown;
+uniform usampler2D order, places, shapes, looks; uniform vec2 size; uniform int first, shown; uniform bool front;
 flat out vec2 mean; flat out vec4 shape; flat out vec3 look;
 void main() {
-  int at = gl_InstanceID * ${QUADS} + (gl_VertexID >> 2);
+  int at = first + gl_InstanceID * ${QUADS} + (gl_VertexID >> 2);
   gl_Position = vec4(2, 2, 2, 1);
   if (at >= shown) return;
+  if (front) at = shown - 1 - at;
   uint splat = texelFetch(order, ivec2(at % ${ROW}, at / ${ROW}), 0).r;
   ivec2 texel = ivec2(splat % ${ROW}u, splat / ${ROW}u);
   uvec4 place = texelFetch(places, texel, 0);
@@ -276,31 +278,43 @@ void main() {
 }`;
 
 const BLEND = `${COMMON}
-uniform int mode; flat in vec2 mean; flat in vec4 shape; flat in vec3 look; out vec4 pixel;
+flat in vec2 mean; flat in vec4 shape; flat in vec3 look; out vec4 pixel;
 void main() {
   vec2 d = gl_FragCoord.xy - mean; // rows go down the picture
-  float power = 0.5 * (shape.x * d.x * d.x + shape.z * d.y * d.y) + shape.y * d.x * d.y;
-  float alpha = min(0.99, shape.w * exp(-power));
-  if (mode >= 4) {
-    if (power > 0.5) discard;
-    pixel = vec4(mode == 5 ? look * (1.1 - 1.2 * power * power) : look, 1);
-    return;
-  }
-  if (alpha < 1. / 255.) discard;
+  float e = shape.w - (shape.x * d.x + shape.y * d.y) * d.x - shape.z * d.y * d.y;
+  if (e < -7.994353) discard; // 1/255
+  float alpha = min(0.99, exp2(e));
   pixel = vec4(look * alpha, alpha);
 }`;
 
+// Centers and ellipsoids: solid, as far as one standard deviation.
+const SOLID = `${COMMON}
+uniform int mode; flat in vec2 mean; flat in vec4 shape; flat in vec3 look; out vec4 pixel;
+void main() {
+  vec2 d = gl_FragCoord.xy - mean;
+  float e = (shape.x * d.x + shape.y * d.y) * d.x + shape.z * d.y * d.y;
+  if (e > 0.7213475) discard;
+  pixel = vec4(mode == 5 ? look * (1.1 - 0.6 * e * e) : look, 1);
+}`;
+
+// Shuts the pixels that no more light comes through: they are nearer than any splat from now on.
+const SHUT = `${COMMON}
+uniform sampler2D picture;
+void main() { if (texelFetch(picture, ivec2(gl_FragCoord.xy), 0).a >= 1e-4) discard; }`;
+
 const FINISH = `${COMMON}
 uniform sampler2D picture; uniform vec3 background; uniform vec2 size, range; uniform vec4 lens; uniform int mode;
+uniform bool front;
 out vec4 pixel;
+vec4 read(vec4 c) { return vec4(c.rgb, front ? 1. - c.a : c.a); } // what passes, or what does not
 vec3 scale(float t) { return clamp(1.5 - abs(4. * t - vec3(3, 2, 1)), 0., 1.); } // blue, green, red
 vec3 point(ivec2 at) {
-  vec4 seen = texelFetch(picture, clamp(at, ivec2(0), textureSize(picture, 0) - 1), 0);
+  vec4 seen = read(texelFetch(picture, clamp(at, ivec2(0), textureSize(picture, 0) - 1), 0));
   return vec3((vec2(at) + 0.5 - lens.zw) / lens.xy, 1) * seen.a / max(seen.r, 1e-9);
 }
 void main() {
   vec2 at = vec2(gl_FragCoord.x, size.y - gl_FragCoord.y) / size;
-  vec4 seen = texture(picture, at);
+  vec4 seen = read(texture(picture, at));
   vec3 shown = seen.rgb;
   if (mode == 1) shown = seen.a * scale(clamp((seen.r / max(seen.a, 1e-6) - range.x) / (range.y - range.x), 0., 1.));
   if (mode == 3) {
@@ -318,9 +332,12 @@ class Splats {
     const gl = (this.gl = canvas.getContext("webgl2", { alpha: false, antialias: false, preserveDrawingBuffer: true }));
     if (!gl) throw new Error("this browser has no WebGL2");
     this.canvas = canvas;
-    this.floats = floats && !!(gl.getExtension("EXT_color_buffer_float") || gl.getExtension("EXT_color_buffer_half_float"));
+    const half = floats && (gl.getExtension("EXT_color_buffer_float") || gl.getExtension("EXT_color_buffer_half_float"));
+    this.front = !!(half && gl.getExtension("EXT_color_buffer_float") && gl.getExtension("EXT_float_blend"));
+    this.format = this.front ? gl.RGBA32F : half ? gl.RGBA16F : gl.RGBA8;
     this.programs = {
-      project: this.program(WHOLE, PROJECT), blend: this.program(QUAD, BLEND), finish: this.program(WHOLE, FINISH),
+      project: this.program(WHOLE, PROJECT), blend: this.program(QUAD, BLEND), solid: this.program(QUAD, SOLID),
+      shut: this.program(WHOLE, SHUT), finish: this.program(WHOLE, FINISH),
     };
     const indices = new Uint16Array(6 * QUADS).map((_, k) => 4 * Math.floor(k / 6) + [0, 1, 2, 2, 1, 3][k % 6]);
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
@@ -380,7 +397,7 @@ class Splats {
   // look: {mode, scale, degree, background, antialiased}; size: [width, height] of the picture before it is
   // stretched over the canvas.
   draw(camera, look, [width, height]) {
-    const gl = this.gl, mode = MODES.indexOf(look.mode);
+    const gl = this.gl, front = ["1i", +this.front], mode = MODES.indexOf(look.mode);
     if (width !== this.target.width || height !== this.target.height) this.resize(width, height);
     const lens = lensAt(camera, width, height), common = { size: ["2f", width, height], mode: ["1i", mode] };
     gl.disable(gl.BLEND);
@@ -391,23 +408,45 @@ class Splats {
     }, { geometry: this.geometry, sh: this.sh });
     gl.drawArrays(gl.TRIANGLES, 0, 3);
 
-    const [places, shapes, looks] = this.projected;
-    this.pass("blend", this.target.framebuffer, width, height, { ...common, shown: ["1i", this.shown] },
-      { order: this.order, places, shapes, looks });
-    gl.clearColor(0, 0, 0, 0);
-    gl.clear(gl.COLOR_BUFFER_BIT);
-    gl.enable(gl.BLEND);
-    gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA); // the farthest first
-    gl.drawElementsInstanced(gl.TRIANGLES, 6 * QUADS, gl.UNSIGNED_SHORT, 0, Math.ceil(this.shown / QUADS));
-    gl.disable(gl.BLEND);
-
+    this.blend(common, mode >= 4);
     const [near, far] = this.range || [1, 2];
     this.pass("finish", null, this.canvas.width, this.canvas.height, {
       size: ["2f", this.canvas.width, this.canvas.height], lens: ["4f", ...lens], mode: ["1i", mode],
-      background: ["3f", ...look.background], range: ["2f", 1 / far, 1 / near],
+      front, background: ["3f", ...look.background], range: ["2f", 1 / far / 1.02, 1.02 / near], // a wall that faces us has a range, too
     }, { picture: this.target.texture });
     gl.drawArrays(gl.TRIANGLES, 0, 3);
     this.check();
+  }
+
+  // With 32-bit floats the nearest first, the alpha channel being the light that passes: pixels where none does are
+  // shut and cost nothing more. With less, the farthest first, where rounding does the least harm.
+  blend(common, solid) {
+    const gl = this.gl, { width, height, framebuffer, texture, shutter } = this.target;
+    const [places, shapes, looks] = this.projected, instances = Math.ceil(this.shown / QUADS);
+    const step = this.front ? Math.max(1, Math.ceil(instances / PARTS)) : Math.max(1, instances);
+    gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
+    gl.clearColor(0, 0, 0, +this.front);
+    gl.depthMask(true);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    if (this.front) gl.enable(gl.DEPTH_TEST);
+    for (let first = 0; first < instances; first += step) {
+      if (first) {
+        gl.depthMask(true);
+        this.pass("shut", shutter, width, height, {}, { picture: texture });
+        gl.drawArrays(gl.TRIANGLES, 0, 3);
+      }
+      this.pass(solid ? "solid" : "blend", framebuffer, width, height,
+        { ...common, first: ["1i", first * QUADS], shown: ["1i", this.shown], front: ["1i", +this.front] },
+        { order: this.order, places, shapes, looks });
+      gl.depthMask(false);
+      gl.enable(gl.BLEND);
+      if (this.front) gl.blendFuncSeparate(gl.DST_ALPHA, gl.ONE, gl.ZERO, gl.ONE_MINUS_SRC_ALPHA);
+      else gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
+      const count = Math.min(step, instances - first);
+      gl.drawElementsInstanced(gl.TRIANGLES, 6 * QUADS, gl.UNSIGNED_SHORT, 0, count);
+      gl.disable(gl.BLEND);
+    }
+    gl.disable(gl.DEPTH_TEST);
   }
 
   // When the picture is there; until then the page stays awake.
@@ -438,12 +477,18 @@ class Splats {
 
   resize(width, height) {
     const gl = this.gl;
-    gl.deleteTexture(this.target.texture), gl.deleteFramebuffer(this.target.framebuffer);
-    const texture = this.texture(width, height, this.floats ? gl.RGBA16F : gl.RGBA8);
+    const { texture: old, depth: oldDepth, framebuffer, shutter } = this.target;
+    gl.deleteTexture(old), gl.deleteRenderbuffer(oldDepth), gl.deleteFramebuffer(framebuffer), gl.deleteFramebuffer(shutter);
+    const texture = this.texture(width, height, this.format);
     this.textures.pop();
-    for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, side, gl.LINEAR);
+    const filter = this.front && !gl.getExtension("OES_texture_float_linear") ? gl.NEAREST : gl.LINEAR;
+    for (const side of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(gl.TEXTURE_2D, side, filter);
     for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, side, gl.CLAMP_TO_EDGE);
-    this.target = { width, height, texture, framebuffer: this.framebuffer([texture]) };
+    const depth = gl.createRenderbuffer();
+    gl.bindRenderbuffer(gl.RENDERBUFFER, depth);
+    gl.renderbufferStorage(gl.RENDERBUFFER, gl.DEPTH_COMPONENT16, width, height);
+    this.target = { width, height, texture, depth,
+      framebuffer: this.framebuffer([texture], depth), shutter: this.framebuffer([], depth) };
   }
 
   texture(width, height, format, depth = 0) {
@@ -464,11 +509,12 @@ class Splats {
     return texture;
   }
 
-  framebuffer(textures) {
+  framebuffer(textures, depth) {
     const gl = this.gl, framebuffer = gl.createFramebuffer(), places = textures.map((_, k) => gl.COLOR_ATTACHMENT0 + k);
     gl.bindFramebuffer(gl.FRAMEBUFFER, framebuffer);
     textures.forEach((texture, k) => gl.framebufferTexture2D(gl.FRAMEBUFFER, places[k], gl.TEXTURE_2D, texture, 0));
-    gl.drawBuffers(places);
+    if (depth) gl.framebufferRenderbuffer(gl.FRAMEBUFFER, gl.DEPTH_ATTACHMENT, gl.RENDERBUFFER, depth);
+    gl.drawBuffers(places.length ? places : [gl.NONE]);
     if (gl.checkFramebufferStatus(gl.FRAMEBUFFER) !== gl.FRAMEBUFFER_COMPLETE) throw new Error("WebGL2 gives no frame buffer");
     return framebuffer;
   }

@@ -26,6 +26,13 @@ ZSTD_LEVEL = 12
 
 
 def write(splats: Splats, path: Path, quality: str = "best", version: int = 3) -> None:
+    data = packed(splats, path, quality, version)
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
+
+
+def packed(splats: Splats, path: Path, quality: str = "best", version: int = 3) -> bytes:
+    """The bytes of the file. `path`, for the message if that cannot be."""
     splats = splats.flipped(AXES)
     bits = _fractional_bits(splats, path)
     parts = [
@@ -40,11 +47,9 @@ def write(splats: Splats, path: Path, quality: str = "best", version: int = 3) -
     flags = ANTIALIASED * splats.antialiased
     count = len(streams) if version == 4 else 0
     header = HEADER.pack(MAGIC, version, len(splats), splats.sh_degree, bits, flags, count)
-    data = (
-        _packed_4(header, streams) if version == 4 else gzip.compress(b"".join([header, *streams]), mtime=0)
-    )
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    if version == 4:
+        return _packed_4(header, streams)
+    return gzip.compress(b"".join([header, *streams]), mtime=0)
 
 
 def read(path: Path) -> Splats:

@@ -1,0 +1,42 @@
+"""A model as one HTML file that shows it: the page with the splats inside, in the numbers of an SPZ file."""
+
+from pathlib import Path
+
+from scene import edit
+from scene.formats import QUALITIES, arrays, spz
+from scene.gaussian_model import GaussianModel
+from utils.files import atomic_write
+from utils.geometry import morton_codes
+from viewer.page import page
+
+BASE64 = 4 / 3
+TRIES = 6  # to meet the size
+
+
+def write_page(gaussians: GaussianModel, path: Path, view: dict, quality: str, megabytes: float) -> str:
+    """Returns a sentence about what did not fit; none if all did."""
+    bare = len(page(path.stem, view=view))
+    payload, left_out = embedded(gaussians, path, quality, megabytes * 1e6 - bare)
+    text = page(path.stem, payload, view).encode("utf-8")
+    with atomic_write(path, len(text)) as file:
+        file.write(text)
+    return left_out
+
+
+def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) -> tuple[bytes, str]:
+    """The splats for a page, in at most so many characters: first SH loses bits, then the splats that show
+    least stay away. And what was lost, in words."""
+    model = edit.rows(gaussians, morton_codes(gaussians.means.detach()).argsort())  # neighbors compress
+    for coarser in QUALITIES[QUALITIES.index(quality) :: -1]:
+        payload = spz.packed(arrays.from_model(model, path), path, coarser)
+        if len(payload) * BASE64 <= most:
+            return payload, "" if coarser == quality else f"SH as with --quality {coarser}"
+    kept = model
+    for _ in range(TRIES):
+        share = max(most, 0) / (len(payload) * BASE64)
+        if share >= 1:
+            break
+        kept = edit.rows(kept, edit.most_visible(kept, 0.98 * share))
+        payload = spz.packed(arrays.from_model(kept, path), path, QUALITIES[0])
+    largest = f"{len(kept):,} of {len(model):,} splats, the largest and most opaque ones"
+    return payload, f"SH as with --quality {QUALITIES[0]}, and {largest}"
