@@ -183,6 +183,7 @@ class RunParams:
         6009, "port of the live viewer; the next free one if it is taken", minimum=0, maximum=LAST_PORT
     )
     disable_viewer: bool = arg(False, "no live viewer")
+    view: bool = arg(False, "open view.py's page of this run in the default browser")
     quiet: bool = arg(False, "print errors only")
     fused: bool = arg(True, "take each iteration in one native call where the options allow it")
     deterministic: bool = arg(False, "the same bits from run to run: always so on a CPU, slower on a GPU")
@@ -222,6 +223,18 @@ class ExportParams:
     min_opacity: float = arg(0.0, "drop splats that are fainter", minimum=0.0)
     keep: str = arg("100%", "this share of the splats, the largest and most opaque ones")
     up: str = arg("none", "what becomes up: the cameras' (auto) or an axis, as in --up=-z", choices=UPS)
+
+
+@dataclass
+class ViewParams:
+    """This look"""
+
+    model_path: str = arg("", "output folder of a training run, finished or not", short="-m")
+    file: str = arg("", "a file of splats instead; may be given as the first word")
+    host: str = arg("127.0.0.1", "address to listen on; the default lets nobody else in")
+    port: int = arg(6080, "port to listen on; 0 for any that is free", minimum=0)
+    open: bool = arg(False, "open the page in the default browser")
+    device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
 
 
 @dataclass
@@ -299,6 +312,8 @@ def parse_train(argv: list[str] | None = None) -> Options:
                 "the folder to write to with -m"
             )
         _check_schedules(opt)
+        if run.view and run.disable_viewer:
+            raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)
         model.model_path = model.model_path or os.path.join("output", _short_id())
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
@@ -364,13 +379,9 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
 
 def parse_export(argv: list[str] | None = None) -> ExportParams:
     parser = _parser("Write a model to files of other formats.", (ExportParams,))
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        if words and not words[0].startswith("-"):
-            words.insert(0, "--file")
-        (export,) = build((ExportParams,), _given(parser, words))
-        if bool(export.model_path) == bool(export.file):
-            raise ConfigError("name a model folder with -m, or a file of splats, one of them")
+        (export,) = build((ExportParams,), _given(parser, _file_first(argv)))
+        _check_one_model(export)
         if not export.to:
             raise ConfigError("to is empty: name the files to write with --to")
         if len(export.crop) not in (0, 6):
@@ -383,6 +394,27 @@ def parse_export(argv: list[str] | None = None) -> ExportParams:
     except ConfigError as error:
         parser.error(str(error))
     return export
+
+
+def parse_view(argv: list[str] | None = None) -> ViewParams:
+    parser = _parser("Look at a model in a browser.", (ViewParams,))
+    try:
+        (view,) = build((ViewParams,), _given(parser, _file_first(argv)))
+        _check_one_model(view)
+    except ConfigError as error:
+        parser.error(str(error))
+    return view
+
+
+def _file_first(argv: list[str] | None) -> list[str]:
+    """The first word may be the file."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return ["--file", *words] if words and not words[0].startswith("-") else words
+
+
+def _check_one_model(options: ExportParams | ViewParams) -> None:
+    if bool(options.model_path) == bool(options.file):
+        raise ConfigError("name a model folder with -m, or a file of splats, one of them")
 
 
 def share(text: str) -> float:

@@ -2,7 +2,9 @@
 
 Request: a 4-byte little-endian length, then that many bytes of UTF-8 JSON with the keys of `Request` below.
 Reply: if a picture was asked for, its W*H*3 bytes of RGB without header; then a 4-byte little-endian length
-and the path of the data set, by which the viewer finds the cameras to show.
+and the path of the data set, by which the viewer finds the cameras to show. Keys of our own page, which other
+trainers pass over: render_mode, sh_degree, and want_stats: then a zero byte and JSON about the run follow the
+path.
 
 The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket. A
 client that lets training run gets at most one picture per iteration; one that has paused it is served until
@@ -29,6 +31,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gaussian_renderer.looks import MODES
 from scene.cameras import Camera
 from utils.geometry import intrinsics_from_fov
 from utils.image import to_uint8
@@ -58,9 +61,13 @@ class Request:
     shs_python: bool
     rot_scale_python: bool
     scaling_modifier: float
+    mode: str = "color"  # what is shown, one of looks.MODES
+    degree: int = 3  # the highest of SH
+    want_stats: bool = False
 
 
 RenderView = Callable[[Request], Tensor]  # -> picture [3, H, W]
+Stats = Callable[[], dict]  # plain values about the run
 
 
 class Viewer:
@@ -88,12 +95,12 @@ class Viewer:
         self._rest = 0.0  # until when training is not disturbed
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
-    def serve(self, render_view: RenderView, training_ended: bool = False) -> None:
+    def serve(self, render_view: RenderView, training_ended: bool = False, stats: Stats = dict) -> None:
         """Answer who is there. Returns when training may go on; never raises for what a client did."""
         if time.monotonic() < self._rest and not training_ended and not self._paused:
             return
         try:
-            self._serve(render_view, training_ended)
+            self._serve(render_view, training_ended, stats)
         except Exception as error:  # a viewer must not take training down, whatever it is
             self._drop(f"{type(error).__name__}: {error}")
 
@@ -103,7 +110,7 @@ class Viewer:
                 end.close()
         self._client = self._listener = None
 
-    def _serve(self, render_view: RenderView, training_ended: bool) -> None:
+    def _serve(self, render_view: RenderView, training_ended: bool, stats: Stats) -> None:
         self._accept()
         while self._client is not None:
             wait = IDLE_LIMIT if self._paused or (training_ended and self._keep_alive) else 0.0
@@ -113,7 +120,7 @@ class Viewer:
                 return
             start = time.monotonic() if wait else start
             try:
-                self._reply(request, render_view)
+                self._reply(request, render_view, stats)
             finally:
                 self._rest = 2 * time.monotonic() - start
             self._paused, self._keep_alive = not request.train, request.keep_alive
@@ -156,13 +163,17 @@ class Viewer:
                 self._deadline = time.monotonic() + MESSAGE_LIMIT
             self._inbox += piece
 
-    def _reply(self, request: Request, render_view: RenderView) -> None:
+    def _reply(self, request: Request, render_view: RenderView, stats: Stats) -> None:
         assert self._client is not None
-        message = b""
+        message, begun = b"", time.perf_counter()
         if request.camera is not None:
             picture = self._picture(request, render_view)
             message = picture.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
-        message += len(self._source_path).to_bytes(4, "little") + self._source_path
+        told = self._source_path
+        if request.want_stats:
+            more = {"picture_seconds": time.perf_counter() - begun}
+            told += b"\0" + json.dumps(stats() | more).encode("utf-8")
+        message += len(told).to_bytes(4, "little") + told
         _send_all(self._client, message, time.monotonic() + MESSAGE_LIMIT)
 
     def _picture(self, request: Request, render_view: RenderView) -> Tensor:
@@ -211,6 +222,9 @@ def parse_request(body: bytes, device: torch.device | str = "cpu") -> Request:
         shs_python=bool(message.get("shs_python", False)),
         rot_scale_python=bool(message.get("rot_scale_python", False)),
         scaling_modifier=_number(message, "scaling_modifier", 0.0, MAX_SCALING, default=1.0),
+        mode=_one_of(message, "render_mode", MODES),
+        degree=int(_number(message, "sh_degree", 0, 3, default=3)),
+        want_stats=bool(message.get("want_stats", False)),
     )
 
 
@@ -262,6 +276,13 @@ def _number(message: dict, key: str, low: float, high: float, default: float | N
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
         raise ViewerError(f"{key} must be a number from {low:g} to {high:g}, got {str(value)[:80]}")
     return float(value)
+
+
+def _one_of(message: dict, key: str, choices: tuple[str, ...]) -> str:
+    value = message.get(key, choices[0])
+    if value not in choices:
+        raise ViewerError(f"{key} must be one of {', '.join(choices)}, got {str(value)[:80]}")
+    return value
 
 
 def _listen(host: str, port: int, log: Callable[[str], None]) -> socket.socket | None:

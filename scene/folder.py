@@ -26,6 +26,7 @@ class ModelFolder:
         # what it tells
         self.log = self.path / "train.log"
         self.summary = self.path / "summary.json"
+        self.viewer = self.path / "viewer.json"  # while it trains: where the live viewer connects to
         # what per-view modules and scores leave
         self.exposures = self.path / "exposure.json"
         self.results = self.path / "results.json"

@@ -5,12 +5,15 @@ train() in train.py tells the story; here is what keeps hours of it from being l
 
 import os
 import random
+import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, nullcontext, suppress
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,6 +37,7 @@ from training.report import (
     peak_memory,
 )
 from utils import commands
+from utils.files import write_json
 from utils.memory import grow_in_place, out_of_memory
 from utils.terminal import say
 
@@ -89,7 +93,8 @@ class Run:
         for iteration in range(done + 1, last + 1):
             if viewer:
                 with suppress(commands.Stopped), signals.at_once():
-                    viewer.serve(partial(self._view, trainer))
+                    told = partial(self._stats, iteration - 1, trainer)
+                    viewer.serve(partial(self._view, trainer), stats=told)
             if signals.asked:
                 self._stop_early(trainer, iteration - 1, signals.asked)
             yield iteration
@@ -99,7 +104,7 @@ class Run:
         self._report.finish(self.summary, self.folder)
         if viewer:
             with signals.at_once():  # for as long as the viewer wants to stay
-                viewer.serve(partial(self._view, trainer), training_ended=True)
+                viewer.serve(partial(self._view, trainer), True, partial(self._stats, last, trainer))
             viewer.close()
 
     def _begin(self, trainer: Method) -> int:
@@ -136,7 +141,24 @@ class Run:
         run = self.options.run
         if run.disable_viewer:
             return None
-        return Viewer(run.ip, run.port, self.options.model.source_path, self.say, self.device)
+        viewer = Viewer(run.ip, run.port, self.options.model.source_path, self.say, self.device)
+        if viewer.address:  # for view.py
+            with self._report.spare_the_run():
+                write_json(self.folder.viewer, {"ip": viewer.address[0], "port": viewer.address[1]})
+            self._open.callback(self.folder.viewer.unlink, missing_ok=True)
+            if run.view:
+                self._open.enter_context(_page_of(self.folder))
+        return viewer
+
+    def _stats(self, iteration: int, trainer: Method) -> dict:
+        """For a viewer that asks."""
+        return {
+            "iteration": iteration,
+            "iterations": self.options.opt.iterations,
+            "gaussians": len(trainer),
+            "losses": self.history.smooth,
+            "model_path": str(self.folder.path.absolute()),
+        }
 
     def _view(self, trainer: Method, request: Request) -> Tensor:
         """What a viewer asks for, from a camera in the data set's coordinates."""
@@ -212,6 +234,18 @@ class Run:
             model_path=str(self.folder),
             point_cloud=str(self._model),
         )
+
+
+@contextmanager
+def _page_of(folder: ModelFolder) -> Iterator[None]:
+    """view.py in a process of its own, for as long as the run takes."""
+    command = [sys.executable, str(Path(__file__).parents[1] / "view.py"), "-m", str(folder), "--open"]
+    process = subprocess.Popen([*command, "--port", "0", "--device", "cpu"])
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def seed_everything(seed: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 import per_view
 import strategies
 from arguments import ModelParams, Options, PipelineParams
-from gaussian_renderer import Splats, render
+from gaussian_renderer import Splats, looks
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request
 from per_view import PerView, Shown
@@ -157,8 +157,8 @@ class Trainer(Method):
             compute_cov3D_python=request.rot_scale_python,
             antialiasing=self.pipe.antialiasing,
         )
-        background = self.scene.background
-        return render(camera, self.gaussians, pipe, background, request.scaling_modifier).image
+        asked = request.mode, request.scaling_modifier, request.degree
+        return looks.picture(camera, self.gaussians, pipe, self.scene.background, *asked)
 
     def check(self, when: str, known_bad: bool = False) -> None:
         drop_nonfinite(self.gaussians, self.modules, self.strategy, when, self.say, known_bad)

@@ -23,9 +23,14 @@ function lookFrom(place, forward) {
   return { place, turn: [0, 1, 2].flatMap((i) => [right[i], down[i], forward[i]]), fx: 800, fy: 800, width: 800, height: 600 };
 }
 
+// Where the splats are and how far they reach, as far as that is known.
+function model() {
+  return splats?.count ? splats : { middle: [0, 0, 0], radius: 1, ...server };
+}
+
 // What all cameras look at: the point closest to their axes; else the middle of the splats.
 function middle() {
-  if (scene.cameras.length < 2) return splats?.count ? splats.middle : [0, 0, 0];
+  if (scene.cameras.length < 2) return model().middle;
   const a = Array(9).fill(0), b = [0, 0, 0];
   for (const { place, turn } of scene.cameras) {
     const f = column(turn, 2);
@@ -36,14 +41,14 @@ function middle() {
       }
   }
   const c = [a.slice(0, 3), a.slice(3, 6), a.slice(6)], det = dot(c[0], cross(c[1], c[2]));
-  if (Math.abs(det) < 1e-6 * scene.cameras.length ** 3) return splats?.count ? splats.middle : [0, 0, 0];
+  if (Math.abs(det) < 1e-6 * scene.cameras.length ** 3) return model().middle;
   return [dot(b, cross(c[1], c[2])) / det, dot(c[0], cross(b, c[2])) / det, dot(c[0], cross(c[1], b)) / det];
 }
 
 function show(view, number = -1) {
   camera = { ...view }, at = number;
   const ahead = dot(plus(middle(), camera.place, -1), column(camera.turn, 2));
-  distance = ahead > 0 ? ahead : splats?.radius || 1;
+  distance = ahead > 0 ? ahead : model().radius;
   $.camera.value = at;
   $.compare.hidden = !(server?.photos && at >= 0);
   if (!$.compare.hidden) $.photo.src = `photo?${query({ camera: at })}`;
@@ -62,7 +67,7 @@ function start() {
   const number = Number(said.get("camera") ?? scene.start ?? -1);
   if (scene.cameras[number]) return show(scene.cameras[number], number);
   const forward = unit(cross(scene.up, Math.abs(scene.up[0]) < 0.9 ? [-1, 0, 0] : [0, 0, 1]));
-  show(lookFrom(plus(middle(), forward, -2.5 * (splats?.radius || 1)), forward));
+  show(lookFrom(plus(middle(), forward, -2.5 * model().radius), forward));
 }
 
 function link() {
@@ -143,7 +148,6 @@ async function picture() {
   } catch (error) {
     say(error.message);
     drawn = version;
-    if (server?.live) next = setTimeout(changed, 2000);
   }
   busy = false;
   if (drawn !== version) setTimeout(() => requestAnimationFrame(picture), begun === version ? 160 - (performance.now() - moved) : 0);
@@ -166,7 +170,7 @@ async function fromServer(whole) {
   if (!server) return;
   const part = whole ? 1 : 0.5, [w, h] = [$.picture.width, $.picture.height].map((v) => Math.max(1, Math.round(v * part)));
   const own = at >= 0 ? { camera: at } : { view: [...camera.place, ...camera.turn, ...lensAt(camera, w, h)].join() };
-  const reply = await fetch(`frame?${query({ ...own, w, h, mode: look.mode, scale: look.scale, degree: look.degree, still: +whole })}`);
+  const reply = await fetch(`frame?${query({ ...own, w, h, mode: look.mode, scale: look.scale, degree: look.degree, still: +whole, source })}`);
   if (!reply.ok) throw new Error(await reply.text());
   const old = $.exact.src;
   $.exact.src = URL.createObjectURL(await reply.blob());
@@ -205,6 +209,8 @@ function marks() {
     for (const [a, b] of [[0, 1], [0, 2], [0, 3], [0, 4], [1, 2], [2, 3], [3, 4], [4, 1]])
       if (corners[a] && corners[b]) pen.moveTo(...corners[a]), pen.lineTo(...corners[b]);
     pen.stroke();
+    pen.fillStyle = pen.strokeStyle;
+    if (corners[4] && scene.cameras.length <= 100) pen.fillText(named(other), ...corners[4]);
   });
 }
 
@@ -290,8 +296,11 @@ function say(text) {
 
 function about() {
   if (window.__error) return window.__error;
-  const name = at >= 0 ? `${scene.cameras[at].name}${scene.cameras[at].psnr ? `, ${scene.cameras[at].psnr.toFixed(2)} dB` : ""}; ` : "";
-  return `${name}${splats?.count ? `${splats.count.toLocaleString("en")} splats; ` : ""}h: keys`;
+  return `${at >= 0 ? `${named(scene.cameras[at])}; ` : ""}${splats?.count ? `${splats.count.toLocaleString("en")} splats; ` : ""}h: keys`;
+}
+
+function named(view) {
+  return view.psnr ? `${view.name} ${view.psnr.toFixed(2)} dB` : view.name;
 }
 
 function fill(select, pairs) {
@@ -300,7 +309,7 @@ function fill(select, pairs) {
 }
 
 fill($.mode, [...MODES, ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
-fill($.camera, [[-1, "free view"], ...scene.cameras.map((c, i) => [i, `${c.test ? "test" : "train"} ${c.name}`])]);
+fill($.camera, [[-1, "free view"], ...scene.cameras.map((c, i) => [i, `${c.test ? "test" : "train"} ${named(c)}`])]);
 fill($.iteration, (server?.iterations || []).map((i) => [i, `iteration ${i}`]));
 fill($.source, server?.sources || [["browser", ""]]);
 $.framed.hidden = !scene.cameras.length;
@@ -331,6 +340,40 @@ async function load(exact) {
     window.__error = error.message;
   }
 }
+
+// A run that trains: what it says once a second, its loss as a curve, and a button.
+async function watch() {
+  try {
+    const told = JSON.parse(new TextDecoder().decode(await fetched(`state?${query({})}`)));
+    if (told.live) {
+      const loss = told.losses?.loss ? `, loss ${told.losses.loss.toFixed(4)}` : "";
+      say(`iteration ${told.iteration} of ${told.iterations}, ${(told.gaussians || 0).toLocaleString("en")} splats${loss}`);
+      if (!told.paused && $.pause.textContent === "resume") changed();
+      $.pause.textContent = told.paused ? "resume" : "pause";
+      curve(told.curve);
+    } else say("the run has ended; the last picture stays");
+    $.pause.hidden = !told.live;
+  } catch (error) {
+    say(error.message);
+  }
+  setTimeout(watch, 1000);
+}
+
+function curve(points) {
+  $.curve.toggleAttribute("hidden", points.length < 2);
+  if (points.length < 2) return;
+  const [first, last] = [points[0][0], points[points.length - 1][0]], values = points.map((p) => p[1]);
+  const low = Math.min(...values), high = Math.max(...values);
+  const at = ([i, v]) => `${((i - first) / (last - first)).toFixed(4)},${((high - v) / (high - low || 1)).toFixed(4)}`;
+  $.curve.lastElementChild.setAttribute("d", `M${points.map(at).join("L")}`);
+}
+
+$.pause.onclick = async () => {
+  const reply = await fetch(`pause?${query({ on: +($.pause.textContent === "pause") })}`, { method: "POST" });
+  if (!reply.ok) return say(await reply.text());
+  $.pause.textContent = $.pause.textContent === "pause" ? "resume" : "pause";
+  changed();
+};
 
 async function fetched(url) {
   const reply = await fetch(url);
@@ -366,5 +409,6 @@ async function begin() {
   if (source !== "exact" && source !== "training") await load(source === "floats" ? 1 : 0);
   if (source === "floats") source = "browser";
   start();
+  if (server?.live) watch();
 }
 begin();

@@ -1,0 +1,158 @@
+"""Pictures of a finished model, by our own rasterizer: from any place, or beside the photo of a camera."""
+
+import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from arguments import ModelParams, PipelineParams, build, saved_options
+from gaussian_renderer import Splats, looks
+from per_view import Shown
+from scene import Camera, Scene, formats
+from scene.folder import ModelFolder
+from scene.gaussian_model import GaussianModel
+from training import method
+from utils.files import DataError
+from utils.image import to_float
+from viewer.views import camera_entries
+
+
+@dataclass
+class Ask:
+    """One picture that somebody wants, checked."""
+
+    camera: int | None = None  # number in cameras.json; else `free`
+    free: Camera | None = None
+    size: tuple[int, int] | None = None  # a picture of a camera in cameras.json is as large as fits, if given
+    mode: str = "color"
+    scale: float = 1.0
+    degree: int = 3
+    iteration: int = -1
+
+
+class Pictures:
+    """Of a model folder, or of a file of splats."""
+
+    def __init__(self, source: ModelFolder | Path, device: torch.device):
+        self.source, self.device = source, device
+        self.folder = source if isinstance(source, ModelFolder) else None
+        self.model, self.pipe = ModelParams(), PipelineParams()
+        if self.folder:
+            groups = (ModelParams, PipelineParams)
+            self.model, self.pipe = build(groups, saved_options(self.folder.path, groups))
+            self.model.model_path = str(self.folder)
+        self.background = torch.full((3,), float(self.model.white_background), device=device)
+        self._kept: tuple[int, Shown] | None = None
+
+    @property
+    def iterations(self) -> list[int]:
+        """Those that are saved, the newest first; -1 for a file."""
+        return self.folder.saved_iterations()[::-1] if self.folder else [-1]
+
+    def shown(self, iteration: int) -> Shown:
+        """The last one that was looked at stays in memory."""
+        if self._kept is None or self._kept[0] != iteration:
+            self._kept = None
+            self._kept = iteration, self._load(iteration)
+        return self._kept[1]
+
+    def _load(self, iteration: int) -> Shown:
+        if self.folder:
+            return method.load(self.model, self.pipe, iteration, self.background)[0]
+        gaussians = formats.read(self.source, self.device)
+        pipe = PipelineParams(antialiasing=gaussians.antialiased)
+        return Shown(Splats(gaussians, pipe, self.background))
+
+    @cached_property
+    def photos(self) -> dict[int, Camera]:
+        """Cameras with photos, by their numbers in cameras.json; none where the data set is away."""
+        if not self.folder or not self.model.source_path:
+            return {}
+        try:
+            scene = Scene(self.model, self.device, for_training=False, quiet=True)
+        except (DataError, OSError) as error:
+            print(f"No photos to compare with: {error}")
+            return {}
+        return {camera.uid: camera for camera in [*scene.train_cameras, *scene.test_cameras]}
+
+    @torch.no_grad()
+    def picture(self, ask: Ask) -> Tensor:
+        """[3, H, W], not clamped."""
+        shown = self.shown(ask.iteration)
+        camera = ask.free if ask.camera is None else self.camera(ask)
+        if ask.mode == "error":
+            return looks.error(shown.picture(camera).image.clamp(0, 1), self._photo(ask, camera))
+        as_trained = ask.mode == "color" and ask.scale == 1 and ask.degree == 3
+        if as_trained or not isinstance(shown.scene, Splats):
+            return (shown.scene.picture(camera) if ask.camera is None else shown.picture(camera)).image
+        splats: Splats = shown.scene
+        asked = ask.mode, ask.scale, ask.degree
+        return looks.picture(camera, splats.gaussians, splats.pipe, self.background, *asked)
+
+    @torch.no_grad()
+    def photo(self, number: int) -> Tensor:
+        """uint8 [3, H, W]."""
+        if number not in self.photos:
+            raise DataError(f"camera must be one that has a photo, got {number}")
+        return self.photos[number].image()
+
+    def splats(self, iteration: int) -> GaussianModel:
+        """The Gaussians, for browsers."""
+        scene = self.shown(iteration).scene
+        if not isinstance(scene, Splats):
+            raise DataError("this model is not made of splats: a browser cannot draw it")
+        gaussians = copy.copy(scene.gaussians)
+        gaussians.antialiased = scene.pipe.antialiasing
+        return gaussians
+
+    def reach(self, iteration: int) -> dict:
+        """Where the splats are, for a page that has no cameras to begin with."""
+        means = self.splats(iteration).means.detach()
+        middle = means.median(0).values
+        return {"middle": middle.tolist(), "radius": float((means - middle).norm(dim=1).median())}
+
+    def camera(self, ask: Ask) -> Camera:
+        """The one of cameras.json, no larger than asked for."""
+        camera = self.photos.get(ask.camera) or self._listed.get(ask.camera)
+        if camera is None:
+            raise DataError(f"camera must be one of cameras.json, got {ask.camera}")
+        if ask.size is None:
+            return camera
+        return resized(camera, min(1.0, ask.size[0] / camera.width, ask.size[1] / camera.height))
+
+    @cached_property
+    def _listed(self) -> dict[int, Camera]:
+        """Cameras of cameras.json, without photos."""
+        entries = camera_entries(self.folder) if self.folder else []
+        return {i: self._from_entry(entry) for i, entry in enumerate(entries)}
+
+    def _from_entry(self, entry: dict) -> Camera:
+        width, height = int(entry["width"]), int(entry["height"])
+        lens = entry["fx"], entry["fy"], width / 2, height / 2
+        camera = camera_at(entry["position"], np.ravel(entry["rotation"]), lens, (width, height), self.device)
+        return replace(camera, name=entry["img_name"])
+
+    def _photo(self, ask: Ask, camera: Camera) -> Tensor:
+        photo = to_float(self.photo(ask.camera if ask.camera is not None else -1))
+        size = (camera.height, camera.width)
+        return torch.nn.functional.interpolate(photo[None], size, mode="area")[0]
+
+
+def camera_at(place, turn, lens, size: tuple[int, int], device: torch.device) -> Camera:
+    """place [3], turn [9]: camera to world by rows; lens: fx fy cx cy."""
+    to_camera = np.eye(4)
+    to_camera[:3, :3] = np.reshape(turn, (3, 3)).T
+    to_camera[:3, 3] = -to_camera[:3, :3] @ np.asarray(place, np.float64)
+    K = [[lens[0], 0.0, lens[2]], [0.0, lens[1], lens[3]], [0.0, 0.0, 1.0]]
+    matrix = torch.tensor(to_camera, dtype=torch.float32, device=device)
+    return Camera("viewer", *size, matrix, torch.tensor(K, dtype=torch.float32, device=device))
+
+
+def resized(camera: Camera, share: float) -> Camera:
+    width, height = (max(1, round(share * side)) for side in (camera.width, camera.height))
+    K = torch.diag(torch.tensor([width / camera.width, height / camera.height, 1.0])).to(camera.K) @ camera.K
+    return replace(camera, width=width, height=height, K=K)
