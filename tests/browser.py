@@ -3,6 +3,7 @@
 import base64
 import io
 import shutil
+import time
 from contextlib import contextmanager
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 
 FLAGS = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
-READY_MS = 60_000
+PATIENCE = 60.0  # seconds
 
 
 @contextmanager
@@ -43,7 +44,14 @@ class Tab:
 
     def wait(self) -> "Tab":
         """Until the picture of the newest view is there."""
-        self.page.wait_for_function("window.__ready || window.__error", timeout=READY_MS)
+        return self.until("window.__ready || window.__error")
+
+    def until(self, script: str) -> "Tab":
+        """A loop here: the page's own rules forbid the browser's one."""
+        deadline = time.monotonic() + PATIENCE
+        while not self.do(script):
+            assert time.monotonic() < deadline, f"not {script} after {PATIENCE:.0f} s; {self.complaints}"
+            self.page.wait_for_timeout(20)
         return self
 
     def do(self, script: str):

@@ -335,6 +335,7 @@ async function load(exact) {
     splats = splats || new Splats($.picture, { floats: !new URLSearchParams(location.hash.slice(1)).has("bytes") });
     await splats.load(server ? await fetched(`splats?${query({ exact })}`) : unpacked($.payload.textContent));
     $.degree.max = Math.max(splats.degree, 0), ($.degree.value = look.degree = splats.degree);
+    say(about());
   } catch (error) {
     say(error.message);
     window.__error = error.message;

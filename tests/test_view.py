@@ -1,0 +1,466 @@
+"""view.py: pictures of finished models and of runs, and everything that may come over the wire."""
+
+import io
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import render
+import train
+import view
+from gaussian_renderer.network_gui import Viewer, ViewerError, parse_request
+from scene.folder import ModelFolder
+from tests import tiny_scenes
+from tests.browser import Tab, chromium, psnr
+from tests.test_page import scene as some_splats
+from tests.test_viewer import message
+from viewer.live import NoTrainer, Trainer
+from viewer.pictures import Pictures, camera_at
+from viewer.server import Server, Site
+
+ROOT = Path(__file__).parents[1]
+CASES = int(os.environ.get("TILESPLAT_FUZZ", 300))
+SIZE = (tiny_scenes.WIDTH, tiny_scenes.HEIGHT)
+FREE = "0,0,-4,1,0,0,0,1,0,0,0,1,60,60,28,20"  # a camera in front of the blobs, for 56 x 40
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
+
+
+@pytest.fixture(scope="module")
+def folder(data, tmp_path_factory) -> Path:
+    """A model after 20 steps, saved at 10, too, with its test views rendered."""
+    folder = tmp_path_factory.mktemp("models") / "m"
+    run_training(data, folder, 20, "--save_iterations", "10", "--disable_viewer")
+    assert render.main(["-m", str(folder), "--quiet", "--device", "cpu"]) == 0
+    return folder
+
+
+def run_training(data: Path, folder: Path, steps: int, *flags: str) -> None:
+    start = ["-s", str(data), "-m", str(folder), "--iterations", str(steps), "--eval", "--llffhold", "4"]
+    assert train.main([*start, "--device", "cpu", "--quiet", *flags]) == 0
+
+
+class Served:
+    """A server in a thread, and a client of it."""
+
+    def __init__(self, source, trainer=None):
+        self.site = Site(Pictures(source, torch.device("cpu")), trainer)
+        self.server = Server(self.site, "127.0.0.1", 0)
+        self.port = self.server.server_address[1]
+        self.address = f"http://127.0.0.1:{self.port}/?t={self.site.token}"
+        self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        self._thread.start()
+
+    def get(self, path: str, method="GET", token: str | None = None, **headers: str) -> tuple[int, bytes]:
+        token = self.site.token if token is None else token
+        url = f"http://127.0.0.1:{self.port}{path}{'&' if '?' in path else '?'}t={token}"
+        request = urllib.request.Request(url, method=method, headers=headers)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                return reply.status, reply.read()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read()
+
+    def picture(self, query: str) -> np.ndarray:
+        status, body = self.get(f"/frame?{query}")
+        assert status == 200, body
+        return np.asarray(Image.open(io.BytesIO(body)).convert("RGB"))
+
+    def raw(self, data: bytes) -> bytes:
+        """Bytes on the wire, and what comes back until the end."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as wire:
+            answer = b""
+            try:
+                wire.sendall(data)
+                wire.shutdown(socket.SHUT_WR)
+                while piece := wire.recv(65536):
+                    answer += piece
+            except OSError:
+                pass  # it may hang up in the middle
+            return answer
+
+    def alive(self) -> bool:
+        return self.get("/state")[0] == 200
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def served(folder):
+    server = Served(ModelFolder(folder))
+    yield server
+    server.close()
+
+
+def test_pictures_are_those_of_render_py(served, folder):
+    cameras = [camera["img_name"] for camera in json.loads((folder / "cameras.json").read_text())]
+    for views in ("test", "train"):
+        made = folder / views / "ours_20"
+        for file, name in json.loads((made / "names.json").read_text()).items():
+            number = cameras.index(name)
+            for part, ours in (("renders", f"/frame?camera={number}"), ("gt", f"/photo?camera={number}")):
+                status, body = served.get(ours)
+                assert status == 200
+                shown, truth = (np.asarray(Image.open(f)) for f in (io.BytesIO(body), made / part / file))
+                np.testing.assert_array_equal(shown, truth)
+
+
+def test_all_kinds_of_pictures(served):
+    seen = {}
+    for mode in ("color", "depth", "alpha", "normals", "centers", "ellipsoids", "error"):
+        where = "camera=0" if mode == "error" else f"view={FREE}"
+        seen[mode] = served.picture(f"{where}&w={SIZE[0]}&h={SIZE[1]}&mode={mode}")
+        assert seen[mode].shape == (SIZE[1], SIZE[0], 3) and seen[mode].std() > 1, mode
+    assert all((seen[a] != seen[b]).any() for a in seen for b in seen if a < b), "each is its own"
+    assert (served.picture(f"view={FREE}&w=56&h=40&scale=0.2") != seen["color"]).any()
+    assert (served.picture(f"view={FREE}&w=56&h=40&iteration=10") != seen["color"]).any()
+    assert served.picture("camera=0&w=28&h=28").shape == (20, 28, 3), "as large as fits"
+    assert served.get(f"/frame?view={FREE}&w=56&h=40&still=0")[1][:2] == b"\xff\xd8", "JPEG"
+
+
+def test_splats_for_the_browser(served, folder):
+    exact = served.get("/splats?exact=1")[1]
+    assert exact == (folder / "point_cloud/iteration_20/point_cloud.ply").read_bytes()
+    assert served.get("/splats?iteration=10")[1][:2] == b"\x1f\x8b"
+
+
+def test_both_sources_show_the_same_in_a_browser(served, folder):
+    with chromium() as browser:
+        tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
+        tab.do("$.source.value = 'floats', $.source.onchange(), 0")
+        tab.until("$.said.textContent !== 'loading' && window.__ready")
+        drawn = tab.picture()
+        tab.do("$.source.value = 'exact', $.source.onchange(), 0")
+        tab.until("source === 'exact' && window.__ready && !$.exact.hidden")
+        tab.do("[$.marks.width, $.marks.height] = [$.picture.width, $.picture.height], "
+               "$.marks.getContext('2d').drawImage($.exact, 0, 0)")  # fmt: skip
+        assert psnr(drawn, tab.picture("marks")) >= 50
+        tab.do("$.split.value = 50, $.split.oninput()")
+        assert tab.page.is_visible("#photo") and tab.do("$.photo.naturalWidth") == SIZE[0]
+        tab.do("$.frames.checked = true, step(1)")
+        assert "shot" in tab.wait().do("$.said.textContent")
+        assert [o for o in tab.do("[...$.iteration.options].map((o) => o.value)")] == ["20", "10"]
+        assert not tab.complaints
+        assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
+
+
+def test_a_file_of_splats(tmp_path):
+    from scene import formats
+
+    formats.write(some_splats(200), tmp_path / "a.spz")
+    server = Served(tmp_path / "a.spz")
+    try:
+        assert server.picture(f"view={FREE}&w=56&h=40").std() > 10
+        assert b'"middle"' in server.get("/")[1]
+        assert server.get("/frame?camera=0")[0] == 400 and server.get("/photo?camera=0")[0] == 400
+    finally:
+        server.close()
+
+
+# Who may ask, and for what
+
+
+def test_only_those_who_know_the_token(served):
+    for token in ("", "x", served.site.token[:-1], served.site.token + "x", "%00"):
+        for path in ("/", "/frame?camera=0", "/splats", "/state", "/photo?camera=0"):
+            assert served.get(path, token=token)[0] == 403
+    assert served.get("/pause?on=1", "POST", token="x")[0] == 403
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:80", "", "127.0.0.1.evil.example", "10.0.0.1"]
+)
+def test_only_by_the_name_of_this_machine(served, host):
+    assert served.get("/state", Host=host)[0] == 403
+
+
+def test_by_the_other_names_of_this_machine(served):
+    for host in ("localhost", "127.0.0.1:1234", "[::1]:80"):
+        assert served.get("/state", Host=host)[0] == 200
+
+
+def test_not_for_pages_of_others(served):
+    own = f"http://127.0.0.1:{served.port}"
+    assert served.get("/pause?on=1", "POST", Origin="http://evil.example")[0] == 403
+    assert served.get("/state", Origin="null")[0] == 403
+    assert served.get("/pause?on=1", "POST", Origin=own)[0] == 404, "no run is there"
+    assert served.get("/pause?on=1")[0] == 404 and served.get("/state", "POST")[0] == 404
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "//etc/passwd",
+        "/config.json",
+        "/viewer/page.html",
+        "/frame/",
+    ],
+)
+def test_nothing_else_is_served(served, path):
+    assert served.get(path)[0] == 404
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "", "camera=-1", "camera=99", "camera=1.5", "camera=nan", "camera=0&mode=x", "mode=error",
+        f"view={FREE}", f"view={FREE}&w=0&h=4", f"view={FREE}&w=65536&h=65536", f"view={FREE}&w=1e9&h=1",
+        f"view={FREE.replace('60', 'nan')}&w=56&h=40", f"view={FREE.replace('60', 'inf')}&w=56&h=40",
+        f"view={FREE.replace('-4', '1e300')}&w=56&h=40", f"view={FREE.replace('60', '0')}&w=56&h=40",
+        f"view={FREE.replace('1,', '2,')}&w=56&h=40", "view=1,2,3&w=56&h=40",
+        f"view={FREE}&w=56&h=40&scale=-1", f"view={FREE}&w=56&h=40&degree=9", "camera=0&still=7", "camera=0&" + "a=1&" * 200,
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant(served, query):
+    status, text = served.get(f"/frame?{query}")
+    assert 400 <= status < 500 and text, "with a reason"
+    assert served.get("/frame?camera=0&iteration=15")[0] == 404
+
+
+def test_fuzzed_requests_never_end_it(served):
+    rng = random.Random(0)
+    good = (
+        f"GET /frame?t={served.site.token}&view={FREE}&w=56&h=40 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    )
+    answered = []
+    for case in range(CASES):
+        data = bytearray(good)
+        for _ in range(rng.randint(1, 6)):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        if case % 5 == 0:
+            data = data[: rng.randrange(len(data))]
+        if case % 7 == 0:
+            data = bytearray(rng.randbytes(rng.randint(1, 2000)))
+        answered.append(served.raw(bytes(data))[:12])
+    assert served.alive()
+    assert any(b" 200" in a for a in answered) and any(b" 40" in a for a in answered)
+    assert not any(b" 500" in a for a in answered)
+
+
+def test_endless_headers_and_lines(served):
+    for data in (b"GET /" + b"a" * 100_000, b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 500, b"\0" * 5000):
+        assert b" 200" not in served.raw(data)[:20]
+    assert served.alive()
+
+
+def test_silent_and_vanishing_clients_hold_nobody_up(served):
+    silent = [socket.create_connection(("127.0.0.1", served.port)) for _ in range(20)]
+    silent[0].sendall(b"GET /frame?")
+    gone = socket.create_connection(("127.0.0.1", served.port))
+    gone.sendall(f"GET /splats?exact=1&t={served.site.token} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    gone.close()
+    begun = time.monotonic()
+    assert served.alive() and time.monotonic() - begun < 5
+    for client in silent:
+        client.close()
+
+
+def test_it_listens_on_this_machine_only(served):
+    assert served.server.server_address[0] == "127.0.0.1"
+
+
+def test_the_command_says_where_and_ends_at_once(folder):
+    command = [sys.executable, str(ROOT / "view.py"), "-m", str(folder), "--port", "0", "--device", "cpu"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=folder)
+    address = re.search(r"http://127\.0\.0\.1:\d+/\?t=\S+", process.stdout.readline())[0]
+    with urllib.request.urlopen(address, timeout=60) as reply:
+        assert b"<canvas" in reply.read()
+    begun = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == 130 and time.monotonic() - begun < 10  # seconds, on a busy machine
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["x.ply"], "there is no such file"),
+        (["x.txt"], "must end in"),
+        (["-m", "nowhere"], "was it trained?"),
+    ],
+)
+def test_nothing_to_look_at(flags, said, capsys):
+    assert view.main(flags) == 1
+    assert said in capsys.readouterr().err
+
+
+# Live
+
+
+def test_keys_of_the_page_are_checked():
+    request = parse_request(message(render_mode="depth", sh_degree=1, want_stats=True)[4:])
+    assert (request.mode, request.degree, request.want_stats) == ("depth", 1, True)
+    plain = parse_request(message()[4:])
+    assert (plain.mode, plain.degree, plain.want_stats) == ("color", 3, False)
+    for wrong in ({"render_mode": "x"}, {"render_mode": []}, {"sh_degree": 7}, {"sh_degree": "a"}):
+        with pytest.raises(ViewerError, match=next(iter(wrong))):
+            parse_request(message(**wrong)[4:])
+
+
+class Running:
+    """train.py in a process of its own, and the page's end of the wire."""
+
+    def __init__(self, data: Path, folder: Path, steps: int):
+        flags = ["--eval", "--llffhold", "4", "--device", "cpu", "--quiet", "--port", "0"]
+        start = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "-s",
+            str(data),
+            "-m",
+            str(folder),
+            "--iterations",
+            str(steps),
+        ]
+        self.process = subprocess.Popen([*start, *flags], env=os.environ | {"OMP_NUM_THREADS": "1"})
+        self.trainer = Trainer(ModelFolder(folder))
+        deadline = time.monotonic() + 120
+        while not self.trainer.there():
+            assert self.process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def picture(self, mode="color", still=False):
+        camera = camera_at([0, 0, -4], np.eye(3), (60, 60, 28, 20), SIZE, torch.device("cpu"))
+        return self.trainer.picture(camera, mode, 1.0, 3, still)
+
+    def close(self):
+        self.trainer.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def test_a_run_that_is_watched_ends_with_the_same_model(data, tmp_path):
+    alone, watched = tmp_path / "alone", tmp_path / "watched"
+    run_training(data, alone, 300, "--disable_viewer")
+    run = Running(data, watched, 300)
+    try:
+        pictures = 0
+        while run.process.poll() is None:
+            try:
+                image, _ = run.picture(("color", "depth", "ellipsoids")[pictures % 3])
+            except NoTrainer:
+                break  # it has ended
+            assert image.shape == (SIZE[1], SIZE[0], 3)
+            pictures += 1
+        assert run.process.wait(60) == 0 and pictures >= 3
+    finally:
+        run.close()
+    ply = "point_cloud/iteration_300/point_cloud.ply"
+    assert (watched / ply).read_bytes() == (alone / ply).read_bytes()
+    assert not (watched / "viewer.json").exists()
+
+
+def test_numbers_pause_and_the_end(data, tmp_path):
+    """Through the server, as the page does it."""
+    run = Running(data, tmp_path / "m", 1_000_000)
+    server = Served(ModelFolder(tmp_path / "m"), run.trainer)
+
+    def state() -> dict:
+        status, body = server.get("/state")
+        assert status == 200, body
+        return json.loads(body)
+
+    try:
+        first = state()
+        assert first["live"] and first["iterations"] == 1_000_000 and first["gaussians"] > 0
+        assert '["training"' in server.get("/")[1].decode()
+        assert server.get("/pause?on=1", "POST")[0] == 200
+        paused = state()
+        time.sleep(1)
+        assert paused["paused"] and state()["iteration"] == paused["iteration"], "it stands still"
+        asked = f"view={FREE}&w=56&h=40&source=training"
+        assert server.picture(asked).std() > 1
+        np.testing.assert_array_equal(server.picture(asked), server.picture(asked))
+        assert server.get("/pause?on=0", "POST")[0] == 200
+        deadline = time.monotonic() + 30
+        while state()["iteration"] <= paused["iteration"]:
+            assert time.monotonic() < deadline
+        assert "losses" in state()
+        run.process.kill()
+        run.process.wait()
+        status, text = server.get(f"/frame?{asked}")
+        assert status == 503 and b"the last picture stays" in text
+    finally:
+        server.close()
+        run.close()
+
+
+def test_a_view_that_rests_waits_for_a_hundred_times_as_long(data, tmp_path):
+    run = Running(data, tmp_path / "m", 1_000_000)
+    try:
+        _, wait = run.picture(still=True)
+        assert wait >= max(0.5, 100 * run.trainer.stats["picture_seconds"])
+        begun = time.monotonic()
+        seconds = [run.picture() and run.trainer.stats["picture_seconds"] for _ in range(5)]
+        assert sum(seconds[:-1]) <= 0.26 * (time.monotonic() - begun), "a quarter of the time"
+    finally:
+        run.close()
+
+
+def test_trainers_that_know_nothing_of_it(tmp_path):
+    """One that answers as the original does: a picture and a path."""
+    picture = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), np.uint8)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer():
+        client = listener.accept()[0]
+        while length := client.recv(4):
+            client.recv(int.from_bytes(length, "little"), socket.MSG_WAITALL)
+            client.sendall(picture.tobytes() + b"\x04\0\0\0/dat")
+        client.close()
+
+    threading.Thread(target=answer, daemon=True).start()
+    (tmp_path / "viewer.json").write_text(json.dumps({"ip": "127.0.0.1", "port": listener.getsockname()[1]}))
+    trainer = Trainer(ModelFolder(tmp_path))
+    camera = camera_at([0, 0, -4], np.eye(3), (60, 60, 28, 20), SIZE, torch.device("cpu"))
+    np.testing.assert_array_equal(trainer.picture(camera, "color", 1.0, 3, True)[0], picture)
+    assert trainer.stats == {}
+    trainer.close(), listener.close()
+
+
+@pytest.mark.parametrize(
+    "told", [b"", b"{", b"[]", b'{"ip": 5}', b'{"ip": "127.0.0.1", "port": "x"}', b"\xff"]
+)
+def test_a_damaged_address(tmp_path, told):
+    (tmp_path / "viewer.json").write_bytes(told)
+    with pytest.raises(NoTrainer, match="does not answer"):
+        Trainer(ModelFolder(tmp_path)).state()
+
+
+def test_another_run_at_the_old_address(tmp_path):
+    viewer = Viewer("127.0.0.1", 0, "/data", lambda line: None)
+    done = threading.Event()
+
+    def serve():
+        while not done.is_set():
+            viewer.serve(lambda request: None, stats=lambda: {"model_path": "/elsewhere"})
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    (tmp_path / "viewer.json").write_text(json.dumps({"ip": "127.0.0.1", "port": viewer.address[1]}))
+    with pytest.raises(NoTrainer, match="another run is there: /elsewhere"):
+        Trainer(ModelFolder(tmp_path)).state()
+    done.set(), thread.join()
+    viewer.close()
