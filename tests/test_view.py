@@ -230,7 +230,8 @@ def test_nothing_else_is_served(served, path):
         f"view={FREE.replace('60', 'nan')}&w=56&h=40", f"view={FREE.replace('60', 'inf')}&w=56&h=40",
         f"view={FREE.replace('-4', '1e300')}&w=56&h=40", f"view={FREE.replace('60', '0')}&w=56&h=40",
         f"view={FREE.replace('1,', '2,')}&w=56&h=40", "view=1,2,3&w=56&h=40",
-        f"view={FREE}&w=56&h=40&scale=-1", f"view={FREE}&w=56&h=40&degree=9", "camera=0&still=7", "camera=0&" + "a=1&" * 200,
+        f"view={FREE}&w=56&h=40&scale=-1", f"view={FREE}&w=56&h=40&degree=9", "camera=0&still=7",
+        "camera=0&" + "a=1&" * 200,
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant(served, query):
