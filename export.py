@@ -35,25 +35,27 @@ def export(options: ExportParams) -> None:
     if turn is not None:
         gaussians = edit.turn(gaussians, turn)
     for path in map(Path, options.to):
-        lost = _write(gaussians, path, options, turn)
-        each = path.stat().st_size / max(len(gaussians), 1)
-        print(f"{path}: {len(gaussians):,} splats, {_size(path)}, {each:.1f} bytes each")
+        count, lost = _write(gaussians, path, options, turn)
+        each = path.stat().st_size / max(count, 1)
+        print(f"{path}: {count:,} splats, {_size(path)}, {each:.1f} bytes each")
         if lost:
             print(f"{path}: {lost}")
 
 
-def _write(gaussians: GaussianModel, path: Path, options: ExportParams, turn: torch.Tensor | None) -> str:
-    """Returns what the file does not hold, in words."""
+def _write(
+    gaussians: GaussianModel, path: Path, options: ExportParams, turn: torch.Tensor | None
+) -> tuple[int, str]:
+    """Returns how many splats the file has, and what it does not hold, in words."""
     if _is_page(path):
         view = scene_view()
         if options.model_path:
             folder = ModelFolder(options.model_path)
             view = folder_view(folder, folder.saved(options.iteration), turn)
-        lost = write_page(gaussians, path, view, options.quality, options.max_mb)
-        return lost and f"to stay below {options.max_mb:g} MB (--max_mb) it has {lost}"
+        count, lost = write_page(gaussians, path, view, options.quality, options.max_mb)
+        return count, lost and f"to stay below {options.max_mb:g} MB (--max_mb) it has {lost}"
     formats.write(gaussians, path, quality=options.quality, version=options.spz_version)
     lost = formats.loses(path)
-    return lost and f"this format cannot hold {lost}"
+    return len(gaussians), lost and f"this format cannot hold {lost}"
 
 
 def _is_page(path: Path) -> bool:

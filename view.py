@@ -50,7 +50,7 @@ def _check(source: ModelFolder | Path, trainer: Trainer | None) -> None:
 def _server(site: Site, options: ViewParams) -> Server:
     try:
         return Server(site, options.host, options.port)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise DataError(
             f"cannot listen on {options.host}:{options.port} ({error}); --port names another"
         ) from None

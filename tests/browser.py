@@ -57,9 +57,9 @@ class Tab:
     def do(self, script: str):
         return self.page.evaluate(script)
 
-    def picture(self, element: str = "picture") -> np.ndarray:
+    def picture(self, canvas: str = "$.picture") -> np.ndarray:
         """[H, W, 3] uint8."""
-        data = self.do(f"document.getElementById('{element}').toDataURL().split(',')[1]")
+        data = self.do(f"{canvas}.toDataURL().split(',')[1]")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
     def close(self) -> None:

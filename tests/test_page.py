@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import html
 import json
 import math
 import os
@@ -194,6 +195,24 @@ def test_mouse_keys_touch_and_the_link(browser, tmp_path):
     tab.close(), again.close()
 
 
+def test_a_page_within_a_page(browser, tmp_path):
+    """As reports have it."""
+    model, camera = scene(300), entry(0.0)
+    formats.write(model, tmp_path / "a.spz")
+    inner = page("inner", (tmp_path / "a.spz").read_bytes(), scene_view([view_camera(camera)]))
+    frame = f'<iframe style="width:{WIDTH}px;height:{HEIGHT}px;border:0" srcdoc="{html.escape(inner)}">'
+    (tmp_path / "x.html").write_text(f"<!DOCTYPE html><body style='margin:0'>{frame}</iframe>")
+    tab = Tab(browser, (WIDTH, HEIGHT))
+    tab.page.goto((tmp_path / "x.html").as_uri())
+    tab.until("window.frames[0].__ready")
+    tab.page.keyboard.press("Tab"), tab.page.keyboard.press("r")
+    tab.do("document.querySelector('iframe').contentWindow.eval('KEYS.r()')")
+    tab.until("window.frames[0].__ready")
+    shown = tab.picture("frames[0].document.getElementById('picture')")
+    assert psnr(shown, rendered(model, camera)) >= 40 and not tab.complaints
+    tab.close()
+
+
 def test_names_stay_text(browser, tmp_path):
     bad = "</script><img src=x onerror=alert(1)>"
     text = page(bad, b"", scene_view([view_camera(entry(0.0, bad))]))
@@ -225,13 +244,13 @@ def test_a_payload_that_is_none(browser, tmp_path, payload, said):
 
 def test_what_does_not_fit_is_said(tmp_path):
     model = scene(4000)
-    whole, nothing = embedded(model, tmp_path / "x.html", "best", 1e9)
-    assert not nothing
-    some, said = embedded(model, tmp_path / "x.html", "best", 1.3 * len(whole))
-    assert said == "SH as with --quality good" and len(some) < len(whole)
-    few, said = embedded(model, tmp_path / "x.html", "best", 0.4 * len(whole))
+    whole, count, nothing = embedded(model, tmp_path / "x.html", "best", 1e9)
+    assert count == 4000 and not nothing
+    some, count, said = embedded(model, tmp_path / "x.html", "best", 1.3 * len(whole))
+    assert count == 4000 and said == "SH as with --quality good" and len(some) < len(whole)
+    few, count, said = embedded(model, tmp_path / "x.html", "best", 0.4 * len(whole))
     assert len(few) * 4 / 3 <= 0.4 * len(whole) < 1.1 * len(few) * 4 / 3, "nearly full"
-    assert "--quality small" in said and "of 4,000 splats" in said
+    assert "--quality small" in said and f"{count:,} of 4,000 splats" in said
 
 
 def many(count=300_000) -> GaussianModel:

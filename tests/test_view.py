@@ -154,7 +154,7 @@ def test_both_sources_show_the_same_in_a_browser(served, folder):
         tab.until("source === 'exact' && window.__ready && !$.exact.hidden")
         tab.do("[$.marks.width, $.marks.height] = [$.picture.width, $.picture.height], "
                "$.marks.getContext('2d').drawImage($.exact, 0, 0)")  # fmt: skip
-        assert psnr(drawn, tab.picture("marks")) >= 50
+        assert psnr(drawn, tab.picture("$.marks")) >= 50
         tab.do("$.split.value = 50, $.split.oninput()")
         assert tab.page.is_visible("#photo") and tab.do("$.photo.naturalWidth") == SIZE[0]
         tab.do("$.frames.checked = true, step(1)")
@@ -405,6 +405,77 @@ def test_numbers_pause_and_the_end(data, tmp_path):
     finally:
         server.close()
         run.close()
+
+
+def test_the_page_of_a_run(data, tmp_path):
+    run = Running(data, tmp_path / "m", 1_000_000)
+    server = Served(ModelFolder(tmp_path / "m"), run.trainer)
+    try:
+        with chromium() as browser:
+            tab = Tab(browser, (400, 300)).open(server.address)
+            assert tab.do("source") == "training" and tab.page.is_visible("#exact")
+            tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
+            tab.until(
+                "!$.curve.hasAttribute('hidden') && $.curve.lastElementChild.getAttribute('d').includes('L')"
+            )
+            tab.page.click("#pause")
+            tab.until("$.pause.textContent === 'resume' && window.__ready")
+            before = tab.do("$.exact.src")
+            tab.do("orbit(0.3, 0), 0")
+            tab.until(f"window.__ready && $.exact.src !== '{before}'")
+            told = server.get("/state")[1]
+            assert json.loads(told)["paused"]
+            tab.page.click("#pause")
+            tab.until("$.pause.textContent === 'pause'")
+            assert not json.loads(server.get("/state")[1])["paused"] and not tab.complaints
+            run.process.kill()
+            tab.until("$.said.textContent.includes('the last picture stays')")
+            assert tab.page.is_visible("#exact")
+    finally:
+        server.close()
+        run.close()
+
+
+def test_train_py_opens_the_page(data, tmp_path):
+    """And takes it along when it ends."""
+    noted = tmp_path / "address"
+    opener = tmp_path / "browser"
+    opener.write_text(f'#!/bin/sh\necho "$1" > {noted}\n')
+    opener.chmod(0o755)
+    flags = [
+        "-s",
+        str(data),
+        "-m",
+        str(tmp_path / "m"),
+        "--iterations",
+        "1000000",
+        "--device",
+        "cpu",
+        "--port",
+        "0",
+    ]
+    command = [sys.executable, str(ROOT / "train.py"), *flags, "--view"]
+    process = subprocess.Popen(command, env=os.environ | {"BROWSER": str(opener), "OMP_NUM_THREADS": "1"})
+    try:
+        deadline = time.monotonic() + 120
+        while not (noted.is_file() and noted.read_text().strip()):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        address = noted.read_text().strip()
+        with urllib.request.urlopen(address, timeout=60) as reply:
+            assert b'"live": true' in reply.read()
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    with pytest.raises(OSError):
+        urllib.request.urlopen(address, timeout=5)
+
+
+@pytest.mark.parametrize("port", ["70000", "taken"])
+def test_a_port_that_cannot_be(served, folder, port, capsys):
+    port = str(served.port) if port == "taken" else port
+    assert view.main(["-m", str(folder), "--port", port]) == 1
+    assert "cannot listen on" in capsys.readouterr().err
 
 
 def test_a_view_that_rests_waits_for_a_hundred_times_as_long(data, tmp_path):

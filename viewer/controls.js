@@ -70,12 +70,16 @@ function start() {
   show(lookFrom(plus(middle(), forward, -2.5 * model().radius), forward));
 }
 
+function address(hash) {
+  try {
+    history.replaceState(null, "", hash);
+  } catch { /* a page within a page has no address of its own */ }
+}
+
 function link() {
   const { place, turn, fx, fy, width, height } = camera;
   const numbers = [...place, ...turn, fx, fy, width, height].map((v) => +v.toPrecision(8));
-  try {
-    history.replaceState(null, "", `#${at >= 0 ? `camera=${at}` : `view=${numbers}`}&mode=${look.mode}`);
-  } catch { /* a page within a page has no address of its own */ }
+  address(`#${at >= 0 ? `camera=${at}` : `view=${numbers}`}&mode=${look.mode}`);
 }
 
 // Turn the camera about a point by an angle in radians.
@@ -269,7 +273,7 @@ const KEYS = {
   ArrowUp: () => orbit(0, 0.05, true), ArrowDown: () => orbit(0, -0.05, true),
   "+": () => zoom(1.05), "-": () => zoom(1 / 1.05), "[": () => step(-1), "]": () => step(1),
   m: () => choose($.mode, [...$.mode.options].filter((o) => !o.hidden)[($.mode.selectedIndex + 1) % $.mode.options.length]?.value || "color"),
-  f: () => $.framed.hidden || $.frames.click(), r: () => (history.replaceState(null, "", "#"), start()),
+  f: () => $.framed.hidden || $.frames.click(), r: () => (address("#"), start()),
   h: () => ($.help.hidden = !$.help.hidden),
 };
 addEventListener("keydown", (event) => {

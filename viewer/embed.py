@@ -1,6 +1,7 @@
 """A model as one HTML file that shows it: the page with the splats inside, in the numbers of an SPZ file."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from scene import edit
 from scene.formats import QUALITIES, arrays, spz
@@ -13,24 +14,33 @@ BASE64 = 4 / 3
 TRIES = 6  # to meet the size
 
 
-def write_page(gaussians: GaussianModel, path: Path, view: dict, quality: str, megabytes: float) -> str:
-    """Returns a sentence about what did not fit; none if all did."""
+class Embedded(NamedTuple):
+    payload: bytes
+    count: int  # of splats
+    lost: str  # of the model, in words; empty if nothing
+
+
+def write_page(
+    gaussians: GaussianModel, path: Path, view: dict, quality: str, megabytes: float
+) -> tuple[int, str]:
+    """Returns how many splats are in it, and in words what did not fit."""
     bare = len(page(path.stem, view=view))
-    payload, left_out = embedded(gaussians, path, quality, megabytes * 1e6 - bare)
+    payload, count, lost = embedded(gaussians, path, quality, megabytes * 1e6 - bare)
     text = page(path.stem, payload, view).encode("utf-8")
     with atomic_write(path, len(text)) as file:
         file.write(text)
-    return left_out
+    return count, lost
 
 
-def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) -> tuple[bytes, str]:
+def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) -> Embedded:
     """The splats for a page, in at most so many characters: first SH loses bits, then the splats that show
-    least stay away. And what was lost, in words."""
+    least stay away."""
     model = edit.rows(gaussians, morton_codes(gaussians.means.detach()).argsort())  # neighbors compress
     for coarser in QUALITIES[QUALITIES.index(quality) :: -1]:
         payload = spz.packed(arrays.from_model(model, path), path, coarser)
         if len(payload) * BASE64 <= most:
-            return payload, "" if coarser == quality else f"SH as with --quality {coarser}"
+            lost = "" if coarser == quality else f"SH as with --quality {coarser}"
+            return Embedded(payload, len(model), lost)
     kept = model
     for _ in range(TRIES):
         share = max(most, 0) / (len(payload) * BASE64)
@@ -39,4 +49,4 @@ def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) ->
         kept = edit.rows(kept, edit.most_visible(kept, 0.98 * share))
         payload = spz.packed(arrays.from_model(kept, path), path, QUALITIES[0])
     largest = f"{len(kept):,} of {len(model):,} splats, the largest and most opaque ones"
-    return payload, f"SH as with --quality {QUALITIES[0]}, and {largest}"
+    return Embedded(payload, len(kept), f"SH as with --quality {QUALITIES[0]}, and {largest}")
