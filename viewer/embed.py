@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from scene import edit
 from scene.formats import QUALITIES, arrays, spz
 from scene.gaussian_model import GaussianModel
@@ -12,6 +14,8 @@ from viewer.page import page
 
 BASE64 = 4 / 3
 TRIES = 6  # to meet the size
+SAMPLE = 20_000  # splats, by which it is estimated
+MARGIN = 1.2  # that an estimate may be too high
 
 
 class Embedded(NamedTuple):
@@ -37,16 +41,26 @@ def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) ->
     least stay away."""
     model = edit.rows(gaussians, morton_codes(gaussians.means.detach()).argsort())  # neighbors compress
     for coarser in QUALITIES[QUALITIES.index(quality) :: -1]:
+        if _estimated(model, path, coarser) > MARGIN * most:
+            continue
         payload = spz.packed(arrays.from_model(model, path), path, coarser)
         if len(payload) * BASE64 <= most:
             lost = "" if coarser == quality else f"SH as with --quality {coarser}"
             return Embedded(payload, len(model), lost)
-    kept = model
+    kept, size = model, _estimated(model, path, QUALITIES[0])
     for _ in range(TRIES):
-        share = max(most, 0) / (len(payload) * BASE64)
-        if share >= 1:
-            break
-        kept = edit.rows(kept, edit.most_visible(kept, 0.98 * share))
+        share = min(1.0, max(0.98 * most / size, 1 / len(kept)))
+        kept = edit.rows(kept, edit.most_visible(kept, share))
         payload = spz.packed(arrays.from_model(kept, path), path, QUALITIES[0])
+        size = len(payload) * BASE64
+        if size <= most:
+            break
     largest = f"{len(kept):,} of {len(model):,} splats, the largest and most opaque ones"
     return Embedded(payload, len(kept), f"SH as with --quality {QUALITIES[0]}, and {largest}")
+
+
+def _estimated(model: GaussianModel, path: Path, quality: str) -> float:
+    """How long the payload would be, from some of the splats."""
+    some = edit.rows(model, torch.arange(0, len(model), max(1, len(model) // SAMPLE)))
+    payload = spz.packed(arrays.from_model(some, path), path, quality)
+    return len(payload) * BASE64 * len(model) / len(some)
