@@ -23,6 +23,7 @@ class ModelFolder:
         self.input_points = self.path / "input.ply"
         self.undistorted = self.path / "undistorted"
         self.normalization = self.path / "normalization.json"  # if it was trained with --normalize
+        self.camera_path = self.path / "camera_path.json"  # made in the page
         # what it tells
         self.log = self.path / "train.log"
         self.summary = self.path / "summary.json"

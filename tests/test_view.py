@@ -69,10 +69,12 @@ class Served:
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
-    def get(self, path: str, method="GET", token: str | None = None, **headers: str) -> tuple[int, bytes]:
+    def get(
+        self, path: str, method="GET", token: str | None = None, body: bytes | None = None, **headers: str
+    ) -> tuple[int, bytes]:
         token = self.site.token if token is None else token
         url = f"http://127.0.0.1:{self.port}{path}{'&' if '?' in path else '?'}t={token}"
-        request = urllib.request.Request(url, method=method, headers=headers)
+        request = urllib.request.Request(url, body, method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as reply:
                 return reply.status, reply.read()
@@ -175,6 +177,45 @@ def test_a_file_of_splats(tmp_path):
         assert server.get("/frame?camera=0")[0] == 400 and server.get("/photo?camera=0")[0] == 400
     finally:
         server.close()
+
+
+def test_a_camera_path_is_kept(served, folder):
+    """Made in the page, as nerfstudio's file: matrices from OpenGL's camera to the world, row by row."""
+    with chromium() as browser:
+        tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
+        for number in (0, 1, 2):
+            tab.do(f"show(scene.cameras[{number}], {number}), KEYS.k()")
+        tab.do("moveKey(-1), $.seconds.value = 4, 0")
+        ends = tab.do("[between(0, 0), between(0, 1)].map((v) => [...v.place, ...v.turn])")
+        keys = tab.do("path.slice(0, 2).map((v) => [...v.place, ...v.turn])")
+        np.testing.assert_allclose(ends, keys, atol=1e-6)
+        half = np.reshape(tab.do("between(0, 0.5).turn"), (3, 3))
+        np.testing.assert_allclose(half @ half.T, np.eye(3), atol=1e-9)
+        assert np.linalg.det(half) > 0
+        tab.do("save()")
+        tab.until("$.said.textContent.includes('camera_path.json')")
+        assert not tab.complaints
+    data = json.loads((folder / "camera_path.json").read_text())
+    assert data["seconds"] == 4 and data["is_cycle"] and len(data["keyframes"]) == 3
+    entries = json.loads((folder / "cameras.json").read_text())
+    for key, number in zip(data["keyframes"], (0, 2, 1)):
+        matrix, entry = np.reshape(key["matrix"], (4, 4)), entries[number]
+        np.testing.assert_allclose(matrix[:3, 3], entry["position"], atol=1e-6)
+        np.testing.assert_allclose(matrix[:3, :3], entry["rotation"] @ np.diag([1, -1, -1]), atol=1e-6)
+        focal = entry["height"] / 2 / np.tan(np.radians(key["fov"]) / 2)
+        assert focal == pytest.approx(entry["fy"])
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"{}", b'{"keyframes": 5}', b"[" * 100_000, b"\xff"])
+def test_a_camera_path_that_is_none(served, body):
+    assert served.get("/path", "POST", body=body)[0] == 400
+
+
+def test_bodies_without_end(served):
+    start = f"POST /path?t={served.site.token} HTTP/1.1\r\nHost: localhost\r\nContent-Length: ".encode()
+    for length, status in ((b"-1", 413), (b"1e3", 413), (b"99999999999", 413), (b"", 413), (b"10", 400)):
+        assert f" {status} ".encode() in served.raw(start + length + b"\r\n\r\n{}")[:20]
+    assert served.alive()
 
 
 # Who may ask, and for what

@@ -274,7 +274,7 @@ const KEYS = {
   "+": () => zoom(1.05), "-": () => zoom(1 / 1.05), "[": () => step(-1), "]": () => step(1),
   m: () => choose($.mode, [...$.mode.options].filter((o) => !o.hidden)[($.mode.selectedIndex + 1) % $.mode.options.length]?.value || "color"),
   f: () => $.framed.hidden || $.frames.click(), r: () => (address("#"), start()),
-  h: () => ($.help.hidden = !$.help.hidden),
+  k: () => (path.push({ ...camera }), keysShown(path.length - 1)), h: () => ($.help.hidden = !$.help.hidden),
 };
 addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey || /SELECT|INPUT/.test(event.target.tagName) || !KEYS[event.key]) return;
@@ -291,6 +291,81 @@ function choose(select, value) {
   select.value = value;
   select.onchange();
 }
+
+// A path of the camera through keys: shown here, saved as nerfstudio's camera_path.json, drawn by render.py --path
+
+const path = [];
+let playing = 0;
+
+function keysShown(chosen) {
+  $.path.hidden = !path.length;
+  $.keys.replaceChildren(...path.map((_, i) => new Option(`key ${i + 1} of ${path.length}`, i)));
+  $.keys.value = Math.max(0, Math.min(chosen, path.length - 1));
+}
+
+function moveKey(by) {
+  const i = +$.keys.value, other = i + by;
+  if (!path[other]) return;
+  [path[i], path[other]] = [path[other], path[i]];
+  keysShown(other);
+}
+
+// Between key i and the next, 0 <= s <= 1: Catmull-Rom for places and axes, which are then made a rotation again.
+function between(i, s) {
+  const count = path.length, loop = $.loop.checked;
+  const key = (k) => path[loop ? (k + count) % count : Math.max(0, Math.min(count - 1, k))];
+  const [a, b, c, d] = [-1, 0, 1, 2].map((k) => key(i + k));
+  const mixed = (of) => [0, 1, 2].map((n) => {
+    const [p, q, r, t] = [a, b, c, d].map((view) => of(view)[n]);
+    return q + 0.5 * s * (r - p + s * (2 * p - 5 * q + 4 * r - t + s * (3 * (q - r) + t - p)));
+  });
+  const forward = unit(mixed((view) => column(view.turn, 2))), right = unit(cross(mixed((view) => column(view.turn, 1)), forward));
+  const axes = [right, cross(forward, right), forward], blend = (name) => Math.exp((1 - s) * Math.log(b[name]) + s * Math.log(c[name]));
+  return { ...b, place: mixed((view) => view.place), turn: [0, 1, 2].flatMap((n) => axes.map((v) => v[n])), fx: blend("fx"), fy: blend("fy") };
+}
+
+function play() {
+  const begun = performance.now(), parts = $.loop.checked ? path.length : path.length - 1;
+  const step = () => {
+    const u = ((performance.now() - begun) / 1000 / +$.seconds.value) * parts;
+    if (!playing || (u >= parts && !$.loop.checked)) return stop();
+    show(between(Math.floor(u) % Math.max(1, parts), u % 1));
+    playing = requestAnimationFrame(step);
+  };
+  const stop = () => ((playing = 0), ($.play.textContent = "play"));
+  if (playing || parts < 1) return stop();
+  playing = 1, ($.play.textContent = "stop");
+  step();
+}
+
+function pathFile() {
+  const degrees = (view) => (360 / Math.PI) * Math.atan(view.height / 2 / view.fy), seconds = +$.seconds.value;
+  const matrix = ({ place: p, turn: r }) => [0, 1, 2].flatMap((i) => [r[3 * i], -r[3 * i + 1], -r[3 * i + 2], p[i]]).concat([0, 0, 0, 1]);
+  const keyframes = path.map((view) => ({ matrix: matrix(view), fov: degrees(view), aspect: view.width / view.height,
+    override_transition_enabled: false, override_transition_sec: null }));
+  return { camera_type: "perspective", render_width: path[0].width, render_height: path[0].height, fps: 30, seconds,
+    is_cycle: $.loop.checked, smoothness_value: 0, default_fov: degrees(path[0]), default_transition_sec: seconds / path.length,
+    keyframes, camera_path: [] };
+}
+
+async function save() {
+  const text = JSON.stringify(pathFile());
+  if (server?.saves) {
+    const reply = await fetch(`path?${query({})}`, { method: "POST", body: text });
+    return say(await reply.text());
+  }
+  const link = Object.assign(document.createElement("a"), { download: "camera_path.json" });
+  link.href = URL.createObjectURL(new Blob([text], { type: "application/json" }));
+  link.click();
+  say("camera_path.json: render.py --path draws it");
+}
+
+$.keys.onchange = () => show(path[$.keys.value]);
+$.earlier.onclick = () => moveKey(-1);
+$.later.onclick = () => moveKey(1);
+$.drop.onclick = () => (path.splice($.keys.value, 1), keysShown(+$.keys.value));
+$.play.onclick = play;
+$.save.onclick = save;
 
 // The bar
 

@@ -26,7 +26,7 @@ from gaussian_renderer import looks
 from scene.formats import arrays, spz
 from scene.formats.ply import save_ply
 from scene.gaussian_model import GaussianModel
-from utils.files import DataError
+from utils.files import DataError, write_json
 from utils.image import PNG_LEVEL, to_uint8
 from viewer.live import NoTrainer, Trainer
 from viewer.page import page, scene_view
@@ -36,6 +36,7 @@ from viewer.views import folder_view
 THIS_MACHINE = ("127.0.0.1", "localhost", "[::1]")
 MAX_PIXELS = 16 * 1024 * 1024
 FARTHEST = 1e12  # a coordinate that may be meant seriously
+LONGEST_BODY = 4 * 1024 * 1024
 JPEG_QUALITY = 80
 SILENCE = 20.0  # seconds after which a connection that says nothing is closed
 NAME = Path("splats")  # in messages
@@ -71,7 +72,7 @@ class Site:
             "/": self.page, "/frame": self.frame, "/photo": self.photo, "/splats": self.splats,
             "/state": self.state,
         }  # fmt: skip
-        self.posts: dict[str, Callable[[dict], Reply]] = {"/pause": self.pause}
+        self.posts: dict[str, Callable[[dict, bytes], Reply]] = {"/pause": self.pause, "/path": self.path}
 
     def page(self, query: dict) -> Reply:
         folder, iterations = self._pictures.folder, self._pictures.iterations
@@ -83,6 +84,7 @@ class Site:
             "sources": self._sources(live, bool(iterations)),
             "photos": bool(self._pictures.photos),
             "live": live,
+            "saves": folder is not None,
         }
         if iterations and len(view["cameras"]) < 2:
             own |= self._pictures.reach(iterations[0])
@@ -127,11 +129,25 @@ class Site:
             return _json({"live": False, "iterations": self._pictures.iterations})
         return _json({"live": True} | self._trainer.state())
 
-    def pause(self, query: dict) -> Reply:
+    def pause(self, query: dict, body: bytes) -> Reply:
         if self._trainer is None:
             raise Refused(404, "there is no run to pause")
         self._trainer.pause(_flag(query, "on", True))
         return self.state(query)
+
+    def path(self, query: dict, body: bytes) -> Reply:
+        """A camera path that was made in the page, to be kept in the model folder."""
+        if self._pictures.folder is None:
+            raise Refused(404, "a file of splats has no folder to keep it in")
+        try:
+            data = json.loads(body)
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict) or not isinstance(data.get("keyframes"), list):
+            raise Refused(400, "a camera path must be a JSON object with keyframes")
+        target = self._pictures.folder.camera_path
+        write_json(target, data)
+        return Reply("text/plain; charset=utf-8", f"{target}: render.py --path draws it".encode())
 
     def _iteration(self, query: dict) -> int:
         saved = self._pictures.iterations
@@ -152,13 +168,22 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(self.site.gets)
 
     def do_POST(self) -> None:
-        self.close_connection = True  # whatever its body is, nobody reads it
-        self._answer(self.site.posts)
+        self.close_connection = True  # whatever more there is of it, nobody reads it
+        self._answer(self.site.posts, self._body)
 
-    def _answer(self, table: dict[str, Callable[[dict], Reply]]) -> None:
+    def _body(self) -> bytes:
+        text = self.headers.get("Content-Length", "0")
+        size = int(text) if text.isascii() and text.isdecimal() else -1
+        if not 0 <= size <= LONGEST_BODY:
+            raise Refused(413, f"a body must have a Content-Length up to {LONGEST_BODY:,}, got {text[:80]}")
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise Refused(400, f"the body ends after {len(body):,} of {size:,} bytes")
+        return body
+
+    def _answer(self, table: dict[str, Callable[..., Reply]], *parts: Callable[[], bytes]) -> None:
         try:
-            reply = self._reply(table)
-            self._send(200, reply)
+            self._send(200, self._reply(table, *parts))
         except Refused as refused:
             self._send(refused.status, Reply("text/plain; charset=utf-8", str(refused).encode()))
         except NoTrainer as error:
@@ -172,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             print(f"view.py: {self.path[:100]!r} failed: {text}")
             self._send(500, Reply("text/plain; charset=utf-8", text.encode(errors="replace")))
 
-    def _reply(self, table: dict[str, Callable[[dict], Reply]]) -> Reply:
+    def _reply(self, table: dict[str, Callable[..., Reply]], *parts: Callable[[], bytes]) -> Reply:
         self._check_host(self.headers.get("Host", ""))
         origin = self.headers.get("Origin")
         if origin is not None and urlsplit(origin).netloc != self.headers["Host"]:
@@ -183,7 +208,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(403, "the address must have the token t that view.py printed")
         if address.path not in table:
             raise Refused(404, "there is nothing here")
-        return table[address.path](query)
+        return table[address.path](query, *(read() for read in parts))
 
     def _check_host(self, host: str) -> None:
         name = host.rpartition(":")[0] or host
