@@ -22,8 +22,8 @@ from viewer.server import Server, Site
 
 
 def view(options: ViewParams) -> None:
-    source = Path(options.file) if options.file else ModelFolder(options.model_path)
-    trainer = None if options.file else Trainer(source)
+    folder = None if options.file else ModelFolder(options.model_path)
+    source, trainer = folder or Path(options.file), Trainer(folder) if folder else None
     _check(source, trainer)
     site = Site(Pictures(source, pick_device(options.device)), trainer)
     server = _server(site, options)
@@ -43,7 +43,7 @@ def _check(source: ModelFolder | Path, trainer: Trainer | None) -> None:
         formats.ending(source)
         if not is_file(source):
             raise DataError(f"{source}: there is no such file")
-    elif not trainer.there():
+    elif not (trainer and trainer.there()):
         source.saved()
 
 

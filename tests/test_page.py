@@ -98,6 +98,23 @@ def test_exact_numbers_give_our_picture(browser, tmp_path, degree, antialiased):
     tab.close()
 
 
+def test_a_small_scene_with_its_own_near_plane(browser, tmp_path):
+    """Truth: everything twenty times as large, where the near plane is the rasterizer's."""
+    model, camera = scene(), entry(0.0)
+    ours = rendered(model, camera)
+    with torch.no_grad():
+        model.means.mul_(0.05)
+        model.log_scales.add_(math.log(0.05))
+    small = camera | {"position": (0.05 * np.array(camera["position"])).tolist()}
+    formats.write(model, tmp_path / "small.ply")
+    view = scene_view([view_camera(small)], near=0.05 * 0.2)
+    text = page("x", (tmp_path / "small.ply").read_bytes(), view)
+    (tmp_path / "x.html").write_text(text, encoding="utf-8")
+    tab = Tab(browser, (WIDTH, HEIGHT)).open((tmp_path / "x.html").as_uri() + "#camera=0")
+    assert psnr(tab.picture(), ours) >= 50
+    tab.close()
+
+
 @pytest.mark.parametrize("degree, scale", [(1, 1.0), (3, 0.5)])
 def test_sliders_do_what_the_rasterizer_does(browser, tmp_path, degree, scale):
     model, camera = scene(), entry(1.0)

@@ -1,11 +1,11 @@
 // The page around the splats: camera, keys, pictures of a server, the bar. The scene comes as JSON:
-//   up [3], background [3], cameras [{name, test, place, turn, fx, fy, width, height, psnr}], start: number of a camera
+//   up [3], background [3], near, cameras [{name, test, place, turn, fx, fy, width, height, psnr}], start: number of a camera
 //   server: what view.py adds, see viewer/server.py
 
 const scene = JSON.parse(document.getElementById("scene").textContent);
 const $ = Object.fromEntries([...document.querySelectorAll("[id]")].map((element) => [element.id, element]));
 const server = scene.server || null;
-const look = { mode: "color", scale: 1, degree: 3, background: scene.background };
+const look = { mode: "color", scale: 1, degree: 3, background: scene.background, near: scene.near };
 const dot = (a, b) => a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
 const plus = (a, b, k = 1) => [0, 1, 2].map((i) => a[i] + k * b[i]);
 const cross = (a, b) => [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
@@ -159,7 +159,7 @@ async function picture() {
 
 async function inBrowser(part) {
   const begun = performance.now(), size = [$.picture.width, $.picture.height].map((v) => Math.max(1, Math.round(v * part)));
-  const sorting = splats.sort(camera);
+  const sorting = splats.sort(camera, look.near);
   if (splats.ms > 40) splats.draw(camera, look, size); // in the order of the last picture, for now
   await sorting;
   splats.draw(camera, look, size);

@@ -8,10 +8,12 @@ import base64
 import html
 import json
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NEAR = 0.2  # of the rasterizer
 UP = (0.0, -1.0, 0.0)  # y points down
 
 
@@ -27,14 +29,17 @@ def page(title: str, payload: bytes = b"", view: dict | None = None) -> str:
     return slot.sub(lambda found: parts.get(found[1]) or _file(found[1]), _file("page.html"))
 
 
-def scene_view(cameras: list[dict] = (), up=UP, background=(0.0, 0.0, 0.0), start: int = 0) -> dict:
+def scene_view(
+    cameras: Sequence[dict] = (), up=UP, background=(0.0, 0.0, 0.0), start: int = 0, near: float = NEAR
+) -> dict:
     """What the page knows about the scene. cameras: see view_camera(); start: number of the camera to begin
-    at, if there are any."""
+    at, if there are any; near: what is closer to a camera is not drawn."""
     return {
         "cameras": list(cameras),
         "up": [float(v) for v in up],
         "background": [float(v) for v in background],
         "start": start,
+        "near": near,
     }
 
 

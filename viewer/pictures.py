@@ -115,9 +115,16 @@ class Pictures:
         middle = means.median(0).values
         return {"middle": middle.tolist(), "radius": float((means - middle).norm(dim=1).median())}
 
+    def listed(self, ask: Ask) -> Camera:
+        """The same for a run: as cameras.json has it."""
+        return self._fitting(self._listed.get(ask.camera), ask)
+
     def camera(self, ask: Ask) -> Camera:
         """The one of cameras.json, no larger than asked for."""
         camera = self.photos.get(ask.camera) or self._listed.get(ask.camera)
+        return self._fitting(camera, ask)
+
+    def _fitting(self, camera: Camera | None, ask: Ask) -> Camera:
         if camera is None:
             raise DataError(f"camera must be one of cameras.json, got {ask.camera}")
         if ask.size is None:

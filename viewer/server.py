@@ -109,7 +109,7 @@ class Site:
     def _live_frame(self, ask: Ask, still: bool) -> Reply:
         if self._trainer is None:
             raise Refused(404, "there is no run to look at")
-        camera = ask.free if ask.camera is None else self._pictures.camera(ask)
+        camera = ask.free if ask.camera is None else self._pictures.listed(ask)
         image, wait = self._trainer.picture(camera, ask.mode, ask.scale, ask.degree, still)
         return _picture(image, still, {"X-Next": f"{wait:.2f}"})
 

@@ -3,7 +3,7 @@
 //
 //   const splats = new Splats(canvas);
 //   await splats.load(bytes);        // a .ply or .spz file, which may be gzipped
-//   await splats.sort(camera);       // in a worker; the page stays awake
+//   await splats.sort(camera, near); // in a worker; the page stays awake
 //   splats.draw(camera, look, size); // with the order of the last sort that has ended
 //
 // A camera is {place, turn, fx, fy, width, height}: `turn` has the rows of the rotation from the camera (x right,
@@ -11,6 +11,7 @@
 
 const ROW = 2048; // splats in one row of a texture
 const QUADS = 1024; // splats in one instance: few instances, as each costs time of its own
+const NEAR = 0.2; // what is closer is not drawn; of training's own unit of length
 const PARTS = 8; // of the splats, after each of which pixels that are done are shut
 
 // In the worker: files become textures, and depths an order. It has no access to anything else of this file.
@@ -199,7 +200,7 @@ void main() { gl_Position = vec4(vec2(gl_VertexID == 1 ? 3 : -1, gl_VertexID == 
 const PROJECT = `${COMMON}
 uniform sampler2DArray geometry, sh;
 uniform mat4 view; uniform vec3 eye; uniform vec4 lens; uniform vec2 size;
-uniform int count, degree, mode; uniform float scale; uniform bool antialiased;
+uniform int count, degree, mode; uniform float scale, near; uniform bool antialiased;
 layout(location = 0) out uvec4 place; // mean x and y; first and last + 1 of columns and rows
 layout(location = 1) out uvec4 shape; // of the exponent of 2: dx dx, dx dy, dy dy; log2 of the opacity
 layout(location = 2) out uvec4 look; // color
@@ -230,7 +231,7 @@ void main() {
   if (at.y * ${ROW} + at.x >= count) return;
   vec4 a = texelFetch(geometry, ivec3(at, 0), 0);
   vec3 p = (view * vec4(a.xyz, 1)).xyz;
-  if (!(p.z > 0.2)) return;
+  if (!(p.z > near)) return;
   vec4 b = scale * scale * texelFetch(geometry, ivec3(at, 1), 0);
   vec2 c = scale * scale * texelFetch(geometry, ivec3(at, 2), 0).xy;
   mat3 sigma = mat3(b.x, b.y, b.z, b.y, b.w, c.x, b.z, c.x, c.y), turn = transpose(mat3(view));
@@ -384,17 +385,17 @@ class Splats {
     this.check();
   }
 
-  async sort(camera) {
+  async sort(camera, near = NEAR) {
     const { turn: r, place: p } = camera;
     const axis = [r[2], r[5], r[8], -(r[2] * p[0] + r[5] * p[1] + r[8] * p[2])];
-    const { order, shown, range, ms } = await this.ask({ axis, near: 0.2 });
+    const { order, shown, range, ms } = await this.ask({ axis, near });
     const gl = this.gl;
     gl.bindTexture(gl.TEXTURE_2D, this.order);
     gl.texSubImage2D(gl.TEXTURE_2D, 0, 0, 0, ROW, this.rows, gl.RED_INTEGER, gl.UNSIGNED_INT, order);
     Object.assign(this, { shown, range, ms });
   }
 
-  // look: {mode, scale, degree, background, antialiased}; size: [width, height] of the picture before it is
+  // look: {mode, scale, degree, background, near, antialiased}; size: [width, height] of the picture before it is
   // stretched over the canvas.
   draw(camera, look, [width, height]) {
     const gl = this.gl, front = ["1i", +this.front], mode = MODES.indexOf(look.mode);
@@ -403,7 +404,7 @@ class Splats {
     gl.disable(gl.BLEND);
     this.pass("project", this.projection, ROW, this.rows, {
       ...common, lens: ["4f", ...lens], view: worldToCamera(camera), eye: ["3f", ...camera.place],
-      count: ["1i", this.count], degree: ["1i", Math.min(look.degree, this.degree)], scale: ["1f", look.scale],
+      count: ["1i", this.count], degree: ["1i", Math.min(look.degree, this.degree)], scale: ["1f", look.scale], near: ["1f", look.near ?? NEAR],
       antialiased: ["1i", look.antialiased ?? this.antialiased],
     }, { geometry: this.geometry, sh: this.sh });
     gl.drawArrays(gl.TRIANGLES, 0, 3);
