@@ -105,5 +105,10 @@ def _solid(gaussians: GaussianModel, mode: str) -> GaussianModel:
 class _Solid(GaussianModel):
     """Opacities and scales as they are given, not as the parameters mean them."""
 
-    scales = property(lambda self: self.shown_scales)
-    opacities = property(lambda self: PLATEAU * (self.opacity_logits > FAINT).to(self.opacity_logits))
+    @property
+    def scales(self) -> Tensor:
+        return self.shown_scales
+
+    @property
+    def opacities(self) -> Tensor:
+        return PLATEAU * (self.opacity_logits > FAINT).to(self.opacity_logits)

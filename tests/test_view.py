@@ -31,7 +31,7 @@ from tests.test_page import scene as some_splats
 from tests.test_viewer import message
 from viewer.live import NoTrainer, Trainer
 from viewer.pictures import Pictures, camera_at
-from viewer.server import Server, Site
+from viewer.server import Server, Site, is_this_machine
 
 ROOT = Path(__file__).parents[1]
 CASES = int(os.environ.get("TILESPLAT_FUZZ", 300))
@@ -233,6 +233,13 @@ def test_only_those_who_know_the_token(served):
 )
 def test_only_by_the_name_of_this_machine(served, host):
     assert served.get("/state", Host=host)[0] == 403
+
+
+def test_where_others_may_look():
+    """With --host they ask for an address, or for the name that was given."""
+    for name, listens in (("192.168.0.7", "0.0.0.0"), ("[fe80::1]", "0.0.0.0"), ("box.lan", "box.lan")):
+        assert is_this_machine(name, listens) and not is_this_machine(name, "127.0.0.1")
+    assert not is_this_machine("evil.example", "0.0.0.0")
 
 
 def test_by_the_other_names_of_this_machine(served):

@@ -20,7 +20,7 @@ MARGIN = 1.2  # that an estimate may be too high
 
 class Embedded(NamedTuple):
     payload: bytes
-    count: int  # of splats
+    splats: int
     lost: str  # of the model, in words; empty if nothing
 
 
@@ -48,6 +48,7 @@ def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) ->
             lost = "" if coarser == quality else f"SH as with --quality {coarser}"
             return Embedded(payload, len(model), lost)
     kept, size = model, _estimated(model, path, QUALITIES[0])
+    payload = b""
     for _ in range(TRIES):
         share = min(1.0, max(0.98 * most / size, 1 / len(kept)))
         kept = edit.rows(kept, edit.most_visible(kept, share))

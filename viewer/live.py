@@ -86,11 +86,11 @@ class Trainer:
         try:
             connection = self._connected()
             connection.sendall(len(body).to_bytes(4, "little") + body)
-            pixels = self._receive(size)
-            length = int.from_bytes(self._receive(4), "little")
+            pixels = _receive(connection, size)
+            length = int.from_bytes(_receive(connection, 4), "little")
             if length > LONGEST_TEXT:
                 raise OSError("it speaks another protocol")
-            self._hear(self._receive(length))
+            self._hear(_receive(connection, length))
         except (OSError, ValueError) as error:
             self.close()
             self.paused = False
@@ -106,15 +106,6 @@ class Trainer:
             self._socket.settimeout(PATIENCE)
         return self._socket
 
-    def _receive(self, count: int) -> bytes:
-        data = bytearray()
-        while len(data) < count:
-            piece = self._socket.recv(count - len(data))
-            if not piece:
-                raise OSError("it has closed the connection")
-            data += piece
-        return bytes(data)
-
     def _hear(self, told: bytes) -> None:
         """The path of the data set, and after a zero byte what we wanted to know."""
         _, _, stats = told.partition(b"\0")
@@ -127,6 +118,16 @@ class Trainer:
             self.curve.append((self.stats["iteration"], loss))
             if len(self.curve) > CURVE:
                 del self.curve[1::2]
+
+
+def _receive(connection: socket.socket, count: int) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        piece = connection.recv(count - len(data))
+        if not piece:
+            raise OSError("it has closed the connection")
+        data += piece
+    return bytes(data)
 
 
 def view_message(camera: Camera) -> dict:

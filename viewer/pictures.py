@@ -25,8 +25,7 @@ from viewer.views import camera_entries
 class Ask:
     """One picture that somebody wants, checked."""
 
-    camera: int | None = None  # number in cameras.json; else `free`
-    free: Camera | None = None
+    where: int | Camera  # a number in cameras.json, or any other place
     size: tuple[int, int] | None = None  # a picture of a camera in cameras.json is as large as fits, if given
     mode: str = "color"
     scale: float = 1.0
@@ -40,6 +39,7 @@ class Pictures:
     def __init__(self, source: ModelFolder | Path, device: torch.device):
         self.source, self.device = source, device
         self.folder = source if isinstance(source, ModelFolder) else None
+        self._file = source if isinstance(source, Path) else Path()
         self.model, self.pipe = ModelParams(), PipelineParams()
         if self.folder:
             groups = (ModelParams, PipelineParams)
@@ -63,7 +63,7 @@ class Pictures:
     def _load(self, iteration: int) -> Shown:
         if self.folder:
             return method.load(self.model, self.pipe, iteration, self.background)[0]
-        gaussians = formats.read(self.source, self.device)
+        gaussians = formats.read(self._file, self.device)
         pipe = PipelineParams(antialiasing=gaussians.antialiased)
         return Shown(Splats(gaussians, pipe, self.background))
 
@@ -83,13 +83,15 @@ class Pictures:
     def picture(self, ask: Ask) -> Tensor:
         """[3, H, W], not clamped."""
         shown = self.shown(ask.iteration)
-        camera = ask.free if ask.camera is None else self.camera(ask)
+        camera = self.camera(ask)
         if ask.mode == "error":
             return looks.error(shown.picture(camera).image.clamp(0, 1), self._photo(ask, camera))
         as_trained = ask.mode == "color" and ask.scale == 1 and ask.degree == 3
         if as_trained or not isinstance(shown.scene, Splats):
-            return (shown.scene.picture(camera) if ask.camera is None else shown.picture(camera)).image
-        splats: Splats = shown.scene
+            return (
+                shown.picture(camera) if isinstance(ask.where, int) else shown.scene.picture(camera)
+            ).image
+        splats = shown.scene
         asked = ask.mode, ask.scale, ask.degree
         return looks.picture(camera, splats.gaussians, splats.pipe, self.background, *asked)
 
@@ -116,20 +118,14 @@ class Pictures:
         return {"middle": middle.tolist(), "radius": float((means - middle).norm(dim=1).median())}
 
     def listed(self, ask: Ask) -> Camera:
-        """The same for a run: as cameras.json has it."""
-        return self._fitting(self._listed.get(ask.camera), ask)
+        """The place for a run that trains: as cameras.json has it."""
+        return ask.where if isinstance(ask.where, Camera) else _fitting(self._listed.get(ask.where), ask)
 
     def camera(self, ask: Ask) -> Camera:
-        """The one of cameras.json, no larger than asked for."""
-        camera = self.photos.get(ask.camera) or self._listed.get(ask.camera)
-        return self._fitting(camera, ask)
-
-    def _fitting(self, camera: Camera | None, ask: Ask) -> Camera:
-        if camera is None:
-            raise DataError(f"camera must be one of cameras.json, got {ask.camera}")
-        if ask.size is None:
-            return camera
-        return resized(camera, min(1.0, ask.size[0] / camera.width, ask.size[1] / camera.height))
+        """The place, with a picture no larger than asked for."""
+        if isinstance(ask.where, Camera):
+            return ask.where
+        return _fitting(self.photos.get(ask.where) or self._listed.get(ask.where), ask)
 
     @cached_property
     def _listed(self) -> dict[int, Camera]:
@@ -144,7 +140,7 @@ class Pictures:
         return replace(camera, name=entry["img_name"])
 
     def _photo(self, ask: Ask, camera: Camera) -> Tensor:
-        photo = to_float(self.photo(ask.camera if ask.camera is not None else -1))
+        photo = to_float(self.photo(ask.where if isinstance(ask.where, int) else -1))
         size = (camera.height, camera.width)
         return torch.nn.functional.interpolate(photo[None], size, mode="area")[0]
 
@@ -157,6 +153,14 @@ def camera_at(place, turn, lens, size: tuple[int, int], device: torch.device) ->
     K = [[lens[0], 0.0, lens[2]], [0.0, lens[1], lens[3]], [0.0, 0.0, 1.0]]
     matrix = torch.tensor(to_camera, dtype=torch.float32, device=device)
     return Camera("viewer", *size, matrix, torch.tensor(K, dtype=torch.float32, device=device))
+
+
+def _fitting(camera: Camera | None, ask: Ask) -> Camera:
+    if camera is None:
+        raise DataError(f"camera must be one of cameras.json, got {ask.where}")
+    if ask.size is None:
+        return camera
+    return resized(camera, min(1.0, ask.size[0] / camera.width, ask.size[1] / camera.height))
 
 
 def resized(camera: Camera, share: float) -> Camera:

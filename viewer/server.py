@@ -7,6 +7,7 @@ strangers in the same browser know neither. Nothing is served but what the table
 import contextlib
 import hmac
 import io
+import ipaddress
 import json
 import math
 import secrets
@@ -109,7 +110,7 @@ class Site:
     def _live_frame(self, ask: Ask, still: bool) -> Reply:
         if self._trainer is None:
             raise Refused(404, "there is no run to look at")
-        camera = ask.free if ask.camera is None else self._pictures.listed(ask)
+        camera = self._pictures.listed(ask)
         image, wait = self._trainer.picture(camera, ask.mode, ask.scale, ask.degree, still)
         return _picture(image, still, {"X-Next": f"{wait:.2f}"})
 
@@ -163,6 +164,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "TileSplat", ""
     timeout = SILENCE
     site: Site
+    host: str  # what the server listens on
 
     def do_GET(self) -> None:
         self._answer(self.site.gets)
@@ -200,7 +202,7 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self, table: dict[str, Callable[..., Reply]], *parts: Callable[[], bytes]) -> Reply:
         self._check_host(self.headers.get("Host", ""))
         origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.headers["Host"]:
+        if origin is not None and urlsplit(origin).netloc != self.headers.get("Host", ""):
             raise Refused(403, "pages of others may not ask")
         address = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(address.query, max_num_fields=50).items()}
@@ -211,8 +213,7 @@ class Handler(BaseHTTPRequestHandler):
         return table[address.path](query, *(read() for read in parts))
 
     def _check_host(self, host: str) -> None:
-        name = host.rpartition(":")[0] or host
-        if name not in (*THIS_MACHINE, self.server.server_address[0]):
+        if not is_this_machine(host.rpartition(":")[0] or host, self.host):
             raise Refused(403, "the Host must be this machine")
 
     def _send(self, status: int, reply: Reply) -> None:
@@ -225,7 +226,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(reply.body)
 
-    def log_message(self, *arguments) -> None:
+    def log_message(self, format: str, *args) -> None:
         """Not a line for each picture."""
 
 
@@ -234,10 +235,22 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
 
     def __init__(self, site: Site, host: str, port: int):
-        super().__init__((host, port), type("SiteHandler", (Handler,), {"site": site}))
+        super().__init__((host, port), type("SiteHandler", (Handler,), {"site": site, "host": host}))
 
     def handle_error(self, request, client_address) -> None:
         """A connection that broke is no news."""
+
+
+def is_this_machine(name: str, listens: str) -> bool:
+    """As a browser says it. Names of strangers may lead here, too; addresses have no such names."""
+    if name in (*THIS_MACHINE, listens):
+        return True
+    if listens in THIS_MACHINE:
+        return False
+    try:
+        return bool(ipaddress.ip_address(name.strip("[]")))
+    except ValueError:
+        return False
 
 
 # What a query says
@@ -251,21 +264,19 @@ def parse_ask(query: dict, device: torch.device) -> Ask:
             raise Refused(
                 400, f"a picture must have at most {MAX_PIXELS:,} pixels, got {size[0]} x {size[1]}"
             )
-    ask = Ask(
+    mode = query.get("mode", "color")
+    if mode not in (*looks.MODES, "error"):
+        raise Refused(400, f"mode must be one of {', '.join(looks.MODES)}, error, got {mode[:80]}")
+    if mode == "error" and "camera" not in query:
+        raise Refused(400, "an error needs a camera that has a photo")
+    by_number = "camera" in query
+    return Ask(
+        where=_whole(query, "camera", 0, 1 << 30) if by_number else _free_camera(query, size, device),
         size=size,
-        mode=query.get("mode", "color"),
+        mode=mode,
         scale=_number(query, "scale", 0.0, 100.0, 1.0),
         degree=_whole(query, "degree", 0, 3, 3),
     )
-    if ask.mode not in (*looks.MODES, "error"):
-        raise Refused(400, f"mode must be one of {', '.join(looks.MODES)}, error, got {ask.mode[:80]}")
-    if "camera" in query:
-        ask.camera = _whole(query, "camera", 0, 1 << 30)
-    elif ask.mode == "error":
-        raise Refused(400, "an error needs a camera that has a photo")
-    else:
-        ask.free = _free_camera(query, size, device)
-    return ask
 
 
 def _free_camera(query: dict, size: tuple[int, int] | None, device: torch.device):
