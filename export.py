@@ -18,6 +18,7 @@ from scene.folder import ModelFolder
 from scene.gaussian_model import GaussianModel
 from utils import commands
 from utils.files import read_json
+from utils.terminal import say
 from viewer.embed import write_page
 from viewer.page import scene_view
 from viewer.views import folder_view
@@ -29,7 +30,7 @@ def export(options: ExportParams) -> None:
             formats.check_writable(path)
     source = _source(options)
     gaussians = formats.read(source)
-    print(f"{source}: {len(gaussians):,} splats, {_size(source)}")
+    say(f"{source}: {len(gaussians):,} splats, {_size(source)}")
     gaussians = _less(gaussians, options)
     turn = None if options.up == "none" else edit.to_up(_up(options))
     if turn is not None:
@@ -37,9 +38,9 @@ def export(options: ExportParams) -> None:
     for path in map(Path, options.to):
         count, lost = _write(gaussians, path, options, turn)
         each = path.stat().st_size / max(count, 1)
-        print(f"{path}: {count:,} splats, {_size(path)}, {each:.1f} bytes each")
+        say(f"{path}: {count:,} splats, {_size(path)}, {each:.1f} bytes each")
         if lost:
-            print(f"{path}: {lost}")
+            say(f"{path}: {lost}")
 
 
 def _write(

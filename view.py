@@ -16,6 +16,7 @@ from scene import formats
 from scene.folder import ModelFolder
 from utils import commands
 from utils.files import DataError, is_file
+from utils.terminal import say
 from viewer.live import Trainer
 from viewer.pictures import Pictures
 from viewer.server import Server, Site
@@ -28,9 +29,9 @@ def view(options: ViewParams) -> None:
     site = Site(Pictures(source, pick_device(options.device)), trainer)
     server = _server(site, options)
     address = f"http://{options.host}:{server.server_address[1]}/?t={site.token}"
-    print(f"{source}: {address}", flush=True)
+    say(f"{source}: {address}")
     if options.host not in ("127.0.0.1", "localhost"):
-        print(f"Warning: whoever reaches {options.host} and knows this address can look, too", flush=True)
+        say(f"Warning: whoever reaches {options.host} and knows this address can look, too")
     if options.open:
         webbrowser.open(address)
     with server:

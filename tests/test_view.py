@@ -179,6 +179,29 @@ def test_a_file_of_splats(tmp_path):
         server.close()
 
 
+def test_a_normalized_model(data, tmp_path):
+    """It lies elsewhere when it is loaded; the page knows the data set's coordinates alone."""
+    folder = tmp_path / "m"
+    run_training(data, folder, 20, "--disable_viewer", "--normalize")
+    assert (folder / "normalization.json").is_file()
+    assert render.main(["-m", str(folder), "--quiet", "--device", "cpu"]) == 0
+    server = Served(ModelFolder(folder))
+    entry = json.loads((folder / "cameras.json").read_text())[0]
+    made = np.asarray(Image.open(folder / "test/ours_20/renders/00000.png"))
+    lens = [entry["fx"], entry["fy"], entry["width"] / 2, entry["height"] / 2]
+    free = ",".join(str(v) for v in [*entry["position"], *np.ravel(entry["rotation"]), *lens])
+    try:
+        np.testing.assert_array_equal(server.picture("camera=0"), made)
+        assert psnr(server.picture(f"view={free}&w={SIZE[0]}&h={SIZE[1]}"), made) >= 50
+        with chromium() as browser:
+            tab = Tab(browser, SIZE).open(f"{server.address}#camera=0")
+            tab.do("$.source.value = 'floats', $.source.onchange(), 0")
+            tab.until("$.said.textContent !== 'loading' && window.__ready")
+            assert psnr(tab.picture(), made) >= 50
+    finally:
+        server.close()
+
+
 def test_a_camera_path_is_kept(served, folder):
     """Made in the page, as nerfstudio's file: matrices from OpenGL's camera to the world, row by row."""
     with chromium() as browser:

@@ -14,6 +14,7 @@ from arguments import (
     PipelineParams,
     RenderParams,
     RunParams,
+    ViewParams,
 )
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
@@ -22,6 +23,7 @@ PROGRAMS = {
     "render.py": (RenderParams,),
     "metrics.py": (MetricsParams,),
     "convert.py": (ConvertParams,),
+    "view.py": (ViewParams,),
 }
 HEAD = """# Flags
 

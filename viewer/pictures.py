@@ -1,6 +1,5 @@
 """Pictures of a finished model, by our own rasterizer: from any place, or beside the photo of a camera."""
 
-import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +13,12 @@ from gaussian_renderer import Splats, looks
 from per_view import Shown
 from scene import Camera, Scene, formats
 from scene.folder import ModelFolder
+from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from training import method
 from utils.files import DataError
 from utils.image import to_float
+from utils.terminal import say
 from viewer.views import camera_entries
 
 
@@ -46,6 +47,7 @@ class Pictures:
             self.model, self.pipe = build(groups, saved_options(self.folder.path, groups))
             self.model.model_path = str(self.folder)
         self.background = torch.full((3,), float(self.model.white_background), device=device)
+        self._frame = Similarity.stored(self.folder.normalization) if self.folder else OF_DATA
         self._kept: tuple[int, Shown] | None = None
 
     @property
@@ -75,7 +77,7 @@ class Pictures:
         try:
             scene = Scene(self.model, self.device, for_training=False, quiet=True)
         except (DataError, OSError) as error:
-            print(f"No photos to compare with: {error}")
+            say(f"No photos to compare with: {error}")
             return {}
         return {camera.uid: camera for camera in [*scene.train_cameras, *scene.test_cameras]}
 
@@ -103,12 +105,11 @@ class Pictures:
         return self.photos[number].image()
 
     def splats(self, iteration: int) -> GaussianModel:
-        """The Gaussians, for browsers."""
-        scene = self.shown(iteration).scene
-        if not isinstance(scene, Splats):
+        """The Gaussians in the data set's coordinates, for browsers."""
+        if self.folder and self.model.method != "gaussians":
             raise DataError("this model is not made of splats: a browser cannot draw it")
-        gaussians = copy.copy(scene.gaussians)
-        gaussians.antialiased = scene.pipe.antialiasing
+        gaussians = formats.read(self.folder.ply(iteration) if self.folder else self._file, self.device)
+        gaussians.antialiased |= self.pipe.antialiasing
         return gaussians
 
     def reach(self, iteration: int) -> dict:
@@ -123,9 +124,16 @@ class Pictures:
 
     def camera(self, ask: Ask) -> Camera:
         """The place, with a picture no larger than asked for."""
-        if isinstance(ask.where, Camera):
-            return ask.where
-        return _fitting(self.photos.get(ask.where) or self._listed.get(ask.where), ask)
+        if isinstance(ask.where, Camera) or ask.where not in self.photos:
+            return self._entered(self.listed(ask))
+        return _fitting(self.photos[ask.where], ask)
+
+    def _entered(self, camera: Camera) -> Camera:
+        """A camera in the data set's coordinates, put where the loaded model is."""
+        if self._frame.trivial:
+            return camera
+        moved = self._frame.enter_camera(camera.world_to_camera.double().cpu().numpy())
+        return replace(camera, world_to_camera=torch.from_numpy(moved).to(camera.world_to_camera))
 
     @cached_property
     def _listed(self) -> dict[int, Camera]:

@@ -29,6 +29,7 @@ from scene.formats.ply import save_ply
 from scene.gaussian_model import GaussianModel
 from utils.files import DataError, write_json
 from utils.image import PNG_LEVEL, to_uint8
+from utils.terminal import say
 from viewer.live import NoTrainer, Trainer
 from viewer.page import page, scene_view
 from viewer.pictures import Ask, Pictures, camera_at
@@ -196,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         except Exception as error:  # one request must not end the others
             text = f"{type(error).__name__}: {error}"
-            print(f"view.py: {self.path[:100]!r} failed: {text}")
+            say(f"view.py: {self.path[:100]!r} failed: {text}")
             self._send(500, Reply("text/plain; charset=utf-8", text.encode(errors="replace")))
 
     def _reply(self, table: dict[str, Callable[..., Reply]], *parts: Callable[[], bytes]) -> Reply:

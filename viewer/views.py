@@ -6,9 +6,10 @@ import torch
 from arguments import ConfigError, ModelParams, build, saved_options
 from scene import edit
 from scene.folder import ModelFolder
+from scene.frame import Similarity
 from utils.files import DataError, read_json
 from utils.geometry import rotation_matrices
-from viewer.page import UP, scene_view, view_camera
+from viewer.page import NEAR, UP, scene_view, view_camera
 
 
 def folder_view(folder: ModelFolder, iteration: int, turn: torch.Tensor | None = None) -> dict:
@@ -20,7 +21,8 @@ def folder_view(folder: ModelFolder, iteration: int, turn: torch.Tensor | None =
     if turn is not None:
         _turn(cameras, turn)
     background = [float(model_options(folder).white_background)] * 3
-    return scene_view(cameras, up, background, _best(cameras))
+    near = NEAR * Similarity.stored(folder.normalization).unit
+    return scene_view(cameras, up, background, _best(cameras), near)
 
 
 def model_options(folder: ModelFolder) -> ModelParams:
