@@ -166,6 +166,16 @@ def test_both_sources_show_the_same_in_a_browser(served, folder):
         assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
 
 
+def test_a_browser_that_cannot_draw_asks_our_rasterizer(served):
+    with chromium() as browser:
+        tab = Tab(browser, SIZE)
+        tab.page.add_init_script("HTMLCanvasElement.prototype.getContext = (get => function (kind, ...more) {"
+                                 " return kind === 'webgl2' ? null : get.call(this, kind, ...more); })"
+                                 "(HTMLCanvasElement.prototype.getContext);")  # fmt: skip
+        tab.open(f"{served.address}#camera=0")
+        assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
+
+
 def test_a_file_of_splats(tmp_path):
     from scene import formats
 

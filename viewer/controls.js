@@ -131,8 +131,13 @@ function free() {
 // Pictures
 
 function changed() {
-  version++;
   moved = performance.now();
+  again();
+}
+
+// Another picture of the same view.
+function again() {
+  version++;
   window.__ready = false;
   clearTimeout(next);
   if (!busy) requestAnimationFrame(picture);
@@ -183,7 +188,7 @@ async function fromServer(whole) {
   $.exact.hidden = false;
   share = 0.5;
   const wait = Number(reply.headers.get("X-Next"));
-  if (wait && whole) next = setTimeout(changed, 1000 * wait); // training goes on
+  if (wait && whole) next = setTimeout(again, 1000 * wait); // training goes on
 }
 
 function query(values) {
@@ -417,8 +422,14 @@ async function load(exact) {
     say(about());
   } catch (error) {
     say(error.message);
-    window.__error = error.message;
+    if (!splats && choices(["exact", "training"])) $.source.value = source = choices(["exact", "training"]);
+    else window.__error = error.message;
   }
+}
+
+// The first of these sources that there is.
+function choices(names) {
+  return names.find((name) => [...$.source.options].some((option) => option.value === name));
 }
 
 // A run that trains: what it says once a second, its loss as a curve, and a button.
@@ -484,6 +495,7 @@ addEventListener("drop", async (event) => {
 
 async function begin() {
   resize();
+  $.picture.addEventListener("webglcontextlost", () => say("the browser has lost its graphics: reload the page"));
   addEventListener("resize", resize);
   source = $.source.value || "browser";
   if (source !== "exact" && source !== "training") await load(source === "floats" ? 1 : 0);
