@@ -23,6 +23,7 @@ from PIL import Image
 import render
 import train
 import view
+from gaussian_renderer import network_gui
 from gaussian_renderer.network_gui import Viewer, ViewerError, parse_request
 from scene.folder import ModelFolder
 from tests import tiny_scenes
@@ -486,6 +487,25 @@ def test_numbers_pause_and_the_end(data, tmp_path):
     finally:
         server.close()
         run.close()
+
+
+def test_a_page_that_vanishes_while_paused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(network_gui, "IDLE_LIMIT", 1.0)
+    folder = tmp_path / "m"
+    thread = threading.Thread(target=run_training, args=(data, folder, 2000, "--port", "0"))
+    thread.start()
+    trainer = Trainer(ModelFolder(folder))
+    while not trainer.there():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    trainer.pause(True)
+    paused = trainer.stats["iteration"]
+    assert paused < 2000
+    thread.join(120)
+    assert not thread.is_alive() and (folder / "point_cloud/iteration_2000/point_cloud.ply").is_file()
+    with pytest.raises(NoTrainer, match="does not answer"):
+        trainer.state()
+    assert not trainer.paused
 
 
 def test_the_page_of_a_run(data, tmp_path):
