@@ -126,7 +126,7 @@ def _finite(data: Any) -> Any:
 
 
 def read_json(path: Path, kind: type = dict) -> Any:
-    """A JSON object, or a list, from a file of others, in UTF-8, UTF-16 or UTF-32."""
+    """A JSON object, or a list, from a data set, in UTF-8, UTF-16 or UTF-32."""
     refuse_pointer(path)
     try:
         data = path.read_bytes()
