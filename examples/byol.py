@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models.resnet import BasicBlock
 
+from arguments import number
 from sample_scene.labeled import PAIRS, SINGLES, draw
 from utils.files import atomic_write
 
@@ -177,10 +178,14 @@ def settings(old: tuple[Tensor, Tensor], test, seed: int, args) -> dict[str, flo
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m examples.byol", description="The table of docs/byol.md.")
     parser.add_argument("-o", "--output", type=Path, default=Path("output/byol"), help="keeps what it has")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=500, help="of pre-training, with labels and without")
-    parser.add_argument("--pictures", type=int, default=6000, help="for pre-training")
-    parser.add_argument("--labels", type=int, default=20, help="of each class, to fine-tune on")
+    parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--steps", type=number(int, 1, 2**31), default=500, help="of pre-training, with labels and without"
+    )
+    parser.add_argument("--pictures", type=number(int, 1, 2**31), default=6000, help="for pre-training")
+    parser.add_argument(
+        "--labels", type=number(int, 1, 2**31), default=20, help="of each class, to fine-tune on"
+    )
     parser.add_argument("--views", choices=VIEWS, default="mild")
     args = parser.parse_args(argv)
     cache, workers = args.output / f"pictures_{args.pictures}.pt", torch.get_num_threads()
@@ -188,12 +193,11 @@ def main(argv: list[str] | None = None) -> None:
         made = [shapes(PAIRS, args.pictures, 0, workers), shapes(SINGLES, args.pictures // 4, 1, workers)]
         with atomic_write(cache) as file:
             torch.save(made, file)
-    old, test = torch.load(cache)
-    found = [settings(old, test, seed, args) for seed in args.seeds]
+    found = [settings(*torch.load(cache), seed, args) for seed in args.seeds]
     print("| | pre-trained with | then trained | right, % |\n|---|---|---|---|")
     for row in found[0]:
         values = torch.tensor([scores[row] for scores in found])
-        print(f"| {row} | {values.mean():.1f} ± {values.std():.1f} |")
+        print(f"| {row} | {values.mean():.1f} ± {values.std(correction=min(len(found) - 1, 1)):.1f} |")
 
 
 if __name__ == "__main__":
