@@ -179,13 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m examples.byol", description="The table of docs/byol.md.")
     parser.add_argument("-o", "--output", type=Path, default=Path("output/byol"), help="keeps what it has")
     parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--steps", type=number(int, 1, 2**31), default=500, help="of pre-training, with labels and without"
-    )
+    parser.add_argument("--steps", type=number(int, 1, 2**31), default=500, help="of pre-training")
     parser.add_argument("--pictures", type=number(int, 1, 2**31), default=6000, help="for pre-training")
-    parser.add_argument(
-        "--labels", type=number(int, 1, 2**31), default=20, help="of each class, to fine-tune on"
-    )
+    parser.add_argument("--labels", type=number(int, 1, 2**31), default=20, help="of each class")
     parser.add_argument("--views", choices=VIEWS, default="mild")
     args = parser.parse_args(argv)
     cache, workers = args.output / f"pictures_{args.pictures}.pt", torch.get_num_threads()
