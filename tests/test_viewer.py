@@ -82,12 +82,12 @@ def message(width=7, height=5, **changes) -> bytes:
 
 
 def receive(client, count: int) -> bytes:
-    data = b""
+    data = bytearray()  # grows without being copied: pictures have up to 100 MB
     while len(data) < count:
-        piece = client.recv(count - len(data))
+        piece = client.recv(min(count - len(data), 1 << 20))
         assert piece, f"closed after {len(data)} of {count} bytes"
         data += piece
-    return data
+    return bytes(data)
 
 
 def ask(client, width=7, height=5, **changes) -> np.ndarray:
