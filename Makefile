@@ -1,7 +1,7 @@
 # TileSplat in two commands. A bare machine with Python >= 3.10, its venv module and a C++ compiler is enough (Debian,
 # Ubuntu: apt install make g++ python3 python3-venv); a GPU is used if there is one.
 #
-#   make demo      set up; train the sample scene, render and score its test views, draw output/demo/contact_sheet.png
+#   make demo      set up; train the sample scene, render and score its test views, write output/demo/report.html
 #   make test      set up; run the tests
 #
 #   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
@@ -48,9 +48,10 @@ SHELL := /bin/bash
 .PHONY: demo test setup setup-capture packages packages-dev packages-capture lint types sanitize format lock info clean
 .DELETE_ON_ERROR:
 
-demo: $(DEMO)/contact_sheet.png
+demo: $(DEMO)/contact_sheet.png $(DEMO)/report.html
 	@cat $(DEMO)/metrics.txt
 	@echo "Ground truth, render and error side by side: $(DEMO)/contact_sheet.png"
+	@echo "All about it on one page, for your browser: $(DEMO)/report.html"
 
 test: $(STATE)/native packages-dev
 	$(PY) -m pytest
@@ -109,6 +110,9 @@ $(DEMO)/metrics.txt: $(OURS)/names.json
 
 $(DEMO)/contact_sheet.png: $(DEMO)/metrics.txt tools/contact_sheet.py
 	$(PY) -m tools.contact_sheet -m $(DEMO) --iteration $(ITERATIONS)
+
+$(DEMO)/report.html: $(DEMO)/metrics.txt report.py $(wildcard viewer/*)
+	$(PY) report.py -m $(DEMO)
 
 # --- upkeep -------------------------------------------------------------------------------------------------
 

@@ -5,11 +5,16 @@
 
 Writes <model>/{train,test}/ours_<iteration>/{renders,gt}/00000.png and so on, in the order of the image
 names, and beside them names.json: which photo each file shows. Where photos do not count everywhere there are
-masks/, too. The options of the run are read from the model folder.
+masks/, too. --outputs depth normals alpha adds folders of that name; depth/levels.json says which distance a
+level of those 16-bit pictures stands for. The options of the run are read from the model folder.
 
 Pictures of another data set (-s) go to <model>/on_<data set>/{train,test}/..., those of a file (--ply) to
 <model>/<file>_on_<data set>/{train,test}/<file>, or to output/<file>_on_<data set>/... without -m. Such a
 folder has a config.json that says what was rendered, and metrics.py -m takes it as it takes a model.
+
+    python render.py -m output/x --path orbit --to orbit.mp4 --outputs rgb depth
+
+is a film of the model along a path, for which no photos are needed.
 """
 
 import json
@@ -32,7 +37,7 @@ from arguments import (
     pick_device,
     saved_options,
 )
-from gaussian_renderer import Splats
+from gaussian_renderer import Splats, outputs
 from per_view import Shown
 from scene import Camera, Scene
 from scene.folder import ModelFolder
@@ -41,8 +46,9 @@ from scene.readers import read_dataset
 from training import method, trainer
 from utils import commands
 from utils.files import write_json
-from utils.image import PngWriter
+from utils.image import PngWriter, write_png
 from utils.terminal import progress, say
+from viewer import film
 
 SAME_PLACE = 1e-4  # cameras closer than this, relative to their coordinates, are the same one
 
@@ -62,10 +68,19 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         if not cameras and not skip and not options.quiet:
             say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            _render_set(place.path / name / title, name, cameras, shown, options.quiet)
+            _render_set(place.path / name / title, name, cameras, shown, options)
     is_scored = scene.test_cameras and not options.skip_test
     if place.path != Path(model.model_path) and is_scored and not options.quiet:
         say(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")
+
+
+def render_film(model: ModelParams, pipe: PipelineParams, options: RenderParams) -> None:
+    background = torch.full((3,), 1.0 if model.white_background else 0.0, device=pick_device(options.device))
+
+    def load(iteration: int) -> Shown:
+        return _load(model, pipe, replace(options, iteration=iteration), background)[0]
+
+    film.make(model, options, load, background)
 
 
 def _load(
@@ -131,13 +146,15 @@ def _is_own_data(model: ModelParams) -> bool:
     return all(np.abs(known - view.center).max(axis=1).min(initial=np.inf) < near for view in data.views)
 
 
-def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, quiet: bool) -> None:
+def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, options: RenderParams) -> None:
     """One view after the other; files are written on other threads meanwhile."""
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    names, masked = {}, set()
+    more = [kind for kind in options.outputs if kind != "rgb"]
+    names, masked, levels = {}, set(), {}
     with PngWriter() as files:
-        for index, camera in enumerate(progress(cameras, desc=f"Rendering {name} views", disable=quiet)):
+        views = progress(cameras, desc=f"Rendering {name} views", disable=options.quiet)
+        for index, camera in enumerate(views):
             image, truth, mask = shown.pair(camera)
             file = f"{index:05d}.png"
             files.write(image, folder / "renders" / file)
@@ -146,19 +163,47 @@ def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, qu
                 (folder / "masks").mkdir(exist_ok=True)
                 files.write(mask.expand(3, -1, -1), folder / "masks" / file)
                 masked.add(file)
+            if more:
+                levels[file] = _write_outputs(more, folder, file, shown, camera, files, image.shape[-1])
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)
-    if not quiet:
+    if "depth" in more:
+        write_json(folder / "depth" / "levels.json", levels, indent=1)
+    if not options.quiet:
         say(f"{len(names)} {name} views: {folder}")
-    # What an earlier rendering, perhaps of more views, left behind would be scored along.
-    for part, written in (("renders", names.keys()), ("gt", names.keys()), ("masks", masked)):
-        for leftover in {path.name for path in (folder / part).glob("*.png")} - written:
+    _remove_leftovers(folder, {"renders": set(names), "gt": set(names), "masks": masked}, more, set(names))
+
+
+@torch.no_grad()
+def _write_outputs(
+    kinds: list[str], folder: Path, file: str, shown: Shown, camera: Camera, files: PngWriter, columns: int
+) -> float:
+    """Returns the distance that a level of the depth stands for. columns: of the picture, counted from the
+    right, as --train_test_exp has them."""
+    rendered, black, level = shown.picture(camera), torch.zeros(3, device=camera.device), 1.0
+    for kind in kinds:
+        (folder / kind).mkdir(exist_ok=True)
+        if kind == "depth":
+            levels, level = outputs.depth_levels(rendered)
+            write_png(levels[:, -columns:], folder / kind / file)
+        else:
+            picture = outputs.picture(rendered, camera, kind, black)
+            files.write(picture[..., -columns:], folder / kind / file)
+    return level
+
+
+def _remove_leftovers(folder: Path, parts: dict[str, set[str]], more: list[str], written: set[str]) -> None:
+    """What an earlier rendering, perhaps of more views, left behind would be scored along, or misread."""
+    parts |= {kind: written if kind in more else set() for kind in ("depth", "normals", "alpha")}
+    for part, names in parts.items():
+        for leftover in {path.name for path in (folder / part).glob("*.png")} - names:
             (folder / part / leftover).unlink()
 
 
 def main(argv: list[str] | None = None) -> int:
     model, pipe, options = parse_render(argv)
-    return commands.run("render.py", lambda: render_sets(model, pipe, options))
+    work = render_film if options.path else render_sets
+    return commands.run("render.py", lambda: work(model, pipe, options))
 
 
 if __name__ == "__main__":

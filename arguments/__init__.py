@@ -40,6 +40,10 @@ class ConfigError(ValueError):
 OPTIMIZERS = ("default", "sparse_adam")
 MASK_MODES = ("ignore", "keep")
 ALPHA_MODES = ("transparency", "mask")
+OUTPUTS = ("rgb", "depth", "normals", "alpha")
+PATHS = ("orbit", "interpolate", "spiral", "still")
+CODECS = ("auto", "av1", "h264")
+CLEANINGS = ("none", "conservative", "balanced", "aggressive")
 UPS = ("none", "auto", "+x", "-x", "+y", "-y", "+z", "-z")
 MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
 CAMERAS = (  # those of COLMAP that a photo can be undistorted from
@@ -199,6 +203,16 @@ class RenderParams:
     ply: str = arg("", "a file of Gaussians to render instead: an edited model (with -m), or any (with -s)")
     skip_train: bool = arg(False, "leave out the train views")
     skip_test: bool = arg(False, "leave out the test views")
+    outputs: list[str] = arg(["rgb"], "what to write of each view: rgb, depth, normals, alpha")
+    path: str = arg(
+        "", "a film instead of the views: orbit, interpolate, spiral, still, or a camera_path.json"
+    )
+    to: str = arg("", "of a film: .mp4, .webp, .gif, a folder of PNGs, or camera_path.json itself")
+    seconds: float = arg(0.0, "length of a film; 0: that of the camera_path.json, else 10", minimum=0.0)
+    fps: float = arg(0.0, "frames per second; 0: those of the camera_path.json, else 24", minimum=0.0)
+    size: list[int] = arg([], "width and height of a film; else as the cameras, up to 1280 wide", minimum=1)
+    codec: str = arg("auto", "of an MP4: h264 needs ffmpeg; auto takes it if it is there", choices=CODECS)
+    timelapse: bool = arg(False, "a film of training: through the saved iterations, one after the other")
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
     quiet: bool = arg(False, "print errors only")
 
@@ -219,9 +233,16 @@ class ExportParams:
     )
     spz_version: int = arg(3, "version of SPZ; 4 needs the package zstandard", choices=(2, 3, 4))
     sh: int = arg(3, "highest degree of the view-dependent color to keep", choices=(0, 1, 2, 3))
-    crop: list[float] = arg([], "keep the box x y z X Y Z, in the model's axes before --up")
+    crop: list[str] = arg(
+        [],
+        "keep a box, in the model's axes before --up: two corners x y z X Y Z; center, size and degrees "
+        "about x, y, z; that of a camera_path.json; or cameras: what is in the hull of their views",
+    )
+    clean: str = arg("none", "drop floaters, by how little train views show of them", choices=CLEANINGS)
     min_opacity: float = arg(0.0, "drop splats that are fainter", minimum=0.0)
     keep: str = arg("100%", "this share of the splats, the largest and most opaque ones")
+    psnr: bool = arg(True, "with -m: say what the test views lose in each file")
+    device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
     up: str = arg("none", "what becomes up: the cameras' (auto) or an axis, as in --up=-z", choices=UPS)
 
 
@@ -275,6 +296,16 @@ OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their h
         "cap_max": 1_000_000,
     },
 }
+
+
+@dataclass
+class ReportParams:
+    """This report"""
+
+    model_paths: list[str] = arg([], "model folders; several are compared", short="-m")
+    to: str = arg("", "the page to write; report.html in the first model folder if empty")
+    max_mb: float = arg(8.0, "most megabytes of the page: fewer pictures and splats above it", minimum=1.0)
+    splats: bool = arg(True, "put the splats into the page, to be looked at from any side")
 
 
 class Options(NamedTuple):
@@ -339,6 +370,12 @@ def _own_defaults(values: dict[str, Any]) -> dict[str, Any]:
     return own
 
 
+def defaults_with(values: dict[str, Any], groups: tuple) -> dict[str, Any]:
+    """Every default of these groups, as it is beside such values of other flags."""
+    defaults = {name: value for group in build(groups, {}) for name, value in vars(group).items()}
+    return defaults | _own_defaults(values)
+
+
 def _options_to_resume(given: dict[str, Any], groups: tuple) -> dict[str, Any]:
     """The options of the run that --resume goes on with, if it came so far as to store them."""
     if not given.get("resume"):
@@ -368,13 +405,30 @@ def parse_render(argv: list[str] | None = None) -> tuple[ModelParams, PipelinePa
         model, pipe, render = build(groups, stored | given)
         if render.ply and render.iteration != -1:
             raise ConfigError("ply and iteration exclude each other")
-        if render.ply and not model.source_path:
+        if render.ply and not model.source_path and not render.path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
+        _check_film(render)
         _make_absolute(model)
         render.ply = os.path.abspath(render.ply) if render.ply else ""
     except ConfigError as error:
         parser.error(str(error))
     return model, pipe, render
+
+
+def _check_film(render: RenderParams) -> None:
+    wrong = [name for name in render.outputs if name not in OUTPUTS]
+    if wrong or not render.outputs:
+        raise ConfigError(f"outputs must be some of {', '.join(OUTPUTS)}, got {_brief(render.outputs)}")
+    if bool(render.path) != bool(render.to):
+        raise ConfigError("path and to belong together: where the camera goes, and the film to write")
+    if render.path and render.path not in PATHS and not render.path.endswith(".json"):
+        raise ConfigError(
+            f"path must be one of {', '.join(PATHS)}, or a .json file, got {_brief(render.path)}"
+        )
+    if len(render.size) not in (0, 2):
+        raise ConfigError(f"size must be a width and a height, got {len(render.size)} numbers")
+    if render.timelapse and (render.ply or not render.path or render.iteration != -1):
+        raise ConfigError("timelapse goes through all iterations of a model folder: it needs -m and --path")
 
 
 def parse_export(argv: list[str] | None = None) -> ExportParams:
@@ -384,8 +438,7 @@ def parse_export(argv: list[str] | None = None) -> ExportParams:
         _check_one_model(export)
         if not export.to:
             raise ConfigError("to is empty: name the files to write with --to")
-        if len(export.crop) not in (0, 6):
-            raise ConfigError(f"crop must be 6 numbers, x y z X Y Z, got {len(export.crop)}")
+        _check_crop(export)
         if export.up == "auto" and not export.model_path:
             raise ConfigError(
                 "up is auto, which needs the cameras of a model folder: use -m, or name an axis"
@@ -415,6 +468,25 @@ def _file_first(argv: list[str] | None) -> list[str]:
 def _check_one_model(options: ExportParams | ViewParams) -> None:
     if bool(options.model_path) == bool(options.file):
         raise ConfigError("name a model folder with -m, or a file of splats, one of them")
+
+
+def _check_crop(export: ExportParams) -> None:
+    words, one = export.crop, len(export.crop) == 1
+    if one and words[0] != "cameras" and not words[0].endswith(".json"):
+        raise ConfigError(f"crop must be numbers, cameras, or a .json file, got {_brief(words[0])}")
+    if not one and (len(words) not in (0, 6, 9) or not all(map(_is_number, words))):
+        raise ConfigError(f"crop must be 6 numbers, x y z X Y Z, or 9 of a turned box, got {_brief(words)}")
+    if words == ["cameras"] and not export.model_path:
+        raise ConfigError("crop is cameras, which needs those of a model folder: use -m")
+    if export.clean != "none" and not export.model_path:
+        raise ConfigError("clean needs the train views of a model folder: use -m")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def share(text: str) -> float:
@@ -451,6 +523,19 @@ def parse_metrics(argv: list[str] | None = None) -> MetricsParams:
     except ConfigError as error:
         parser.error(str(error))
     return metrics
+
+
+def parse_report(argv: list[str] | None = None) -> ReportParams:
+    parser = _parser("Write one page about a model, or several.", (ReportParams,))
+    try:
+        (report,) = build((ReportParams,), _given(parser, argv))
+        if not report.model_paths:
+            raise ConfigError("model_paths is empty: name one or more model folders with -m")
+        if report.to and not report.to.endswith(".html"):
+            raise ConfigError(f"to must be a file that ends in .html, got {_brief(report.to)}")
+    except ConfigError as error:
+        parser.error(str(error))
+    return report
 
 
 def pick_device(name: str = ""):

@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         made = [shapes(PAIRS, args.pictures, 0, workers), shapes(SINGLES, args.pictures // 4, 1, workers)]
         with atomic_write(cache) as file:
             torch.save(made, file)
-    found = [settings(*torch.load(cache), seed, args) for seed in args.seeds]
+    found = [settings(*torch.load(cache), seed=seed, args=args) for seed in args.seeds]
     print("| | pre-trained with | then trained | right, % |\n|---|---|---|---|")
     for row in found[0]:
         values = torch.tensor([scores[row] for scores in found])

@@ -1,18 +1,22 @@
 """Changes to a finished model: turned, fewer splats, less SH."""
 
+import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scene.frame import Similarity
 from scene.gaussian_model import GaussianModel
-from utils.files import DataError
+from utils.files import DataError, read_json
 from utils.geometry import rotation_matrices
 from utils.sh import basis
 
 PROBES = 64  # directions from which the matrices of SH are found
 UP = (0.0, -1.0, 0.0)  # y points down
+DIRECTIONS = 2048
 
 
 def with_params(gaussians: GaussianModel, params: dict[str, Tensor], sh_degree: int) -> GaussianModel:
@@ -34,10 +38,72 @@ def limit_sh(gaussians: GaussianModel, degree: int) -> GaussianModel:
     return with_params(gaussians, params, degree)
 
 
-def inside(gaussians: GaussianModel, box: list[float]) -> Tensor:
-    """Mask [N] of centers in the box x y z X Y Z."""
-    low, high = torch.tensor(box, device=gaussians.device).view(2, 3)
-    return ((gaussians.means >= low) & (gaussians.means <= high)).all(1)
+class Box(NamedTuple):
+    """One that may be turned."""
+
+    center: Tensor  # [3]
+    size: Tensor  # [3] from end to end, along its own axes
+    axes: Tensor  # [3, 3] those are its columns
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> "Box":
+        """x y z X Y Z, two corners; or its center, its size and how it is turned: degrees about x, y and z,
+        one after the other."""
+        values = torch.tensor(numbers, dtype=torch.float64)
+        if len(values) == 6:
+            low, high = values.view(2, 3)
+            return cls((low + high) / 2, high - low, torch.eye(3, dtype=torch.float64))
+        return cls(values[:3], values[3:6], euler(values[6:].deg2rad()))
+
+    @classmethod
+    def read(cls, path: Path) -> "Box":
+        """The crop of nerfstudio's camera_path.json, whose turn is in radians."""
+        crop = read_json(path).get("crop")
+        try:
+            rows = [crop[f"crop_{name}"] for name in ("center", "scale", "rot")]
+            center, size, turn = (torch.tensor(row, dtype=torch.float64).reshape(3) for row in rows)
+        except (KeyError, TypeError, ValueError, RuntimeError):
+            raise DataError(f"{path}: must have a crop with crop_center, crop_scale and crop_rot") from None
+        return cls(center, size, euler(turn))
+
+    def holds(self, gaussians: GaussianModel) -> Tensor:
+        """Mask [N] of centers that are inside."""
+        offsets = (gaussians.means.detach().double().cpu() - self.center) @ self.axes
+        return (offsets.abs() <= self.size / 2).all(1).to(gaussians.device)
+
+
+def euler(angles: Tensor) -> Tensor:
+    """The rotation [3, 3] about x, then y, then z, by so many radians each."""
+    half = 0.5 * angles
+    turns = torch.zeros(3, 4, dtype=torch.float64)
+    turns[:, 0] = half.cos()
+    turns[range(3), range(1, 4)] = half.sin()
+    about_x, about_y, about_z = rotation_matrices(turns)
+    return about_z @ about_y @ about_x
+
+
+def in_hull(gaussians: GaussianModel, corners: Tensor) -> Tensor:
+    """Mask [N] of centers in the convex hull of these points [P, 3], as DIRECTIONS of half-spaces know it."""
+    k = torch.arange(DIRECTIONS, dtype=torch.float64) + 0.5
+    z, angle = 1 - 2 * k / DIRECTIONS, k * math.pi * (3 - 5**0.5)  # evenly over the sphere
+    ring = (1 - z * z).sqrt()
+    sides = torch.stack([ring * angle.cos(), ring * angle.sin(), z])
+    middle = corners.mean(0)
+    farthest = ((corners - middle) @ sides).amax(0)
+    offsets = gaussians.means.detach().double().cpu() - middle
+    masks = [((piece @ sides) <= farthest).all(1) for piece in offsets.split(1 << 14)]
+    return torch.cat(masks).to(gaussians.device) if masks else torch.zeros(0, dtype=torch.bool)
+
+
+def into(gaussians: GaussianModel, frame: Similarity) -> GaussianModel:
+    """From the data set's coordinates to those of a frame."""
+    if frame.trivial:
+        return gaussians
+    params = {name: value.detach() for name, value in gaussians.params.items()}
+    means = frame.enter(params["means"].double().cpu().numpy())
+    params["means"] = torch.from_numpy(means).to(params["means"])
+    params["log_scales"] = params["log_scales"] - frame.log_unit
+    return with_params(gaussians, params, gaussians.sh_degree)
 
 
 def most_visible(gaussians: GaussianModel, share: float) -> Tensor:
@@ -57,6 +123,11 @@ def turn(gaussians: GaussianModel, quat: Tensor) -> GaussianModel:
     matrix = sh_rotation(rotation, gaussians.sh_degree).to(kind)
     params["sh_rest"] = torch.einsum("ij,njc->nic", matrix, params["sh_rest"])
     return with_params(gaussians, params, gaussians.sh_degree)
+
+
+def turn_back(quat: Tensor) -> Tensor:
+    """The inverse of a turn."""
+    return quat * torch.tensor([1.0, -1.0, -1.0, -1.0], dtype=quat.dtype)
 
 
 def sh_rotation(rotation: Tensor, degree: int) -> Tensor:

@@ -32,6 +32,7 @@ class ModelFolder:
         self.exposures = self.path / "exposure.json"
         self.results = self.path / "results.json"
         self.per_view = self.path / "per_view.json"
+        self.report = self.path / "report.html"
 
     def __str__(self) -> str:
         return str(self.path)

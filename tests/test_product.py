@@ -212,7 +212,7 @@ def test_contact_sheet_leaves_out_what_does_not_count(tmp_path):
     for part, picture in (("gt", truth), ("renders", render), ("masks", mask)):
         (tmp_path / part).mkdir()
         Image.fromarray(picture).save(tmp_path / part / "00000.png")
-    row = contact_sheet._row(tmp_path, "00000.png")
+    row = contact_sheet.read_row(tmp_path, "00000.png")
     assert (row.error[:, :15] == 0).all() and (row.error[:, 15:] > 0.09).all()
     assert row.scores() == ("20.17 dB", "mean 0.0980, brightest from 0.25")
     assert contact_sheet.draw(tmp_path, 4).width >= 3 * contact_sheet.NARROWEST, "captions need room"

@@ -47,7 +47,7 @@ def draw(method: Path, count: int) -> Image.Image:
         raise DataError(f"{method}/renders must hold rendered pictures, got none; run render.py first")
     files = [files[round(k)] for k in np.linspace(0, len(files) - 1, min(count, len(files)))]
     names = photo_names(method)
-    rows = [_row(method, file) for file in files]
+    rows = [read_row(method, file) for file in files]
 
     width = 3 * max(NARROWEST, *(row.truth.shape[1] for row in rows)) + 4 * GAP
     height = HEAD + sum(row.truth.shape[0] + LABEL for row in rows) + GAP
@@ -79,16 +79,21 @@ class Row(NamedTuple):
         """[H, W] in 0..1, zero where the photo does not count."""
         return np.where(self.counts, np.abs(self.truth.astype(float) - self.render).mean(axis=2) / 255, 0)
 
+    def psnr(self) -> float | None:
+        """None if nothing of it counts."""
+        if not self.counts.any():
+            return None
+        squares = np.square((self.truth / 255.0 - self.render / 255.0)[self.counts])
+        return float(-10 * np.log10(squares.mean() + 1e-12))
+
     def scores(self) -> tuple[str, str]:
         if not self.counts.any():
             return "nothing of it counts", ""
-        squares = np.square((self.truth / 255.0 - self.render / 255.0)[self.counts])
         mean = self.error[self.counts].mean()
-        psnr = -10 * np.log10(squares.mean() + 1e-12)
-        return f"{psnr:.2f} dB", f"mean {mean:.4f}, brightest from {FULL_SCALE}"
+        return f"{self.psnr():.2f} dB", f"mean {mean:.4f}, brightest from {FULL_SCALE}"
 
 
-def _row(method: Path, file: str) -> Row:
+def read_row(method: Path, file: str) -> Row:
     truth, render = (_pixels(method / part / file) for part in ("gt", "renders"))
     mask = method / "masks" / file
     counts = np.ones(truth.shape[:2], bool)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from arguments import (
     ConvertParams,
+    ExportParams,
     MetricsParams,
     ModelParams,
     OptimizationParams,
     PipelineParams,
     RenderParams,
+    ReportParams,
     RunParams,
     ViewParams,
 )
@@ -22,6 +24,8 @@ PROGRAMS = {
     "train.py": (ModelParams, OptimizationParams, PipelineParams, RunParams),
     "render.py": (RenderParams,),
     "metrics.py": (MetricsParams,),
+    "report.py": (ReportParams,),
+    "export.py": (ExportParams,),
     "convert.py": (ConvertParams,),
     "view.py": (ViewParams,),
 }

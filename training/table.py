@@ -61,7 +61,7 @@ def compare(models: list[Path]) -> list[list[Cell]]:
 def to_markdown(table: list[list[Cell]]) -> str:
     """Columns of one width, so that it can be read as it is."""
     head, *rows = table
-    lines = [head, *([_shown(cell, str(name)) for name, cell in zip(head, row)] for row in rows)]
+    lines = [head, *([shown(cell, str(name)) for name, cell in zip(head, row)] for row in rows)]
     widths = [max(3, *(len(line[k]) for line in lines)) for k in range(len(head))]
     lines.insert(1, ["-" * width for width in widths])
     padded = [[cell.ljust(width) for cell, width in zip(line, widths)] for line in lines]
@@ -139,7 +139,7 @@ def _with_short_paths(table: list[list[Cell]]) -> list[list[Cell]]:
     return table
 
 
-def _shown(cell: Cell, column: str) -> str:
+def shown(cell: Cell, column: str) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, bool):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from scene.formats import arrays, compressed_ply, gltf, sog, spz
+from scene.formats import arrays, compressed_ply, gltf, sog, spz, usd
 from scene.formats import splat as dot_splat
 from scene.formats.arrays import Splats
 from scene.formats.ply import load_ply, read_elements, save_ply
@@ -33,6 +33,8 @@ FORMATS = {
     ".sog": Format(sog.read, sog.write),
     "meta.json": Format(sog.read, None),
     ".glb": Format(gltf.read, gltf.write),
+    ".usdc": Format(usd.read, usd.write, loses="the mark of --antialiasing"),
+    ".usda": Format(usd.read, usd.write, loses="the mark of --antialiasing"),
     ".splat": Format(dot_splat.read, dot_splat.write, loses="SH and the mark of --antialiasing"),
 }
 ENDINGS = (*FORMATS, ".ply")
