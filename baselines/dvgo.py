@@ -74,24 +74,25 @@ class Trainer(Method):
         space = space_of(scene, self.params)
         low, high = (space.low, space.high) if not space.unbounded else self.device_box()
         self._use(Voxels(self.params, space, low, high, False, self.params.num_voxels_coarse))
-        self.shown = Shown(Seeable(self.voxels, scene.background))
+        self.seeable = Seeable(self.voxels, scene.background)
+        self.shown = Shown(self.seeable)
         self.rates: Tensor | None = None  # [1, 1, x, y, z] of the coarse stage: how many views see it
 
     def device_box(self) -> tuple[Tensor, Tensor]:
         """Of the space that unbounded scenes are drawn in to."""
-        return tuple(torch.full((3,), side, device=self.device) for side in (-2.0, 2.0))
+        return torch.full((3,), -2.0, device=self.device), torch.full((3,), 2.0, device=self.device)
 
     def _use(self, voxels: Voxels, begun: int = 0) -> None:
         """From here on, these are trained; the optimizer starts anew, `begun` steps into the stage."""
         self.voxels, self._begun = voxels, begun
         p = self.params
-        groups = [(voxels.density, p.lrate_density), (voxels.k0, p.lrate_k0)]
-        groups += [(value, p.lrate_rgbnet) for value in (voxels.rgbnet.parameters() if voxels.rgbnet else ())]
+        groups = [([voxels.density], p.lrate_density), ([voxels.k0], p.lrate_k0)]
+        groups += [(list(voxels.rgbnet.parameters()), p.lrate_rgbnet)] if voxels.rgbnet else []
         self.optimizer = adam(
-            [{"params": [v], "lr": lr, "full": lr, "betas": (0.9, 0.99)} for v, lr in groups]
+            [{"params": values, "lr": lr, "full": lr, "betas": (0.9, 0.99)} for values, lr in groups]
         )
-        if hasattr(self, "shown"):
-            self.shown.scene.voxels = voxels
+        if hasattr(self, "seeable"):
+            self.seeable.voxels = voxels
         self._pixels: Tensor | None = None  # those whose rays are trained on, of the fine stage
         self._order: tuple[int, Tensor] | None = None
 
@@ -116,9 +117,9 @@ class Trainer(Method):
             last = first + camera.width * camera.height
             counted = torch.zeros_like(views)
             for pixels in torch.arange(first, last, device=self.device).split(RAYS_AT_ONCE):
-                _, points, inside = voxels.samples(self.photos.at(pixels)[0])
+                points = voxels.samples(self.photos.at(pixels)[0])[2]
                 with torch.enable_grad():
-                    hits = voxels.interpolate(ones, points[inside]).sum()
+                    hits = voxels.interpolate(ones, points).sum()
                 counted += torch.autograd.grad(hits, ones)[0]
             views += counted > 1
             first = last
@@ -158,12 +159,14 @@ class Trainer(Method):
     @torch.no_grad()
     def _move(self) -> None:
         """Adam; in the coarse stage, grids move as far as the share of views that see them."""
-        grids = [] if self.voxels.fine or self.rates is None else [self.voxels.density, self.voxels.k0]
+        rates = self.rates
+        grids = [] if rates is None else [self.voxels.density, self.voxels.k0]
         before = [grid.clone() for grid in grids]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        for grid, old in zip(grids, before):
-            grid.copy_(torch.lerp(old, grid, self.rates))
+        if rates is not None:
+            for grid, old in zip(grids, before):
+                grid.copy_(old.lerp(grid, rates))
 
     # The fine stage
 
@@ -215,8 +218,10 @@ class Trainer(Method):
 
     def _hits(self, pixels: Tensor) -> Tensor:
         """Do their rays meet anything that the coarse stage knows of?"""
-        _, points, inside = self.voxels.samples(self.photos.at(pixels)[0])
-        return (inside & self.voxels.may_be(points)).any(-1)
+        t, index, points = self.voxels.samples(self.photos.at(pixels)[0])
+        hits = torch.zeros(t.shape, dtype=torch.bool, device=t.device).flatten()
+        hits[index] = self.voxels.may_be(points)
+        return hits.view_as(t).any(-1)
 
     # Around the method
 

@@ -90,7 +90,7 @@ class Field(nn.Module):
         self.coarse = Network(params).to(device)
         self.fine = Network(params).to(device) if params.N_importance else None
         self.device = device
-        self._ask = torch.compile(_ask) if params.compile else _ask
+        self._ask = torch.compile(_ask, dynamic=False) if params.compile else _ask
 
     def see(self, rays: Rays, background: Tensor, training: bool = False) -> list[Seen]:
         """By the coarse network, and by the fine one if there is one. At test nothing is random."""
@@ -191,13 +191,14 @@ class Trainer(Method):
         cameras = [camera for camera in scene.train_cameras if not camera.is_test]
         self.photos = Photos(cameras)
         self._use(Field(self.params, space_of(scene, self.params), self.device))
-        self.shown = Shown(Seeable(self.field, scene.background))
+        self.seeable = Seeable(self.field, scene.background)
+        self.shown = Shown(self.seeable)
 
     def _use(self, field: Field) -> None:
         self.field = field
         self.optimizer = adam([{"params": list(field.parameters()), "lr": self.params.lrate}])
-        if hasattr(self, "shown"):
-            self.shown.scene.field = field
+        if hasattr(self, "seeable"):
+            self.seeable.field = field
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         p = self.params
@@ -206,7 +207,7 @@ class Trainer(Method):
         middle = p.precrop_frac if iteration <= p.precrop_iters else 1.0
         rays, truth, counts = self.photos.at(self.photos.draw(self.count, middle))
         seen = self.field.see(rays, self.scene.background, training=True)
-        loss = sum((counts * (one.color - truth) ** 2).mean() for one in seen)
+        loss = torch.stack([(counts * (one.color - truth) ** 2).mean() for one in seen]).sum()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

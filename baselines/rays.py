@@ -200,8 +200,10 @@ def composite(tau: Tensor) -> tuple[Tensor, Tensor]:
 
 def encode(x: Tensor, octaves: int) -> Tensor:
     """x itself, and sine and cosine of x * 1, 2, 4, ...: [N, 3] -> [N, 3 + 6 * octaves]."""
-    waves = [f(x * 2.0**k) for k in range(octaves) for f in (torch.sin, torch.cos)]
-    return torch.cat([x, *waves], dim=-1)
+    if octaves < 1:
+        return x
+    angles = x[..., None, :] * torch.exp2(torch.arange(octaves, dtype=x.dtype, device=x.device))[:, None]
+    return torch.cat([x, torch.stack([angles.sin(), angles.cos()], dim=-2).flatten(-3)], dim=-1)
 
 
 @torch.no_grad()

@@ -63,51 +63,60 @@ class Voxels(nn.Module):
         return -torch.expm1(-self.tau(self.density.detach()[0, 0], 1.0))
 
     def samples(self, rays: Rays, jitter: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-        """Depths [N, S], points [N, S, 3] of the modeled space, and which are in the box [N, S]."""
+        """Depths [N, S]; which of them (flat, [n]) are in the box; and where these points [n, 3] lie."""
         size = self.density.shape[2:]
         count = int(math.dist(size, (-1, -1, -1)) / self.params.stepsize) + 1
         k = torch.arange(count, dtype=torch.float32, device=self.low.device).expand(len(rays.origins), -1)
         if jitter:
             k = k + torch.rand(len(k), 1, device=k.device)
-        if self.space.unbounded:  # evenly in 1/depth
+        if self.space.unbounded:  # evenly in 1/depth; all that space holds is in the box
             s = k / count
             t = 1 / ((1 - s) / self.space.near + s / self.space.far)
+            index = torch.arange(t.numel(), device=t.device)
         else:
-            t = self.entry(rays) + k * (self.params.stepsize * self.voxel_size) / rays.lengths
-        points = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
+            enter, leave = self.crossing(rays)
+            t = enter + k * (self.params.stepsize * self.voxel_size) / rays.lengths
+            index = (t <= leave).flatten().nonzero()[:, 0]
+        ray = torch.div(index, count, rounding_mode="floor")
+        points = rays.origins[ray] + rays.directions[ray] * t.flatten()[index, None]
         points = self.space.inside(points)
-        return t, points, ((points >= self.low) & (points <= self.high)).all(-1)
+        if self.space.unbounded:
+            kept = ((points >= self.low) & (points <= self.high)).all(-1)
+            index, points = index[kept], points[kept]
+        return t, index, points
 
-    def entry(self, rays: Rays) -> Tensor:
-        """Depths [N, 1] at which rays come into the box; those that miss it have all samples outside."""
+    def crossing(self, rays: Rays) -> tuple[Tensor, Tensor]:
+        """Depths [N, 1] where rays enter the box and leave it; those that miss it leave before they enter."""
         d = torch.where(rays.directions == 0, 1e-6, rays.directions)
         a, b = (self.low - rays.origins) / d, (self.high - rays.origins) / d
-        return torch.minimum(a, b).amax(-1, keepdim=True).clamp(self.space.near, 1e9)
+        enter = torch.minimum(a, b).amax(-1, keepdim=True).clamp(self.space.near, 1e9)
+        return enter, torch.maximum(a, b).amin(-1, keepdim=True)
 
     def may_be(self, points: Tensor) -> Tensor:
         """Is something near these points [n, 3], as far as the coarse stage knows?"""
-        low, high = self.occupied_box
-        last = torch.tensor(self.occupied.shape, device=points.device) - 1
-        index = ((points - low) / (high - low) * last).round().long()
-        inside = ((index >= 0) & (index <= last)).all(-1)
-        x, y, z = torch.minimum(index.clamp_min(0), last).unbind(-1)
-        return self.occupied[x, y, z] & inside
+        low, scale, last = self._places
+        index = ((points - low) * scale).round_()
+        nearest = torch.minimum(index.clamp_min(0), last)
+        x, y, z = nearest.long().unbind(-1)
+        return self.occupied[x, y, z] & (index == nearest).all(-1)
 
     def see(self, rays: Rays, background: Tensor, jitter: bool = False):
         """What the rays see; and of the samples that matter: their rays, weights and colors."""
-        t, points, kept = self.samples(rays, jitter)
+        t, index, points = self.samples(rays, jitter)
         threshold = self.params.fast_color_thres if self.fine else 0.0
         delta = self.params.stepsize * self.ratio
         if self.occupied is not None:
-            kept = kept & self.may_be(points)
-        index = kept.flatten().nonzero()[:, 0]  # the host waits here, and where samples are few: below
-        tau = self.tau(self.interpolate(self.density, points.flatten(0, 1)[index])[:, 0], delta)
+            kept = self.may_be(points).nonzero()[:, 0]
+            index, points = index[kept], points[kept]
+        tau = self.tau(self.interpolate(self.density, points)[:, 0], delta)
         if threshold:
             tau = torch.where(tau > -math.log1p(-threshold), tau, 0.0)
         weights, left = composite(torch.zeros_like(t).flatten().index_copy(0, index, tau).view_as(t))
-        index = (weights.detach().flatten() > threshold).nonzero()[:, 0]
-        ray, w = torch.div(index, t.shape[1], rounding_mode="floor"), weights.flatten()[index]
-        colors = self.colors(points.flatten(0, 1)[index], rays.views, ray)
+        weights = weights.flatten().index_select(0, index)  # its backward does not sort, as that of [] does
+        kept = (weights.detach() > threshold).nonzero()[:, 0]
+        index, points, w = index[kept], points[kept], weights.index_select(0, kept)
+        ray = torch.div(index, t.shape[1], rounding_mode="floor")
+        colors = self.colors(points, rays.views, ray)
         summed = torch.zeros_like(rays.origins).index_add(0, ray, w[:, None] * colors)
         inv_depth = torch.zeros_like(left).index_add(0, ray, w / t.flatten()[index])
         return Seen(summed + left[:, None] * background, left, inv_depth), (ray, w, colors)
@@ -137,6 +146,13 @@ class Voxels(nn.Module):
         most = F.max_pool3d(coarse.alphas()[None, None], 3, stride=1, padding=1)[0, 0]
         self.occupied = most >= self.params.mask_cache_thres
         self.occupied_box = torch.stack([coarse.low, coarse.high])
+        self._find_places()
+
+    def _find_places(self) -> None:
+        """Where the first point of `occupied` is, points per unit of length, and the last index, per axis."""
+        low, high = self.occupied_box
+        last = torch.tensor(self.occupied.shape, dtype=low.dtype, device=low.device) - 1
+        self._places = low, last / (high - low), last
 
     # Files
 
@@ -159,17 +175,17 @@ class Voxels(nn.Module):
         occupied = tensors.get("occupied")
         self.occupied = None if occupied is None else occupied.bool().to(self.density.device)
         self.load_state_dict(tensors)
+        if occupied is not None:
+            self._find_places()
         return self
 
 
 def color_network(params: FieldParams) -> nn.Sequential:
     width, inputs = params.rgbnet_width, params.rgbnet_dim
     inputs += 3 + 6 * params.viewbase_pe if params.use_viewdirs else 0
-    net = nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 3)
-    )
-    nn.init.zeros_(net[-1].bias)
-    return net
+    last = nn.Linear(width, 3)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), last)
 
 
 def grid_points(voxels: Voxels) -> Tensor:

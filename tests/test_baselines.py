@@ -98,6 +98,40 @@ def test_depth_of_a_wall():
     assert 1 / seen.inv_depth.item() == pytest.approx(1.5, abs=0.06)
 
 
+def random_rays(count: int, seed: int = 0) -> Rays:
+    """From around the cube, to places in it and beside it."""
+    random = torch.Generator().manual_seed(seed)
+    origins = torch.randn(count, 3, generator=random)
+    origins = 0.5 + 2 * origins / origins.norm(dim=1, keepdim=True)
+    return Rays(origins, torch.rand(count, 3, generator=random) * 1.6 - 0.3 - origins)
+
+
+def test_samples_are_all_points_half_a_voxel_apart_in_the_box():
+    voxels, rays = cube(voxels=12**3), random_rays(200)
+    t, index, points = voxels.samples(rays)
+    every = rays.origins[:, None] + rays.directions[:, None] * t[..., None]
+    assert torch.allclose(every.flatten(0, 1)[index], points)
+    gaps = (every.diff(dim=1)).norm(dim=-1)
+    assert torch.allclose(gaps, torch.full_like(gaps, 0.5 / 12), rtol=1e-3)
+    kept = torch.zeros(t.shape, dtype=torch.bool).flatten().index_fill(0, index, True)
+    assert kept[((every > 1e-4) & (every < 1 - 1e-4)).all(-1).flatten()].all()
+    assert not kept[((every < -1e-4) | (every > 1 + 1e-4)).any(-1).flatten()].any()
+    assert 50 < kept.view(t.shape).any(1).sum() < 200 and not kept.view(t.shape)[:, -1].any()
+
+
+def test_free_space_is_what_the_nearest_coarse_voxels_know():
+    coarse, fine = cube(voxels=6**3), cube(fine=True)
+    with torch.no_grad():
+        coarse.density.fill_(-100)
+        coarse.density[0, 0, 1, 4, 2] = 20
+    fine.look_only_where(coarse)
+    points = torch.rand(5000, 3, generator=torch.Generator().manual_seed(0)) * 1.4 - 0.2
+    nearest = (points * 5).round()
+    known = ((nearest - torch.tensor([1.0, 4, 2])).abs() <= 1).all(-1)  # a voxel around it, too
+    truth = known & (nearest >= 0).all(-1) & (nearest <= 5).all(-1)
+    assert torch.equal(fine.may_be(points), truth) and 20 < truth.sum() < 1000
+
+
 def test_another_resolution_keeps_a_linear_field():
     voxels, place = cube(voxels=5**3), torch.rand(200, 3)
     x = torch.linspace(0, 1, 5)

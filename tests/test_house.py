@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = [  # from the top down: a room uses rooms below it, and itself
-    {"train", "render", "metrics", "convert", "view", "export", "report"},  # command lines
+    {"train", "render", "metrics", "convert", "view", "export", "report", "full_eval"},  # command lines
     {"training"},
     {"strategies"},
     {"per_view"},

@@ -15,7 +15,7 @@ from PIL import Image
 import metrics
 import render
 import train
-from arguments import ModelParams, OptimizationParams, PipelineParams, RunParams
+from arguments import FieldParams, ModelParams, OptimizationParams, PipelineParams, RunParams
 from benchmarks import train as benchmark
 from scene.folder import ModelFolder
 from tests import tiny_scenes
@@ -343,6 +343,7 @@ def trained_model(folder: Path, seeds=(0, 1), iterations=30, gaussians=7, **opti
     splats.parent.mkdir(parents=True)
     splats.write_text(f"ply\nformat ascii 1.0\nelement vertex {gaussians}\nend_header\n")
     groups = [ModelParams(source_path="/data/fox"), PipelineParams(), OptimizationParams(), RunParams()]
+    groups.append(FieldParams())
     for group in groups:
         changed = {name: value for name, value in options.items() if hasattr(group, name)}
         vars(group).update(changed, **({"iterations": iterations} if hasattr(group, "iterations") else {}))
@@ -385,6 +386,14 @@ def test_several_models_end_in_one_table(tmp_path, score):
     rows = list(csv.DictReader(files[1].open(newline="")))
     assert [float(row["PSNR"]) for row in rows] == [mean["PSNR"] for mean in means], "every digit"
     assert rows[0]["Gaussians"] == "1234567" and rows[1]["LPIPS"] == "" and rows[0]["model"] == str(one)
+
+
+def test_settings_of_voxel_grids_in_the_table(tmp_path, score):
+    one = trained_model(tmp_path / "one", method="dvgo", pg_scale=[5, 9], stepsize=0.25)
+    two = trained_model(tmp_path / "two", method="dvgo")
+    table = table_of(score("-m", one, two, "--lpips", "none"))
+    assert list(table) == ["model", "pg_scale", "stepsize", *SCORES]
+    assert (table["pg_scale"], table["stepsize"]) == (["5 9", "1000 2000 3000"], ["0.25", "0.5"])
 
 
 def test_data_sets_and_methods_in_the_table(tmp_path, score):

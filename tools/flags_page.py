@@ -9,6 +9,7 @@ from pathlib import Path
 from arguments import (
     ConvertParams,
     ExportParams,
+    FieldParams,
     MetricsParams,
     ModelParams,
     OptimizationParams,
@@ -21,7 +22,7 @@ from arguments import (
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 PROGRAMS = {
-    "train.py": (ModelParams, OptimizationParams, PipelineParams, RunParams),
+    "train.py": (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams),
     "render.py": (RenderParams,),
     "metrics.py": (MetricsParams,),
     "report.py": (ReportParams,),

@@ -7,12 +7,13 @@ iteration of a run.
 
 import csv
 import io
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from arguments import (
     ConfigError,
+    FieldParams,
     ModelParams,
     OptimizationParams,
     PipelineParams,
@@ -24,14 +25,25 @@ from scene.formats.ply import count_in
 from utils.files import DataError, atomic_write, read_json
 from utils.terminal import say
 
-GROUPS = (ModelParams, PipelineParams, OptimizationParams, RunParams, RenderParams)
+GROUPS = (ModelParams, PipelineParams, OptimizationParams, FieldParams, RunParams, RenderParams)
 OF_THE_RUN = {"seed", "start_checkpoint", "deterministic", "ply"}  # its other flags do not change the result
 NO_SETTING = {"model_path", "data_device", "debug"}
-SETTINGS = {f.name for group in GROUPS[:3] for f in fields(group)} - NO_SETTING | OF_THE_RUN
-DEFAULTS = {f.name: f.default for group in GROUPS for f in fields(group) if f.name in SETTINGS}
+SETTINGS = {f.name for group in GROUPS[:4] for f in fields(group)} - NO_SETTING | OF_THE_RUN
 FORMATS = {"PSNR": ".3f", "SSIM": ".4f", "LPIPS": ".4f", "views": "d", "Gaussians": ",d", "training s": ".1f"}
 
 Cell = str | int | float | bool | None  # None: not known
+
+
+def _cell(value: Any) -> Cell:
+    return " ".join(map(str, value)) if isinstance(value, list) else value
+
+
+DEFAULTS = {
+    f.name: _cell(f.default if f.default_factory is MISSING else f.default_factory())
+    for group in GROUPS
+    for f in fields(group)
+    if f.name in SETTINGS
+}
 
 
 class Row(NamedTuple):
@@ -105,7 +117,7 @@ def _rows(folder: Path) -> list[Row]:
 def _settings(folder: Path) -> dict[str, Cell]:
     """What decides the result, as far as the folder tells."""
     try:
-        return saved_options(folder, GROUPS)
+        return {name: _cell(value) for name, value in saved_options(folder, GROUPS).items()}
     except ConfigError as error:
         say(f"{error}; the table is without its settings")
         return {}
