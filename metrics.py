@@ -6,8 +6,10 @@ Reads the 8-bit PNG files that render.py wrote into <model>/test/<method>/{rende
 (means) and per_view.json into the model folder. PSNR is over the whole picture, then averaged over views;
 SSIM has an 11x11 Gaussian window of sigma 1.5 with zero padding; LPIPS is version 0.1 on pictures in [0, 1],
 as the original has it. Where render.py wrote masks/, PSNR and SSIM are means over the pixels that count, and
-LPIPS compares pictures that are black in the others. Several models end in one table: the settings in which
-they differ, scores, number of Gaussians, training time (training/table.py).
+LPIPS compares pictures that are black in the others. PSNR is also given for the upper, middle and lower
+third of the pictures: in most photos what is far, in between and near. Several models end in one table: the
+settings in which they differ, scores, number of Gaussians, size of the file, training time
+(training/table.py).
 """
 
 import math
@@ -30,6 +32,7 @@ from utils.image import photo_names, psnr, read_image, ssim_where, to_float
 from utils.terminal import progress, say
 
 Scores = dict[str, dict[str, float | None]]  # metric -> picture file -> value
+BANDS = ("far", "middle", "near")  # thirds of a picture, from the top
 READ_AHEAD = 4  # pairs decoded while one is being scored
 
 
@@ -90,7 +93,7 @@ def _advice(model: Path) -> str:
 
 def _score_method(method: Path, distance: Callable | None, device: torch.device) -> Scores:
     names = _picture_names(method)
-    scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}}
+    scores: Scores = {"SSIM": {}, "PSNR": {}, "LPIPS": {}, **{f"PSNR {band}": {} for band in BANDS}}
     pairs = _read_pairs(method, names)
     for name, (render, truth, mask) in progress(
         zip(names, pairs), desc=f"Scoring {method.name}", total=len(names)
@@ -107,14 +110,28 @@ def _score_method(method: Path, distance: Callable | None, device: torch.device)
         if mask is None:
             scores["SSIM"][name] = ssim(render[None], truth[None]).item()
         elif not (mask := (mask[0].to(device) > 127).float()).any():
-            scores["SSIM"][name] = scores["PSNR"][name] = scores["LPIPS"][name] = None
+            for values in scores.values():
+                values[name] = None
             continue  # nothing of this photo counts
         else:
             render, truth = render * mask, truth * mask
             scores["SSIM"][name] = ssim_where(render, truth, mask).item()
         scores["PSNR"][name] = psnr(render, truth, mask).item()
         scores["LPIPS"][name] = distance(render, truth).item() if distance else None
+        for band, value in zip(BANDS, _psnr_of_bands(render, truth, mask)):
+            scores[f"PSNR {band}"][name] = value
     return scores
+
+
+def _psnr_of_bands(render: Tensor, truth: Tensor, mask: Tensor | None) -> list[float | None]:
+    """None for a third that has no pixel that counts."""
+    ends = [round(part * truth.shape[1] / len(BANDS)) for part in range(len(BANDS) + 1)]
+    values: list[float | None] = []
+    for rows in map(slice, ends, ends[1:]):
+        counted = None if mask is None else mask[rows]
+        empty = rows.start == rows.stop or (counted is not None and not counted.any())
+        values.append(None if empty else psnr(render[:, rows], truth[:, rows], counted).item())
+    return values
 
 
 def _picture_names(method: Path) -> list[str]:
@@ -153,7 +170,8 @@ def _mean(values: dict[str, float | None]) -> float | None:
 
 def _table(model: Path, per_view: dict[str, Scores], results: dict) -> list[str]:
     """One line per method, and the view that came out worst, by the name of its photograph."""
-    lines = [f"{model}", f"  {'method':<16}{'views':>6}{'PSNR':>9}{'SSIM':>9}{'LPIPS':>9}  worst view"]
+    bands = "".join(f"{band:>8}" for band in BANDS)
+    lines = [f"{model}", f"  {'method':<16}{'views':>6}{'PSNR':>9}{'SSIM':>9}{'LPIPS':>9}{bands}  worst view"]
     for method, means in results.items():
         psnrs = {name: value for name, value in per_view[method]["PSNR"].items() if value is not None}
         if not psnrs:
@@ -161,6 +179,8 @@ def _table(model: Path, per_view: dict[str, Scores], results: dict) -> list[str]
         worst = min(psnrs, key=lambda name: psnrs[name] if not math.isnan(psnrs[name]) else -math.inf)
         shown = [f"{means[m]:9.{digits}f}" if means[m] is not None else f"{'-':>9}"
                  for m, digits in (("PSNR", 3), ("SSIM", 4), ("LPIPS", 4))]  # fmt: skip
+        of_bands = [means[f"PSNR {band}"] for band in BANDS]
+        shown += [f"{'-':>8}" if value is None else f"{value:8.2f}" for value in of_bands]
         name = photo_names(model / "test" / method).get(worst, worst)
         lines.append(f"  {method:<16}{len(psnrs):>6}{''.join(shown)}  {name} ({psnrs[worst]:.2f} dB)")
     return lines

@@ -44,6 +44,7 @@ OUTPUTS = ("rgb", "depth", "normals", "alpha")
 PATHS = ("orbit", "interpolate", "spiral", "still")
 CODECS = ("auto", "av1", "h264")
 CLEANINGS = ("none", "conservative", "balanced", "aggressive")
+GROWTHS = ("edges", "error", "gradient")
 UPS = ("none", "auto", "+x", "-x", "+y", "-y", "+z", "-z")
 MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
 CAMERAS = (  # those of COLMAP that a photo can be undistorted from
@@ -59,6 +60,32 @@ CAMERAS = (  # those of COLMAP that a photo can be undistorted from
     "THIN_PRISM_FISHEYE",
     "FOV",
 )
+
+
+_IMPROVED = {
+    "strategy": "improved",
+    "iterations": 30_000,
+    "position_lr_max_steps": 30_000,
+    "densify_until_iter": 15_000,
+    "update_every": [1, 5, 20],
+}
+PRESETS: dict[str, dict[str, Any]] = {  # docs/methods.md has what each brings
+    "published": {},
+    "fast": {
+        "strategy": "improved",
+        "budget": 0.25,
+        "iterations": 12_000,
+        "densify_until_iter": 6_000,
+        "position_lr_init": 1.6e-4,
+        "position_lr_final": 1.6e-6,
+        "position_lr_max_steps": 12_000,
+        "rates_final": 0.1,
+        "coarse_until": 3_000,
+    },
+    "best": _IMPROVED | {"budget": 0.5, "densify_until_iter": 25_000, "densify_grad_threshold": 2e-4},
+    "small": _IMPROVED | {"budget": 0.16},
+}
+STAGES = ("densify_until_iter", "position_lr_max_steps", "coarse_until")  # of a preset, as long as its run
 
 
 @dataclass
@@ -114,6 +141,9 @@ class PipelineParams:
     compute_cov3D_python: bool = arg(False, "compute 3D covariances in PyTorch")
     debug: bool = arg(False, "keep the inputs of a failing rasterizer call in a file")
     antialiasing: bool = arg(False, "compensate opacity for the pixel filter (as Mip-Splatting's 2D filter)")
+    filter_3d: bool = arg(
+        False, "no Gaussian is finer than what the photos can tell (Mip-Splatting's 3D filter)"
+    )
 
 
 @dataclass
@@ -127,7 +157,8 @@ class OptimizationParams:
         0.01, "no effect (kept for old scripts): positions do not ease in", minimum=0, maximum=1
     )
     position_lr_max_steps: int = arg(30_000, "step at which positions are at the final rate", minimum=1)
-    feature_lr: float = arg(0.0025, "learning rate of colors (view-dependent part: a 20th)", minimum=0)
+    feature_lr: float = arg(0.0025, "learning rate of colors", minimum=0)
+    feature_rest_div: float = arg(20.0, "feature_lr / this is the rate of the view-dependent part", minimum=1)
     opacity_lr: float = arg(0.025, "learning rate of opacity logits; mcmc: 0.05", minimum=0)
     scaling_lr: float = arg(0.005, "learning rate of log scales", minimum=0)
     rotation_lr: float = arg(0.001, "learning rate of quaternions", minimum=0)
@@ -152,15 +183,44 @@ class OptimizationParams:
         "the most Gaussians there may be; the hardest pulled win (0: any number); mcmc, improved: 1000000",
         minimum=0,
     )
+    budget: float = arg(
+        0.0,
+        "makes cap_max this times the root of points x pixels of the train photos; made-up points: 5000",
+        minimum=0,
+    )
     final_count: int = arg(
         0, "improved: after densification the least visible go until so many are left (0: all)", minimum=0
     )
     noise_lr: float = arg(5e5, "mcmc: noise on positions, relative to their learning rate", minimum=0)
-    opacity_reg: float = arg(0.01, "mcmc: weight of the mean opacity in the loss", minimum=0)
-    scale_reg: float = arg(0.01, "mcmc: weight of the mean scale in the loss", minimum=0)
+    opacity_reg: float = arg(0.0, "weight of the mean opacity in the loss; mcmc: 0.01", minimum=0)
+    scale_reg: float = arg(0.0, "weight of the mean scale in the loss; mcmc: 0.01", minimum=0)
+    opacity_decay: float = arg(
+        0.0,
+        "improved: in place of resets, what each densification takes from opacities",
+        minimum=0,
+        maximum=1,
+    )
+    grow_by: str = arg("edges", "improved: what a Gaussian must show to be split first", choices=GROWTHS)
+    update_every: list[int] = arg(
+        [1], "views that make one step: up to densify_until_iter, in half of the rest, then", minimum=1
+    )
+    rates_final: float = arg(
+        1.0,
+        "what is left at the end of all rates but the positions', down from half of the run",
+        minimum=1e-6,
+        maximum=1,
+    )
+    coarse_until: int = arg(
+        0, "photos have half their width until this step, and a quarter in the first third of it", minimum=0
+    )
     depth_l1_weight_init: float = arg(1.0, "weight of the depth loss at the start", minimum=0)
     depth_l1_weight_final: float = arg(0.01, "weight of the depth loss at the end", minimum=0)
     random_background: bool = arg(False, "a random background color at each step")
+    preset: str = arg(
+        "published",
+        "a set of other flags, which you can still give; its stages scale with --iterations",
+        choices=tuple(PRESETS),
+    )
     strategy: str = arg("adc", "how Gaussians come and go: adc (as published), mcmc, improved, or your file")
     optimizer_type: str = arg("default", "sparse_adam moves only what is seen", choices=OPTIMIZERS)
 
@@ -288,7 +348,13 @@ class MetricsParams:
 
 OWN_DEFAULTS = {  # flag and its value -> defaults of other flags, which their help names, too
     ("absgrad", True): {"densify_grad_threshold": 8e-4},
-    ("strategy", "mcmc"): {"opacity_lr": 0.05, "densify_until_iter": 25_000, "cap_max": 1_000_000},
+    ("strategy", "mcmc"): {
+        "opacity_lr": 0.05,
+        "densify_until_iter": 25_000,
+        "cap_max": 1_000_000,
+        "opacity_reg": 0.01,
+        "scale_reg": 0.01,
+    },
     ("strategy", "improved"): {
         "position_lr_init": 4e-5,
         "position_lr_final": 2e-6,
@@ -334,7 +400,12 @@ def parse_train(argv: list[str] | None = None) -> Options:
         given = _given(parser, argv)
         values = _options_to_resume(given, groups)
         values |= read_config(given.pop("config"), groups) if "config" in given else {}
-        model, opt, pipe, run, field = build(groups, _own_defaults(values | given) | values | given)
+        if "preset" in given:  # it overrules the file, which has every flag
+            values |= _own_defaults(given)
+        if "cap_max" in given:
+            values["budget"] = 0.0
+        values |= given
+        model, opt, pipe, run, field = build(groups, _own_defaults(values) | values)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
         if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
@@ -363,11 +434,14 @@ def _make_absolute(model: ModelParams) -> None:
 
 
 def _own_defaults(values: dict[str, Any]) -> dict[str, Any]:
-    """Defaults that other flags have because of these."""
+    """Defaults that other flags have because of these: of the strategy, and before it of the preset."""
+    preset = dict(PRESETS.get(values.get("preset", "published"), {}))
+    for name in [name for name in STAGES if name in preset and type(values.get("iterations")) is int]:
+        preset[name] = max(preset[name] * values["iterations"] // preset["iterations"], 1)
     own: dict[str, Any] = {}
     for (name, value), defaults in OWN_DEFAULTS.items():
-        own |= defaults if values.get(name) == value else {}
-    return own
+        own |= defaults if (preset | values).get(name) == value else {}
+    return own | preset
 
 
 def defaults_with(values: dict[str, Any], groups: tuple) -> dict[str, Any]:
@@ -709,6 +783,10 @@ def _check_schedules(opt: OptimizationParams) -> None:
             raise ConfigError(
                 f"{name}_init and {name}_final must both be 0 or neither, got {first} and {last}"
             )
+    if not 1 <= len(opt.update_every) <= 3:
+        raise ConfigError(f"update_every must be 1 to 3 numbers, got {len(opt.update_every)}")
+    if opt.optimizer_type != "default" and max(opt.update_every) > 1:
+        raise ConfigError(f"update_every must be 1 with --optimizer_type {opt.optimizer_type}")
 
 
 def _parser(description: str, groups: tuple) -> argparse.ArgumentParser:

@@ -55,14 +55,14 @@ def render(
 
 
 def _shape(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
-    raw = gaussians.standard_activations()
-    opacities = gaussians.opacity_logits if raw else gaussians.opacities
+    raw = gaussians.standard_activations() and gaussians.smallest is None
+    scales, opacities = (gaussians.log_scales, gaussians.opacity_logits) if raw else gaussians.shown()
     if pipe.compute_cov3D_python:
-        cov3d = covariances(gaussians.scales, gaussians.quats, scaling_modifier)
+        cov3d = covariances(gaussians.shown()[0], gaussians.quats, scaling_modifier)
         return dict(quats=None, scales=None, cov3d=cov3d, opacities=opacities, raw=raw)
     if raw:
-        return dict(quats=gaussians.raw_quats, scales=gaussians.log_scales, opacities=opacities, raw=True)
-    return dict(quats=gaussians.quats, scales=gaussians.scales, opacities=opacities, raw=False)
+        return dict(quats=gaussians.raw_quats, scales=scales, opacities=opacities, raw=True)
+    return dict(quats=gaussians.quats, scales=scales, opacities=opacities, raw=False)
 
 
 def _color(gaussians: GaussianModel, pipe: PipelineParams, camera, override_color: Tensor | None) -> dict:

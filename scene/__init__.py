@@ -135,6 +135,11 @@ class Scene:
         """What the Gaussians start from."""
         return self._points_and_origin[0]
 
+    @property
+    def has_points(self) -> bool:
+        """Are the points those of the data set?"""
+        return bool(self._found and len(self._found.cloud)) and not self._model.random_init
+
     def write_inputs(self) -> None:
         """What the run starts from, into the model folder: split.json, cameras.json and input.ply."""
         write_json(self._folder.split, self._split, indent=1)

@@ -1,6 +1,6 @@
 """A camera: where a view was taken, at training size, and what was seen there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from scene.images import Picture
 from utils.geometry import camera_center, fov_from_focal
+
+LEVELS = 3  # of coarseness: whole photos, halves and quarters
 
 
 @dataclass(eq=False)
@@ -27,6 +29,7 @@ class Camera:
     photo: Picture | None = None
     depth: Picture | None = None
     counted: Picture | None = None  # where the photo counts, uint8 [H, W], 1 or 0; None: everywhere
+    coarseness: int = 1  # how many times smaller than it was read
 
     @property
     def device(self) -> torch.device:
@@ -81,3 +84,33 @@ class Camera:
             return None
         depth, counts = self.depth.get(), self.counts()
         return depth, torch.ones_like(depth) if counts is None else counts
+
+
+def smaller(camera: Camera, times: int) -> Camera:
+    """The same view with pictures so many times narrower, which stay where they are computed with."""
+    width, height = max(camera.width // times, 1), max(camera.height // times, 1)
+    factors = camera.K.new_tensor([[width / camera.width], [height / camera.height], [1.0]])
+    half = camera.half
+    if half is not None:
+        start, stop, _ = half.indices(camera.width)
+        half = slice(start * width // camera.width, stop * width // camera.width)
+    pictures = {
+        name: None if picture is None else _resized(picture, (height, width))
+        for name, picture in (("photo", camera.photo), ("depth", camera.depth), ("counted", camera.counted))
+    }
+    return replace(
+        camera, width=width, height=height, K=camera.K * factors, half=half, coarseness=times, **pictures
+    )
+
+
+def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
+    """Of means over the pixels that become one. Where one of these does not count, the mean does not."""
+    whole = picture.get()
+    planes = whole.float()[(None,) * (4 - whole.dim())]
+    value = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
+    value = value.view(*whole.shape[:-2], *size)
+    if whole.dtype == torch.uint8:
+        value = (value + 0.5).to(torch.uint8) if whole.dim() == 3 else (value > 0.999).to(torch.uint8)
+    small = Picture(lambda: value, value.nbytes, picture.device)
+    small.keep(value, on_device=True)
+    return small

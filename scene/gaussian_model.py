@@ -13,6 +13,7 @@ from diff_gaussian_rasterization import FusedAdam, SparseGaussianAdam, knn_mean_
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
+from scene.filter_3d import blurred
 from scene.points import PointCloud
 from utils.files import DataError
 from utils.geometry import covariances
@@ -22,6 +23,7 @@ from utils.sh import rgb_to_sh
 
 INITIAL_OPACITY = 0.1
 RESET_OPACITY = 0.01
+FAINTEST = 1e-12  # opacity whose logit is kept
 ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PROBES = 32  # rows on which the activations are tried
@@ -33,7 +35,7 @@ def learning_rates(opt: OptimizationParams, extent: float) -> dict[str, float]:
     return {
         "means": opt.position_lr_init * extent,
         "sh_dc": opt.feature_lr,
-        "sh_rest": opt.feature_lr / 20,
+        "sh_rest": opt.feature_lr / opt.feature_rest_div,
         "opacity_logits": opt.opacity_lr,
         "log_scales": opt.scaling_lr,
         "raw_quats": opt.rotation_lr,
@@ -55,6 +57,8 @@ class GaussianModel:
         self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
     ):
         self._settle: Callable[[], None] | None = None
+        self.smallest: Tensor | None = None  # [N] what they are blurred by: see scene/filter_3d.py
+        self.collected = 0  # views of which the gradients, if there are any, are the mean
         self.params = {name: nn.Parameter(value.detach().contiguous()) for name, value in params.items()}
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
@@ -150,6 +154,22 @@ class GaussianModel:
     def opacities(self) -> Tensor:
         return self.params["opacity_logits"].sigmoid()  # [N, 1]
 
+    def shown(self) -> tuple[Tensor, Tensor]:
+        """Scales and opacities as pictures have them."""
+        if self.smallest is None:
+            return self.scales, self.opacities
+        return blurred(self.scales, self.opacities, self.smallest)
+
+    @torch.no_grad()
+    def as_shown(self) -> "GaussianModel":
+        """A model that looks the same everywhere, with the blur in its parameters."""
+        if self.smallest is None:
+            return self
+        scales, opacities = self.shown()
+        params = dict(self.params)
+        params |= {"log_scales": scales.log(), "opacity_logits": opacities.clamp_min(FAINTEST).logit()}
+        return GaussianModel(params, self.sh_degree, self.active_sh_degree, self.extent)
+
     def standard_activations(self) -> bool:
         """Are the three above what the kernels compute from raw parameters? Tried on a few numbers once, and
         again when schedule() adds a band of color: an activation that was edited is not passed over."""
@@ -182,6 +202,7 @@ class GaussianModel:
         self._opt = opt
         rates = learning_rates(opt, self.extent) | self._own_rates
         groups = [{"name": name, "params": [self.params[name]], "lr": rate} for name, rate in rates.items()]
+        self._rates = rates
         self.sparse = opt.optimizer_type == "sparse_adam"
         adam = SparseGaussianAdam if self.sparse else FusedAdam
         self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
@@ -193,6 +214,10 @@ class GaussianModel:
             if group["name"] == "means":
                 start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
                 group["lr"] = log_linear(iteration, start, end, opt.position_lr_max_steps)
+            elif opt.rates_final < 1:
+                late = max(iteration - opt.iterations // 2, 0)
+                part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
+                group["lr"] = part * self._rates[group["name"]]
         degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
         if degree != self.active_sh_degree:
             self.active_sh_degree, self._standard = degree, None
@@ -210,6 +235,22 @@ class GaussianModel:
 
     def forget_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+        self.collected = 0
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By name, of parameters that have one."""
+        return {name: value.grad for name, value in self.params.items() if value.grad is not None}
+
+    def collect(self, loss: Tensor) -> None:
+        """Backward; the gradients are then the mean over one view more."""
+        gradients = list(self.gradients().values())
+        if self.collected:
+            torch._foreach_mul_(gradients, float(self.collected))  # pyright: ignore[reportPrivateImportUsage]
+        loss.backward()
+        self.collected += 1
+        if self.collected > 1:
+            gradients = list(self.gradients().values())
+            torch._foreach_mul_(gradients, 1 / self.collected)  # pyright: ignore[reportPrivateImportUsage]
 
     @torch.no_grad()
     def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:
@@ -221,6 +262,8 @@ class GaussianModel:
         """
         self.settle()
         self._reserve(len(index))
+        self.forget_gradients()
+        self.smallest = None
         device = self.device
         try:
             self._move(index, fresh)
@@ -273,7 +316,11 @@ class GaussianModel:
     def reset_opacity(self, most: float = RESET_OPACITY) -> None:
         """Make everything nearly transparent: what is needed comes back, the rest is pruned."""
         opacity = self.params["opacity_logits"]
-        opacity.copy_(self.opacities.clamp_max(most).logit())
+        if self.smallest is None:
+            opacity.copy_(self.opacities.clamp_max(most).logit())
+        else:
+            part = self.shown()[1] / self.opacities
+            opacity.copy_(self.opacities.minimum(most / part).logit())
         for key in MOMENTS:
             if key in self.optimizer.state.get(opacity, {}):
                 self.optimizer.state[opacity][key].zero_()
@@ -290,6 +337,8 @@ class GaussianModel:
             "sh_degree": self.sh_degree,
             "active_sh_degree": self.active_sh_degree,
             "extent": self.extent,
+            **({} if self.smallest is None else {"smallest": self.smallest}),
+            **({"gradients": self.gradients(), "collected": self.collected} if self.collected else {}),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -303,6 +352,10 @@ class GaussianModel:
         self.setup_optimizer(self._opt)
         for group in self.optimizer.param_groups:
             _set_moments(self.optimizer, group["params"][0], state["moments"].get(group["name"], {}))
+        self.smallest = state.get("smallest")
+        self.collected = state.get("collected", 0)
+        for name, gradient in state.get("gradients", {}).items():
+            self.params[name].grad = gradient.to(device).contiguous()
 
 
 def _standard_activations(model: GaussianModel) -> bool:

@@ -1,8 +1,9 @@
 """Density control to a budget, where photos have edges: after Improved-GS, Deng et al. 2025.
 
 The number of Gaussians follows a curve up to --cap_max. Candidates are those with large absolute gradients;
-among them chance decides, in proportion to their share in edges of the photos. They split along their longest
-axis. Opacities are reset now and then, and what does not recover is removed.
+among them chance decides, in proportion to their share in edges of the photos, or in the error. They split
+along their longest axis. Opacities are reset now and then, and what does not recover is removed; or they go
+down a little in each refinement.
 """
 
 import math
@@ -18,7 +19,7 @@ from arguments import ConfigError, Options, PipelineParams
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import check_statistics, draw_different, morton_order, split_along
-from strategies.scores import edge_scores, visibility
+from strategies.scores import edges, errors, relative_shares, visibility
 from strategies.strategy import Strategy
 
 VIEWS = 10  # of which edges are looked at in a refinement,
@@ -26,6 +27,7 @@ ALL_VIEWS_AFTER = 400  # but all of them so long after a reset
 FULL_BEFORE_END = 500  # iterations before the end of densification the budget is reached;
 LATE_THRESHOLD = 2 / 3  # from then on smaller gradients do, and the larger ones win
 MIN_OPACITY = 0.005
+FAINTEST = 1e-4  # that opacities go down to by themselves
 FIRST_CLEANING, FIRST_MIN_OPACITY = 300, 0.02
 RESET_OPACITY = 0.05
 RECOVERY = 300  # iterations after a reset,
@@ -47,6 +49,8 @@ class Improved(Strategy):
     grad_threshold: float  # mean over views of the absolute screen-space gradient, in NDC units
     budget: int  # of Gaussians
     generator: torch.Generator  # the CPU's
+    grow_by: str = "edges"  # what a Gaussian's share in is its chance: edges, error, or its own gradient
+    opacity_decay: float = 0.0  # in place of resets: what each refinement takes from opacities
     final_count: int = 0  # how many are left some time after densification; 0: all
     rounds_every: int = 1  # iterations between the rounds in which they become so many
     fits: int = 0  # the most that memory allows, once it has run out; 0: not known
@@ -56,9 +60,10 @@ class Improved(Strategy):
         self._stats: ScreenStats | None = None  # since the last refinement
         self._cameras: Sequence[Camera] = ()
         self._pipe = PipelineParams()
+        self._background = torch.zeros(3)
 
-    def see(self, cameras: Sequence[Camera], pipe: PipelineParams) -> None:
-        self._cameras, self._pipe = cameras, pipe
+    def see(self, cameras: Sequence[Camera], pipe: PipelineParams, background: Tensor) -> None:
+        self._cameras, self._pipe, self._background = cameras, pipe, background
 
     def stats(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:
         if not self.begin < iteration < self.end:
@@ -77,6 +82,8 @@ class Improved(Strategy):
             self.if_it_fits(gaussians, what, partial(self._keep_above, gaussians, FIRST_MIN_OPACITY))
         if self._stats is not None and iteration % self.every == 0:
             self.if_it_fits(gaussians, what, partial(self.refine, gaussians, iteration))
+        if self.opacity_decay:
+            return
         if since_reset == RECOVERY and 1 <= iteration // self.reset_every <= RECOVERIES:
             self.if_it_fits(gaussians, what, partial(self._drop_faintest, gaussians))
         if since_reset == 0:
@@ -112,6 +119,9 @@ class Improved(Strategy):
         factors = torch.where(longest, math.log(ALONG), math.log(ACROSS)).repeat(2, 1)
         logits = (CHILD_OPACITY * gaussians.opacities[chosen]).logit().repeat(2, 1)
         gaussians.reindex(index[order], fresh=fresh)  # all that may fail for want of memory is behind us
+        if self.opacity_decay:
+            less = (gaussians.opacities - self.opacity_decay).clamp_min(FAINTEST)
+            gaussians.opacity_logits.copy_(less.logit())
         gaussians.means.index_add_(0, children, offsets.flatten(0, 1))
         gaussians.log_scales.index_add_(0, children, factors)
         gaussians.opacity_logits.index_copy_(0, children, logits)
@@ -127,8 +137,15 @@ class Improved(Strategy):
         candidates = (stays & (pull >= threshold)).nonzero()[:, 0]
         if len(candidates) <= room:
             return candidates
-        score = pull if late else edge_scores(gaussians, self._views(iteration), self._pipe)
+        score = pull if late or self.grow_by == "gradient" else self._score(gaussians, iteration)
         return candidates[draw_different(score[candidates], room, self.generator)]
+
+    def _score(self, gaussians: GaussianModel, iteration: int) -> Tensor:
+        views = self._views(iteration)
+        if self.grow_by == "edges":
+            return relative_shares(gaussians, views, self._pipe, edges)
+        weights = partial(errors, gaussians=gaussians, pipe=self._pipe, background=self._background)
+        return relative_shares(gaussians, views, self._pipe, weights)
 
     def _thin(self, gaussians: GaussianModel, iteration: int) -> None:
         """In each round the same part of the Gaussians goes, the least visible."""
@@ -202,6 +219,8 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Improve
         reset_every=opt.opacity_reset_interval,
         grad_threshold=opt.densify_grad_threshold,
         budget=opt.cap_max,
+        grow_by=opt.grow_by,
+        opacity_decay=opt.opacity_decay,
         final_count=opt.final_count,
         rounds_every=max((opt.iterations - opt.densify_until_iter) // (2 * ROUNDS), 1),
         generator=torch.Generator().manual_seed(options.run.seed),

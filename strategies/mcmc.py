@@ -3,7 +3,7 @@
 No gradient decides. Gaussians that have become invisible move onto visible ones, new ones are born in the
 same way until there are as many as asked for, and noise lets faint ones explore. Copies share the opacity of
 what they are copies of such that the picture stays. Opacities and scales are held down by two terms of the
-loss; opacities are never reset.
+loss (--opacity_reg, --scale_reg); opacities are never reset.
 """
 
 import math
@@ -13,11 +13,9 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from diff_gaussian_rasterization import Rendered
 from torch import Tensor
 
 from arguments import ConfigError, Options, pick_device
-from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import draw, morton_order
 from strategies.strategy import Strategy
@@ -50,8 +48,6 @@ class MarkovChain(Strategy):
     every: int
     cap: int  # the most Gaussians there may be
     noise_lr: float
-    opacity_reg: float
-    scale_reg: float
     generator: torch.Generator  # of targets and noise; on the device of the Gaussians
     fits: int = 0  # the most that memory allows, once it has run out; 0: not known
     say: Callable[[str], None] = print
@@ -60,16 +56,6 @@ class MarkovChain(Strategy):
     def start(self, gaussians: GaussianModel) -> None:
         gaussians.opacity_logits.fill_(math.log(START_OPACITY / (1 - START_OPACITY)))
         gaussians.log_scales.add_(math.log(START_SCALE))
-
-    def loss_terms(self) -> list[Callable]:
-        weighted = [(self.opacity_reg, self.opacity_term), (self.scale_reg, self.scale_term)]
-        return [term for weight, term in weighted if weight > 0]
-
-    def opacity_term(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor:
-        return self.opacity_reg * trainer.gaussians.opacities.mean()
-
-    def scale_term(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor:
-        return self.scale_reg * trainer.gaussians.scales.mean()
 
     def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
         if self.begin < iteration < self.end and iteration % self.every == 0:
@@ -191,8 +177,6 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> MarkovC
         every=opt.densification_interval,
         cap=opt.cap_max,
         noise_lr=opt.noise_lr,
-        opacity_reg=opt.opacity_reg,
-        scale_reg=opt.scale_reg,
         generator=torch.Generator(pick_device(run.device)).manual_seed(run.seed),
         say=say,
     )

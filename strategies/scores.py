@@ -4,6 +4,8 @@ A pixel's color is the sum of colors times alpha T. So the gradient of sum(weigh
 a Gaussian is sum(weights * alpha T), and any backend that can train can score, too.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -39,11 +41,25 @@ def edges(camera: Camera) -> Tensor:
     return found / found.max().clamp_min(1e-12)
 
 
-def edge_scores(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams) -> Tensor:
-    """[N]: shares in the edges of photos, in each view relative to the mean of those that have any."""
+@torch.no_grad()
+def errors(camera: Camera, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor) -> Tensor:
+    """[H, W]: how far the picture is from the photo, where that counts; the mean over channels."""
+    picture = render(camera, gaussians, pipe, background.to(gaussians.device)).image.clamp(0, 1)
+    found = (picture - to_float(camera.image())).abs().mean(0)
+    mask = camera.mask()
+    return found if mask is None else found * mask
+
+
+def relative_shares(
+    gaussians: GaussianModel,
+    cameras: list[Camera],
+    pipe: PipelineParams,
+    weights: Callable[[Camera], Tensor],
+) -> Tensor:
+    """[N]: shares in the weighted pixels, in each view relative to the mean of those that have any."""
     total = torch.zeros(len(gaussians), device=gaussians.device)
     for camera in cameras:
-        part = shares(gaussians, camera, pipe, edges(camera)[None])[:, 0]
+        part = shares(gaussians, camera, pipe, weights(camera)[None])[:, 0]
         total += part / (part.sum() / (part > 0).sum().clamp_min(1)).clamp_min(1e-12)
     return total / max(len(cameras), 1)
 

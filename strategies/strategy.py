@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from diff_gaussian_rasterization import ScreenStats
+from torch import Tensor
 
 from arguments import PipelineParams
 from scene.cameras import Camera
@@ -23,7 +24,7 @@ class Strategy:
     def start(self, gaussians: GaussianModel) -> None:
         """Once, before the first step of a run that starts from points."""
 
-    def see(self, cameras: Sequence[Camera], pipe: PipelineParams) -> None:
+    def see(self, cameras: Sequence[Camera], pipe: PipelineParams, background: Tensor) -> None:
         """Before that: the train views, and how they are rendered."""
 
     def stats(self, gaussians: GaussianModel, iteration: int) -> ScreenStats | None:

@@ -50,7 +50,11 @@ ORIGINAL_OPTIMIZATION = {
     "densify_until_iter": 15_000, "densify_grad_threshold": 0.0002, "depth_l1_weight_init": 1.0,
     "depth_l1_weight_final": 0.01, "random_background": False, "optimizer_type": "default",
 }  # fmt: skip
-OURS = {"absgrad", "cap_max", "final_count", "strategy", "noise_lr", "opacity_reg", "scale_reg"}
+OURS = {
+    "absgrad", "cap_max", "final_count", "strategy", "noise_lr", "opacity_reg", "scale_reg", "opacity_decay",
+    "grow_by", "update_every", "rates_final", "coarse_until", "budget", "preset", "feature_rest_div",
+    "filter_3d",
+}  # fmt: skip
 ORIGINAL_RUN = {
     "ip": "127.0.0.1", "port": 6009, "debug_from": -1, "detect_anomaly": False,
     "test_iterations": [7_000, 30_000], "save_iterations": [7_000, 30_000], "quiet": False,

@@ -17,7 +17,7 @@ from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
 from strategies import improved
 from strategies.rows import draw_different
-from strategies.scores import edge_scores, edges, shares
+from strategies.scores import edges, relative_shares, shares
 from tests import tiny_scenes
 from tests.test_mcmc import model_with, origins
 from training import checkpoint
@@ -81,7 +81,7 @@ def test_edges_are_those_of_pillow(trainer):
 
 def test_edge_scores_are_relative_to_the_mean_of_a_view(trainer):
     cameras = trainer.scene.train_cameras[:2]
-    score = edge_scores(trainer.gaussians, cameras, PIPE)
+    score = relative_shares(trainer.gaussians, cameras, PIPE, edges)
     expected = 0
     for camera in cameras:
         part = shares(trainer.gaussians, camera, PIPE, edges(camera)[None])[:, 0]
@@ -142,7 +142,7 @@ def test_the_count_is_the_budget_or_all_candidates(trainer, budget, iteration):
     with torch.no_grad():
         model.params["means"].mul_(0.5)
     strategy = control(cap_max=budget)
-    strategy.see(trainer.scene.train_cameras, PIPE)
+    strategy.see(trainer.scene.train_cameras, PIPE, torch.zeros(3))
     pull(strategy, model, iteration, [0.0] * 10 + [1e-3] * 30)
     part = min((iteration - 500) / 14_000, 1)
     assert strategy.allowed(iteration) == int(budget * math.sqrt(part))
@@ -190,7 +190,7 @@ def test_what_does_not_recover_goes():
 
 def test_views_of_a_refinement(trainer):
     strategy = control()
-    strategy.see(trainer.scene.train_cameras * 3, PIPE)
+    strategy.see(trainer.scene.train_cameras * 3, PIPE, torch.zeros(3))
     assert len(strategy._views(3300)) == 10 and len(strategy._views(3400)) == 24 == len(strategy._views(6400))
     assert len(strategy._views(9400)) == 10
 
@@ -212,7 +212,7 @@ def test_the_least_visible_go_until_final_count(trainer):
     """By the same part in each of 16 rounds, 468 iterations apart. What no view shows goes first."""
     model = trainer.gaussians
     counts, strategy = [], control(cap_max=100, final_count=11)
-    strategy.see(trainer.scene.train_cameras, PIPE)
+    strategy.see(trainer.scene.train_cameras, PIPE, torch.zeros(3))
     with torch.no_grad():
         model.means[3:6] += 1e4
     hidden = model.sh_dc[3:6].detach().clone()

@@ -70,7 +70,11 @@ def test_numbers_files_and_missing_weights(model, score):
     results = json.loads((model / "results.json").read_text())
     per_view = json.loads((model / "per_view.json").read_text())
     assert list(results) == list(per_view) == ["ours_30000", "ours_7000"]
-    assert set(results["ours_7000"]) == {"SSIM", "PSNR", "LPIPS"}
+    bands = {"PSNR far": slice(0, 13), "PSNR middle": slice(13, 27), "PSNR near": slice(27, 40)}
+    assert set(results["ours_7000"]) == {"SSIM", "PSNR", "LPIPS", *bands}
+    for band, rows in bands.items():
+        error = np.square(np.subtract(*(image[rows] / 255.0 for image in pair(2)))).mean()
+        assert per_view["ours_30000"][band]["00000.png"] == pytest.approx(-10 * math.log10(error), abs=1e-3)
     assert list(per_view["ours_30000"]["PSNR"]) == ["00000.png", "00001.png", "00002.png"]
 
     errors = [np.square(np.subtract(*(image / 255.0 for image in pair(seed)))).mean() for seed in (2, 3, 4)]
@@ -362,7 +366,8 @@ def table_of(result) -> dict[str, list[str]]:
     return {name: [row[k] for row in rows] for k, name in enumerate(head)}
 
 
-SCORES = ["PSNR", "SSIM", "LPIPS", "views", "Gaussians", "training s"]
+BANDS = ["PSNR far", "PSNR middle", "PSNR near"]
+SCORES = ["PSNR", "SSIM", "LPIPS", *BANDS, "views", "Gaussians", "MB", "training s"]
 
 
 def test_several_models_end_in_one_table(tmp_path, score):

@@ -297,7 +297,7 @@ def test_metrics_of_the_renders(rendered):
     for iteration in ("150", "300"):
         unquantized = summary(rendered)["scores"]["test"][iteration]["psnr"]
         assert results[f"ours_{iteration}"]["PSNR"] == pytest.approx(unquantized, abs=0.05)
-    assert re.search(r"ours_300 +2 +\d\d\.\d+ +0\.\d+ +- +shot 0[04]\.png", printed), printed
+    assert re.search(r"ours_300 +2 +\d\d\.\d+ +0\.\d+ +- +(\d\d\.\d\d +){3}shot 0[04]\.png", printed), printed
 
 
 def test_render_without_a_model(tmp_path, capsys):

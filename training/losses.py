@@ -38,6 +38,14 @@ def depth(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int)
     return loss
 
 
+def mean_opacity(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int) -> Tensor:
+    return trainer.opt.opacity_reg * trainer.gaussians.opacities.mean()
+
+
+def mean_scale(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int) -> Tensor:
+    return trainer.opt.scale_reg * trainer.gaussians.scales.mean()
+
+
 def inverse_depth_loss(rendered: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Mean over all pixels of |rendered - target| * mask.
 

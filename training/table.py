@@ -1,8 +1,8 @@
 """Several models in one table: the settings in which they differ, and what came of each.
 
 A row is a scored folder <model>/test/<method>. PSNR, SSIM and LPIPS are those of its results.json. Gaussians
-are counted in the file that was rendered. The time is that of the optimization loop; it is known for the last
-iteration of a run.
+are counted in the file that was rendered, and MB is its size. The time is that of the optimization loop; it
+is known for the last iteration of a run.
 """
 
 import csv
@@ -29,7 +29,9 @@ GROUPS = (ModelParams, PipelineParams, OptimizationParams, FieldParams, RunParam
 OF_THE_RUN = {"seed", "start_checkpoint", "deterministic", "ply"}  # its other flags do not change the result
 NO_SETTING = {"model_path", "data_device", "debug"}
 SETTINGS = {f.name for group in GROUPS[:4] for f in fields(group)} - NO_SETTING | OF_THE_RUN
-FORMATS = {"PSNR": ".3f", "SSIM": ".4f", "LPIPS": ".4f", "views": "d", "Gaussians": ",d", "training s": ".1f"}
+BANDS = {f"PSNR {band}": ".2f" for band in ("far", "middle", "near")}
+FORMATS = {"PSNR": ".3f", "SSIM": ".4f", "LPIPS": ".4f"} | BANDS
+FORMATS |= {"views": "d", "Gaussians": ",d", "MB": ".1f", "training s": ".1f"}
 
 Cell = str | int | float | bool | None  # None: not known
 
@@ -65,7 +67,7 @@ def compare(models: list[Path]) -> list[list[Cell]]:
     table: list[list[Cell]] = [[*head, *changed, *FORMATS]]
     for row in rows:
         named = [row.model, row.method][: len(head)]
-        scores = [row.scores[name] for name in FORMATS]
+        scores = [row.scores.get(name) for name in FORMATS]
         table.append([*named, *(row.settings.get(name) for name in changed), *scores])
     return _with_short_paths(table)
 
@@ -107,7 +109,8 @@ def _rows(folder: Path) -> list[Row]:
         last = method == f"ours_{run.get('iterations')}"
         scores = means | {
             "views": sum(value is not None for value in per_view[method]["PSNR"].values()),
-            "Gaussians": count_in(_rendered_file(model, method, settings)),
+            "Gaussians": count_in(file := _rendered_file(model, method, settings)),
+            "MB": file.stat().st_size / 1e6 if file.is_file() else None,
             "training s": run.get("optimization_seconds") if last else None,
         }
         rows.append(Row(str(folder), method, settings, scores))

@@ -15,45 +15,51 @@ from torch import Tensor
 
 import per_view
 import strategies
-from arguments import ModelParams, Options, PipelineParams
+from arguments import PRESETS, ModelParams, Options, PipelineParams
 from gaussian_renderer import Splats, looks
 from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.network_gui import Request
-from per_view import PerView, Shown
+from per_view import Pair, PerView, Shown
 from scene import Scene, formats
-from scene.cameras import Camera
+from scene.cameras import Camera, smaller
+from scene.filter_3d import smallest_scales
 from scene.folder import ModelFolder
 from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
 from training.checkpoint import Part
 from training.health import drop_nonfinite, drop_unusable
-from training.losses import depth, photometric
+from training.losses import depth, mean_opacity, mean_scale, photometric
 from training.memory import step_that_fits
 from training.method import Method
 from training.queue import ViewQueue
 
 COMPARE_EVERY = 500  # iterations: does the native step still do what render() and the loss terms say?
+BLUR_EVERY = 100  # iterations
+MADE_UP = 5000  # what points that the data set does not have count as, in a budget
 ROUNDING = 1e-5  # by which their losses may differ, as a fraction
 
 
 class Trainer(Method):
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
+        options = within_budget(options, scene)
         super().__init__(scene, options, say)
         model, self.opt, self.pipe, run, _ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
         self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
-        self.strategy.see(scene.train_cameras, self.pipe)
+        self.strategy.see(scene.train_cameras, self.pipe, scene.background)
         self.modules = per_view.attached(options, scene.exposure_names, self.device)
         self.splats = Splats(self.gaussians, self.pipe, scene.background)
         self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
-        self.losses = [photometric, *([depth] if model.depths else []), *self.strategy.loss_terms()]
+        held = [mean_opacity] * (self.opt.opacity_reg > 0) + [mean_scale] * (self.opt.scale_reg > 0)
+        self.losses = [photometric, *held, *([depth] if model.depths else []), *self.strategy.loss_terms()]
         self.losses += [term for module in self.modules for term in module.loss_terms()]
         self.queue = ViewQueue(len(scene.train_cameras), run.seed)
         self.native: FusedIteration | None = None
-        if can_fuse(self.gaussians, options) and self.losses == [photometric] and not self.modules:
+        self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
+        if can_fuse(self.gaussians, options) and self.losses == [photometric, *held] and not self.modules:
             self.native = FusedIteration(len(scene.train_cameras), options, self.device)
         self._compared: tuple | None = None  # when the native step was last compared with the others
 
@@ -72,16 +78,18 @@ class Trainer(Method):
 
     def _learn(self, iteration: int, view: int, background: Tensor) -> dict[str, Tensor]:
         """Render, compare, backward and step; nothing has moved if it fails."""
-        camera = self.scene.train_cameras[view]
+        camera = self._camera(view, iteration)
         self.last_view = camera.name
+        moves = iteration % self._shared_by(iteration) == 0 or iteration == self.opt.iterations
         self.scene.train_cameras[self.queue.peek()].prefetch()
+        self._blur(iteration)
         stats = self.strategy.stats(self.gaussians, iteration)
         if native := self._truthful(iteration, camera, background):
-            loss, l1, *_ = native(view, camera, self.gaussians, background, stats)
+            loss, l1, *_ = native(view, camera, self.gaussians, background, stats, moves)
             return {"loss": loss, "l1": l1}
         loss, visible = self.loss(iteration, camera, background, stats)
-        loss.backward()
-        move(self.gaussians, self.modules, visible)
+        self.gaussians.collect(loss)
+        move(self.gaussians if moves else None, self.modules, visible)
         return {"loss": loss} | self.parts_shown
 
     def loss(
@@ -100,6 +108,39 @@ class Trainer(Method):
 
     def refine(self, iteration: int) -> None:
         self.strategy.after_step(self.gaussians, iteration)
+
+    def _shared_by(self, iteration: int) -> int:
+        """How many views a step is made from at this time."""
+        opt, number = self.opt, 0
+        if iteration > opt.densify_until_iter:
+            number = 1 if 2 * iteration <= opt.densify_until_iter + opt.iterations else 2
+        return opt.update_every[: number + 1][-1]
+
+    def _blur(self, iteration: int = 0) -> None:
+        """With --filter_3d: what Gaussians are blurred by, anew when rows have moved, and now and then when
+        they no longer do, but not in the last steps."""
+        opt, cameras = self.opt, self.scene.train_cameras
+        late = opt.densify_until_iter <= iteration <= opt.iterations - BLUR_EVERY
+        if self.pipe.filter_3d and (
+            self.gaussians.smallest is None or (late and iteration % BLUR_EVERY == 0)
+        ):
+            self.gaussians.smallest = smallest_scales(self.gaussians.means, cameras)
+
+    def pair(self, camera: Camera) -> Pair:
+        self._blur()
+        return super().pair(camera)
+
+    def _camera(self, view: int, iteration: int) -> Camera:
+        """The view, with a smaller photo at first."""
+        camera, until = self.scene.train_cameras[view], self.opt.coarse_until
+        if iteration > until:
+            self._coarse.clear()
+            return camera
+        times = 4 if 3 * iteration <= until else 2
+        known = self._coarse.get(view)
+        if known is None or known.coarseness != times:
+            known = self._coarse[view] = smaller(camera, times)
+        return known
 
     def _background(self) -> Tensor:
         return torch.rand(3, device=self.device) if self.opt.random_background else self.scene.background
@@ -142,7 +183,8 @@ class Trainer(Method):
 
     def save(self, folder: ModelFolder, iteration: int) -> Path:
         path = folder.ply(iteration)
-        save_ply(self.gaussians, path, self.pipe.antialiasing, self.scene.frame)
+        self._blur()
+        save_ply(self.gaussians.as_shown(), path, self.pipe.antialiasing, self.scene.frame)
         for module in self.modules:
             module.save(folder, iteration)
         if not any(isinstance(module, per_view.Exposure) for module in self.modules):
@@ -157,6 +199,7 @@ class Trainer(Method):
             compute_cov3D_python=request.rot_scale_python,
             antialiasing=self.pipe.antialiasing,
         )
+        self._blur()
         asked = request.mode, request.scaling_modifier, request.degree
         return looks.picture(camera, self.gaussians, pipe, self.scene.background, *asked)
 
@@ -168,7 +211,11 @@ class Trainer(Method):
 
     def describe(self) -> str:
         how = "one native call (--no-fused takes it apart)" if self.native else APART
-        return f"extent {self.scene.extent:.4g}, {len(self):,} Gaussians; a step is {how}"
+        opt, named = self.opt, ""
+        if opt.preset != "published":
+            flags = " ".join(f"--{name} {_word(getattr(opt, name))}" for name in PRESETS[opt.preset])
+            named = f"; --preset {opt.preset}: {flags}"
+        return f"extent {self.scene.extent:.4g}, {len(self):,} Gaussians; a step is {how}{named}"
 
     def closing_notes(self) -> list[str]:
         if not self.native or not self.native.skipped:
@@ -176,13 +223,29 @@ class Trainer(Method):
         return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
 
 
-def move(gaussians: GaussianModel, modules: list[PerView], visible: Tensor) -> None:
+def within_budget(options: Options, scene: Scene) -> Options:
+    """With --budget: the number of Gaussians that suits what is known of the scene before training."""
+    opt = options.opt
+    if opt.budget == 0:
+        return options
+    pixels = sum(camera.width * camera.height for camera in scene.train_cameras)
+    points = len(scene.points) if scene.has_points else MADE_UP
+    count = max(round(opt.budget * math.sqrt(points * pixels)), 1)
+    return options._replace(opt=replace(opt, cap_max=count))
+
+
+def move(gaussians: GaussianModel | None, modules: list[PerView], visible: Tensor) -> None:
     """Everything along its gradient; if memory is lacking, nothing."""
     for module in modules:
         module.prepare()
-    gaussians.step(visible)
+    if gaussians is not None:
+        gaussians.step(visible)
     for module in modules:
         module.step()
+
+
+def _word(value) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 APART = "render, compare, backward"

@@ -1,0 +1,114 @@
+"""--preset: a named set of flags, stored with the model and printed, each of which can still be given."""
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+import train
+from arguments import PRESETS, OptimizationParams, parse_train
+from benchmarks import figure
+from scene import Scene
+from scene.folder import ModelFolder
+from tests import tiny_scenes
+from training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory):
+    return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
+
+
+def opt(*words) -> OptimizationParams:
+    return parse_train(["-s", "x", *words]).opt
+
+
+def test_published_is_the_default_and_changes_nothing():
+    assert opt() == opt("--preset", "published") == OptimizationParams()
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "published"])
+def test_a_preset_is_its_flags(name):
+    words = []
+    for flag, value in PRESETS[name].items():
+        words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
+    assert asdict(opt("--preset", name)) == asdict(opt(*words)) | {"preset": name}
+
+
+def test_each_flag_can_be_given(tmp_path):
+    ours = opt("--preset", "fast", "--iterations", "9", "--strategy", "mcmc", "--cap_max", "7")
+    assert (ours.iterations, ours.strategy, ours.cap_max, ours.budget) == (9, "mcmc", 7, 0)
+    assert ours.opacity_lr == 0.05, "of mcmc"
+    ours = opt("--preset", "fast", "--iterations", "4000", "--densify_until_iter", "1234")
+    assert (ours.densify_until_iter, ours.coarse_until, ours.position_lr_max_steps) == (1234, 1000, 4000)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"preset": "small", "budget": 0.3, "cap_max": 5, "iterations": 77}))
+    ours = opt("--config", str(config))
+    assert (ours.strategy, ours.budget, ours.iterations) == ("improved", 0.3, 77)
+    ours = opt("--config", str(config), "--preset", "fast")
+    assert (ours.preset, ours.budget, ours.iterations) == ("fast", 0.25, 12_000)
+
+
+def test_an_unknown_preset_is_named(capsys):
+    with pytest.raises(SystemExit):
+        opt("--preset", "fastest")
+    assert "preset must be one of published, fast, best, small, got fastest" in capsys.readouterr().err
+
+
+def trainer(scene, *words) -> Trainer:
+    options = parse_train(["-s", str(scene), "-m", "m", "--device", "cpu", *words])
+    return Trainer(Scene(options.model, torch.device("cpu"), 0, quiet=True), options, print)
+
+
+def test_the_budget_follows_points_and_pixels(scene):
+    pixels = 8 * tiny_scenes.WIDTH * tiny_scenes.HEIGHT
+    expected = round(0.16 * math.sqrt(pixels * tiny_scenes.BLOBS))
+    one = trainer(scene, "--preset", "small")
+    assert one.opt.cap_max == one.options.opt.cap_max == one.strategy.budget == expected
+    made_up = trainer(scene, "--preset", "small", "--random_init", "99")
+    assert made_up.opt.cap_max == round(0.16 * math.sqrt(pixels * 5000))
+    assert trainer(scene, "--preset", "small", "--cap_max", "33").opt.cap_max == 33
+
+
+def test_a_run_prints_and_stores_it(scene, tmp_path):
+    line = ["-s", str(scene), "-m", str(tmp_path), "--preset", "fast", "--iterations", "3", "--quiet"]
+    assert train.main([*line, "--device", "cpu", "--disable_viewer"]) == 0
+    log = ModelFolder(tmp_path).log.read_text()
+    assert "--preset fast: --strategy improved --budget 0.25 --iterations 3 --densify_until_iter 1" in log
+    stored = json.loads((tmp_path / "config.json").read_text())["OptimizationParams"]
+    assert stored["preset"] == "fast" and stored["coarse_until"] == 1
+    again = parse_train(["--resume", "-m", str(tmp_path)]).opt
+    assert asdict(again) == stored
+
+
+def test_the_page_has_the_flags_of_each_preset():
+    page = (Path(__file__).resolve().parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
+    for name in PRESETS:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| `{name}` ")]
+        words = row.split("|")[3].replace("`", "").replace("none", "").split()
+        assert asdict(opt(*words)) | {"preset": name} == asdict(opt("--preset", name))
+
+
+def test_the_figure_has_a_point_for_the_mean_of_each_way(tmp_path):
+    def run(way, psnr, count, **more):
+        scores = {"test": {"7": {"psnr": 1.0}, "30": {"psnr": psnr}}}
+        return json.dumps({"scene": "bonsai", "way": way, "gaussians": count, "scores": scores} | more)
+
+    lines = ["table", run("adc", 31.0, 100), run("adc", 32.0, 300), run("mcmc", 30.0, 50)]
+    lines.append(run("mcmc", 99.0, 1).replace("bonsai", "lego"))
+    points = figure.read(lines, "bonsai")
+    assert points == [("adc", 200, None, 31.5), ("mcmc", 50, None, 30.0)]
+    root = ElementTree.fromstring(figure.figure(points, "bonsai"))
+    circles = [node for node in root.iter() if node.tag.endswith("circle")]
+    assert [float(node.get("cx")) for node in circles] == pytest.approx([358, 89.5], abs=0.1)
+    timed = figure.read([run("adc", 31.0, 100, optimization_seconds=4.0)], "bonsai")
+    assert figure.figure(timed, "bonsai").count("<circle") == 2 and timed[0].seconds == 4
+
+
+def test_ticks_are_round_numbers_around_the_values():
+    assert figure.Axis.over([31.62, 32.33]).ticks() == pytest.approx([31.6, 31.8, 32.0, 32.2, 32.4])
+    assert figure.Axis.over([250_000, 785_000], from_zero=True).ticks() == [0, 2e5, 4e5, 6e5, 8e5]
