@@ -8,6 +8,9 @@ names, and beside them names.json: which photo each file shows. Where photos do 
 masks/, too. --outputs depth normals alpha adds folders of that name; depth/levels.json says which distance a
 level of those 16-bit pictures stands for. The options of the run are read from the model folder.
 
+With --refine_test_poses or --align_test_poses, test views go to ours_<iteration>_refined or _aligned, and
+train views of --views sharp to ours_<iteration>_sharp; metrics.py scores each of them under that name.
+
 Pictures of another data set (-s) go to <model>/on_<data set>/{train,test}/..., those of a file (--ply) to
 <model>/<file>_on_<data set>/{train,test}/<file>, or to output/<file>_on_<data set>/... without -m. Such a
 folder has a config.json that says what was rendered, and metrics.py -m takes it as it takes a model.
@@ -38,7 +41,7 @@ from arguments import (
     saved_options,
 )
 from gaussian_renderer import Splats, outputs
-from per_view import Shown
+from per_view import Shown, held_out
 from scene import Camera, Scene
 from scene.folder import ModelFolder
 from scene.frame import Similarity
@@ -61,14 +64,16 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
     if place.path != Path(model.model_path):
         _describe(place, model, pipe, options.ply, shown)
     scene = Scene(replace(model, model_path=str(place)), device, for_training=False, quiet=options.quiet)
-    for name, cameras, skip in [
-        ("train", scene.train_cameras, options.skip_train),
-        ("test", scene.test_cameras, options.skip_test),
+    test, poses = _test_cameras(shown, scene, options)
+    shown.sharp = options.views == "sharp"
+    for name, cameras, skip, how in [
+        ("train", scene.train_cameras, options.skip_train, "_sharp" if shown.sharp else ""),
+        ("test", test, options.skip_test, poses),
     ]:
         if not cameras and not skip and not options.quiet:
             say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            _render_set(place.path / name / title, name, cameras, shown, options)
+            _render_set(place.path / name / f"{title}{how}", name, cameras, shown, options)
     is_scored = scene.test_cameras and not options.skip_test
     if place.path != Path(model.model_path) and is_scored and not options.quiet:
         say(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")
@@ -81,6 +86,18 @@ def render_film(model: ModelParams, pipe: PipelineParams, options: RenderParams)
         return _load(model, pipe, replace(options, iteration=iteration), background)[0]
 
     film.make(model, options, load, background)
+
+
+def _test_cameras(shown: Shown, scene: Scene, options: RenderParams) -> tuple[list[Camera], str]:
+    """From where the test views are shown, and what that adds to the name of their folder."""
+    cameras, move = scene.test_cameras, options.align_test_poses or options.refine_test_poses
+    if options.skip_test or not move:
+        return cameras, ""
+    cameras = held_out.aligned(shown, scene.train_cameras, cameras)
+    if not options.refine_test_poses:
+        return cameras, "_aligned"
+    bar = progress(cameras, desc="Refining test poses", disable=options.quiet)
+    return [held_out.refined(shown, camera) for camera in bar], "_refined"
 
 
 def _load(

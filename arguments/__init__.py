@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 
 from arguments.baselines import FieldParams
 from arguments.flag import LAST_PORT, LAST_SEED, MOST_FRAMES, MOST_POINTS, WIDEST, arg
+from arguments.photos import PhotoParams
 
 CONFIG_FILE = "config.json"
 LEGACY_FILE = "cfg_args"
@@ -46,6 +47,7 @@ CODECS = ("auto", "av1", "h264")
 CLEANINGS = ("none", "conservative", "balanced", "aggressive")
 GROWTHS = ("edges", "error", "gradient")
 UPS = ("none", "auto", "+x", "-x", "+y", "-y", "+z", "-z")
+VIEWS = ("as_photographed", "sharp")
 MATCHERS = ("auto", "exhaustive", "sequential", "vocab_tree")
 CAMERAS = (  # those of COLMAP that a photo can be undistorted from
     "SIMPLE_PINHOLE",
@@ -261,6 +263,15 @@ class RenderParams:
 
     iteration: int = arg(-1, "which saved model; -1 for the latest", minimum=-1)
     ply: str = arg("", "a file of Gaussians to render instead: an edited model (with -m), or any (with -s)")
+    views: str = arg(
+        "as_photographed", "train views: with the blur of their photos, or without", choices=VIEWS
+    )
+    align_test_poses: bool = arg(
+        False, "move the test views as training moved the train views together (--poses, --blur motion)"
+    )
+    refine_test_poses: bool = arg(
+        False, "fit the pose of each test view to its photo first, the scene as it is; say so with scores"
+    )
     skip_train: bool = arg(False, "leave out the train views")
     skip_test: bool = arg(False, "leave out the test views")
     outputs: list[str] = arg(["rgb"], "what to write of each view: rgb, depth, normals, alpha")
@@ -382,13 +393,14 @@ class Options(NamedTuple):
     pipe: PipelineParams
     run: RunParams
     field: FieldParams = FieldParams()
+    views: PhotoParams = PhotoParams()
 
 
 # The command lines
 
 
 def parse_train(argv: list[str] | None = None) -> Options:
-    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams)
+    groups = (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams, PhotoParams)
     parser = _parser("Optimize 3D Gaussians to photos.", groups)
     parser.add_argument(
         "--config",
@@ -405,7 +417,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         if "cap_max" in given:
             values["budget"] = 0.0
         values |= given
-        model, opt, pipe, run, field = build(groups, _own_defaults(values) | values)
+        model, opt, pipe, run, field, views = build(groups, _own_defaults(values) | values)
         if not model.source_path:
             raise ConfigError("source_path is empty: name the data set folder with -s")
         if "model_path" not in given and model.model_path and Path(model.model_path, "point_cloud").is_dir():
@@ -413,7 +425,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
                 f"model_path {model.model_path}, from the --config file, has a trained model: name "
                 "the folder to write to with -m"
             )
-        _check_schedules(opt)
+        _check_schedules(opt, views)
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)
@@ -421,7 +433,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         run.save_iterations = sorted({*run.save_iterations, opt.iterations})
     except ConfigError as error:
         parser.error(str(error))
-    return Options(model, opt, pipe, run, field)
+    return Options(model, opt, pipe, run, field, views)
 
 
 def _make_absolute(model: ModelParams) -> None:
@@ -775,10 +787,11 @@ def _brief(value: Any, write: Callable[[Any], str] = repr) -> str:
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
-def _check_schedules(opt: OptimizationParams) -> None:
+def _check_schedules(opt: OptimizationParams, views: PhotoParams) -> None:
     """What goes down evenly in the logarithm can be off altogether, but cannot reach zero."""
-    for name in ("position_lr", "exposure_lr", "depth_l1_weight"):
-        first, last = getattr(opt, f"{name}_init"), getattr(opt, f"{name}_final")
+    rates = dataclasses.asdict(opt) | dataclasses.asdict(views)
+    for name in ("position_lr", "exposure_lr", "depth_l1_weight", "pose_lr"):
+        first, last = rates[f"{name}_init"], rates[f"{name}_final"]
         if (first == 0) != (last == 0):
             raise ConfigError(
                 f"{name}_init and {name}_final must both be 0 or neither, got {first} and {last}"

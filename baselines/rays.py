@@ -224,8 +224,14 @@ def adam(groups: list[dict]) -> torch.optim.Optimizer:
 
 def refuse(options: Options) -> None:
     """Flags that only Gaussians know."""
-    for name in ("train_test_exp", "depths"):
-        if getattr(options.model, name):
+    wanted = {
+        "train_test_exp": options.model.train_test_exp,
+        "depths": options.model.depths,
+        "poses": options.views.poses,
+        "blur": options.views.blur != "none",
+    }
+    for name, is_on in wanted.items():
+        if is_on:
             raise ConfigError(f"{name} is for --method gaussians, got --method {options.model.method}")
 
 

@@ -3,14 +3,13 @@
 import os
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from utils.files import DataError
+from utils.image import sharpness
 from utils.terminal import progress
 
 ENDINGS = {".mp4", ".mov", ".m4v", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".3gp"}
-LOOKED_AT = 640  # sharpness is measured at this width: smaller blur does not hurt, and noise counts less
 
 
 def extract_frames(video: Path, folder: Path, count: int) -> list[Path]:
@@ -53,13 +52,3 @@ def extract_frames(video: Path, folder: Path, count: int) -> list[Path]:
     if not written:
         raise DataError(f"{video}: has no frame that can be decoded")
     return written
-
-
-def sharpness(frame: np.ndarray) -> float:
-    """Variance of the Laplacian of the gray picture [H, W, 3], at a common width."""
-    step = max(frame.shape[1] // LOOKED_AT, 1)
-    height, width = (side // step * step for side in frame.shape[:2])
-    gray = frame[:height, :width].mean(axis=2, dtype=np.float32)
-    gray = gray.reshape(height // step, step, width // step, step).mean(axis=(1, 3))
-    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
-    return float(laplacian.var())

@@ -1,9 +1,10 @@
 """The whole iteration in one native call: render, compare, backward and Adam.
 
 The same kernels as behind render() and photometric_loss(), in the same order, but no gradient passes through
-memory and the host only starts them. The call knows the published step and nothing else. So it is taken only
-where the options ask for no more (can_fuse), and now and then its loss is compared with that of render() and
-the loss terms: after an edit of those they differ, and the run goes on in separate steps.
+memory and the host only starts them. Around the call there are steps of several views and the regularizers of
+opacities and scales. It knows nothing else. So it is taken only where the options ask for no more (can_fuse),
+and now and then its loss is compared with that of render() and the loss terms: after an edit of those they
+differ, and the run goes on in separate steps.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,7 @@ ATTRIBUTES = ["means", "sh_dc", "sh_rest", "opacity_logits", "log_scales", "raw_
 
 def can_fuse(gaussians: GaussianModel, options: Options) -> bool:
     """Do the model and these options leave the iteration as the native call knows it?"""
-    _, opt, pipe, run, _ = options
+    _, opt, pipe, run, *_ = options
     plain_model = [group["name"] for group in gaussians.optimizer.param_groups] == ATTRIBUTES
     plain_render = not (pipe.convert_SHs_python or pipe.compute_cov3D_python or pipe.filter_3d)
     debugged = pipe.debug or run.debug_from >= 0 or run.detect_anomaly
@@ -155,11 +156,10 @@ class FusedIteration:
         return losses
 
     def _move_collected(self, gaussians: GaussianModel, pulls: dict[str, Tensor]) -> None:
-        for name, pull in pulls.items():
-            grad = gaussians._params[name].grad
-            assert grad is not None
-            grad.add_(pull)
         assert isinstance(gaussians.optimizer, FusedAdam)
+        gradients = gaussians.gradients()
+        for name, pull in pulls.items():
+            gradients[name].add_(pull)
         gaussians.optimizer.step()
         gaussians.forget_gradients()
 

@@ -11,22 +11,59 @@ from pathlib import Path
 import torch
 
 from arguments import ModelParams, Options
+from per_view.defocus import Defocus
 from per_view.exposure import Exposure
+from per_view.kernel import Kernel
 from per_view.module import PerView
+from per_view.motion import Motion
+from per_view.poses import Poses
 from per_view.shown import Pair, Shown
+from scene import Scene
 from scene.folder import ModelFolder
+from utils.files import DataError, read_json
 
-__all__ = ["Exposure", "Pair", "PerView", "Shown", "attached", "saved"]
+__all__ = [
+    "Defocus",
+    "Exposure",
+    "Kernel",
+    "Motion",
+    "Pair",
+    "PerView",
+    "Poses",
+    "Shown",
+    "attached",
+    "saved",
+]
+BLURS = {"motion": Motion, "defocus": Defocus, "kernel": Kernel}
 
 
-def attached(options: Options, views: list[str], device: torch.device) -> list[PerView]:
-    """The modules of a run with these options, from the photo inwards. `views`: names of the train photos."""
+def attached(options: Options, scene: Scene) -> list[PerView]:
+    """The modules of a run with these options, from the photo inwards."""
+    views, device = scene.exposure_names, scene.background.device  # names of the train photos
     modules: list[PerView] = []
     if options.model.train_test_exp:
         modules.append(Exposure(views, device, options.opt))
+    if options.views.poses:
+        modules.append(Poses.attached(options, scene))
+    if options.views.blur in BLURS:
+        modules.append(BLURS[options.views.blur].attached(options, scene))
     return modules
 
 
 def saved(model: ModelParams, ply: Path, folder: ModelFolder | None, device: torch.device) -> list[PerView]:
     """The modules that rendered views need, as they were saved with the model in this file."""
-    return [Exposure.load(ply, folder, device)] if model.train_test_exp else []
+    exposures = [Exposure.load(ply, folder, device)] if model.train_test_exp else []
+    poses, blur, kernels = (ply.with_name(name) for name in ("poses.json", "blur.json", "blur.pth"))
+    found: list[PerView] = [Poses.read(poses, device)] if poses.is_file() else []
+    if blur.is_file():
+        found.append(_kind(blur).read(blur, device))
+    if kernels.is_file():
+        found.append(Kernel.read(kernels, device))
+    return [*exposures, *found]
+
+
+def _kind(path: Path) -> type[Motion] | type[Defocus]:
+    kind = read_json(path).get("blur")
+    if kind not in ("motion", "defocus"):
+        raise DataError(f"{path}: blur must be motion or defocus, got {str(kind)[:50]!r}")
+    return Motion if kind == "motion" else Defocus

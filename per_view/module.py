@@ -13,10 +13,15 @@ class PerView:
     """The defaults do nothing."""
 
     name = ""  # of its part in checkpoints
+    blurs = False  # does picture() take sharpness away that no camera took?
 
     def cameras(self, camera: Camera) -> list[Camera]:
         """From where the scene is seen to make the picture of this view."""
         return [camera]
+
+    def sharp_camera(self, camera: Camera) -> Camera:
+        """The one camera that shows this view without blur."""
+        return camera
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         """The view's picture, made of those of its cameras()."""

@@ -31,13 +31,30 @@ class Shown:
     def __init__(self, scene: Representation, modules: Sequence[PerView] = (), right_half: bool = False):
         self.scene, self.modules = scene, list(modules)
         self.right_half = right_half  # views are judged there: the left half of test views was trained on
+        self.sharp = False  # views are shown without what blurred their photos
 
     def __len__(self) -> int:
         return len(self.scene)
 
     def picture(self, camera: Camera, render: Callable[[Camera], Rendered] | None = None) -> Rendered:
         """The picture of this camera's photo. `render`: how the scene itself is seen, if not by default."""
-        return _through(self.modules, camera, render or self.scene.picture)
+        return self._through(self.modules, camera, render or self.scene.picture)
+
+    def _through(
+        self, modules: list[PerView], camera: Camera, render: Callable[[Camera], Rendered]
+    ) -> Rendered:
+        if not modules:
+            return render(camera)
+        first, *inner = modules
+        cameras = [first.sharp_camera(camera)] if self.sharp else first.cameras(camera)
+        pictures = [self._through(inner, seen, render) for seen in cameras]
+        return pictures[0] if self.sharp and first.blurs else first.picture(camera, pictures)
+
+    def sharp_camera(self, camera: Camera) -> Camera:
+        """From where the photo was taken, as far as the modules know better than the data set."""
+        for module in self.modules:
+            camera = module.sharp_camera(camera)
+        return camera
 
     @torch.no_grad()
     def pair(self, camera: Camera) -> Pair:
@@ -48,10 +65,3 @@ class Shown:
             image, truth = image[..., half:], truth[..., half:]
             mask = None if mask is None else mask[:, half:]
         return Pair(image, truth, mask)
-
-
-def _through(modules: list[PerView], camera: Camera, render: Callable[[Camera], Rendered]) -> Rendered:
-    if not modules:
-        return render(camera)
-    first, *inner = modules
-    return first.picture(camera, [_through(inner, seen, render) for seen in first.cameras(camera)])

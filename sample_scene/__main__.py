@@ -43,6 +43,12 @@ def main(argv: list[str] | None = None) -> None:
         "--blur", choices=("none", "motion", "defocus"), default="none", help="of the training views"
     )
     parser.add_argument(
+        "--pose_noise",
+        type=number(float, 0, 90),
+        default=0.0,
+        help="error of the training views' poses: degrees, and percent of the cameras' spread, per axis",
+    )
+    parser.add_argument(
         "--distractor", action="store_true", help="a ball that is elsewhere in each view; see --masks"
     )
     parser.add_argument("--masks", action="store_true", help="write masks/ (white: use this pixel)")

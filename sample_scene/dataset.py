@@ -40,6 +40,7 @@ class Options:
     distractor: bool = False  # a pink ball that is somewhere else in each view; masks cut it out
     blur: str = "none"  # "motion" or "defocus"; test views stay sharp
     blur_samples: int = 7  # sharp pictures averaged into a blurred one
+    pose_noise: float = 0.0  # error of the poses of training views: degrees, and % of the cameras' spread
     quality: float = 1.0  # resolution of the shadow maps; 0.3 is enough for tests
     seed: int = 0
 
@@ -51,6 +52,7 @@ class View(NamedTuple):
     mask: np.ndarray  # [H, W] bool; False where a distractor is
     exposure: np.ndarray  # [3, 4] the color change that was applied: color -> A[:, :3] @ color + A[:, 3]
     is_test: bool
+    truth: dict  # what the data set does not tell: "world_to_camera" if wrong, "exposed_from" if blurred
 
 
 class Points(NamedTuple):
@@ -81,7 +83,8 @@ def photograph(options: Options = Options(), workers: int = 1, progress=None) ->
     else:
         results = [_take(job) for job in (progress(jobs) if progress else jobs)]
     views, samples = zip(*results)
-    return list(views), _point_cloud(options, views, samples)
+    points = _point_cloud(options, views, samples)
+    return _misplaced(views, options) if options.pose_noise else list(views), points
 
 
 def _take(job):
@@ -95,8 +98,10 @@ def _take(job):
 
     sharp = scene.picture(camera, options.alpha)
     image = sharp.image
+    truth = {}
     if options.blur != "none" and not is_test:
         poses = blurred_poses(camera, options, rng)
+        truth["exposed_from"] = [pose.world_to_camera.tolist() for pose in poses]
         image = np.mean([scene.picture(pose, options.alpha).image for pose in poses], axis=0)
     samples = _surface_points(camera, sharp, options, rng)
     if options.distractor:
@@ -105,7 +110,22 @@ def _take(job):
     color = np.clip(image[..., :3] @ exposure[:, :3].T + exposure[:, 3], 0, 1)
     image = np.concatenate([color, image[..., 3:]], axis=2)
     image = (image * 255 + 0.5).astype(np.uint8)
-    return View(camera, image, sharp.depth.astype(np.float32), ~hidden, exposure, is_test), samples
+    return View(camera, image, sharp.depth.astype(np.float32), ~hidden, exposure, is_test, truth), samples
+
+
+def _misplaced(views, options: Options) -> list[View]:
+    """The training views with the wrong poses that the data set will have."""
+    centers = np.array([view.camera.center for view in views])
+    spread = 1.1 * np.linalg.norm(centers - centers.mean(axis=0), axis=1).max()
+    rng, moved = np.random.default_rng([options.seed, len(views)]), []
+    for view in views:
+        turn, shift = rng.standard_normal((2, 3)) * options.pose_noise
+        true, error = view.camera.world_to_camera, np.eye(4)
+        if not view.is_test:
+            error[:3, :3], error[:3, 3] = _rotation(np.radians(turn)), spread * shift / 100
+        camera = replace(view.camera, world_to_camera=error @ true)
+        moved.append(view._replace(camera=camera, truth=view.truth | {"world_to_camera": true.tolist()}))
+    return moved
 
 
 def _exposure(size: float, rng) -> np.ndarray:
@@ -237,6 +257,9 @@ def write_colmap(folder, views: list[View], points: Points, *, text=False, depth
     if any(not np.array_equal(view.exposure, np.eye(3, 4)) for view in views):
         truth = {name: view.exposure.tolist() for name, view in zip(names, views)}
         (folder / "true_exposures.json").write_text(json.dumps(truth, indent=1))
+    if any(view.truth for view in views):
+        truth = {name: view.truth for name, view in zip(names, views) if view.truth}
+        (folder / "true_poses.json").write_text(json.dumps(truth))
 
 
 def write_depths(folder, views: list[View]) -> None:

@@ -144,8 +144,7 @@ class Scene:
         """What the run starts from, into the model folder: split.json, cameras.json and input.ply."""
         write_json(self._folder.split, self._split, indent=1)
         self.frame.write(self._folder.normalization)
-        cameras = [_camera_json(i, view, self.frame) for i, view in enumerate(self._views)]
-        write_json(self._folder.cameras, cameras)
+        self.write_cameras(self._folder.cameras, {})
         points, origin = self._points_and_origin
         if origin is not None and origin.suffix == ".ply":
             with open(origin, "rb") as source, atomic_write(self._folder.input_points) as target:
@@ -154,6 +153,12 @@ class Scene:
             xyz = self.frame.leave(points.xyz)
             xyz = xyz if self.frame.needs_doubles else xyz.astype(np.float32)
             write_points(self._folder.input_points, PointCloud(xyz, points.rgb))
+
+    def write_cameras(self, path: Path, refined: dict[int, np.ndarray]) -> None:
+        """As cameras.json; those that are refined, by their uid, with these world to camera matrices."""
+        matrices = [refined.get(i, view.world_to_camera) for i, view in enumerate(self._views)]
+        cameras = [_camera_json(i, v, m, self.frame) for i, (v, m) in enumerate(zip(self._views, matrices))]
+        write_json(path, cameras)
 
     def enter(self, camera: Camera) -> None:
         """Put a camera of somebody else, in the data set's coordinates, where the scene is."""
@@ -325,15 +330,15 @@ def extent(views: list[View]) -> float:
     return 1.1 * float(np.linalg.norm(centers - centers.mean(axis=0), axis=1).max())
 
 
-def _camera_json(number: int, view: View, frame: Similarity) -> dict:
+def _camera_json(number: int, view: View, world_to_camera: np.ndarray, frame: Similarity) -> dict:
     """One entry of cameras.json, as viewers read it: at the camera's own size, camera to world."""
     return {
         "id": number,
         "img_name": view.name,
         "width": view.width,
         "height": view.height,
-        "position": frame.leave(view.center).tolist(),
-        "rotation": view.world_to_camera[:3, :3].T.tolist(),
+        "position": frame.leave(-world_to_camera[:3, :3].T @ world_to_camera[:3, 3]).tolist(),
+        "rotation": world_to_camera[:3, :3].T.tolist(),
         "fy": float(view.intrinsics[1, 1]),
         "fx": float(view.intrinsics[0, 0]),
     }

@@ -243,14 +243,16 @@ class GaussianModel:
 
     def collect(self, loss: Tensor) -> None:
         """Backward; the gradients are then the mean over one view more."""
-        gradients = list(self.gradients().values())
         if self.collected:
-            torch._foreach_mul_(gradients, float(self.collected))  # pyright: ignore[reportPrivateImportUsage]
+            self._scale_gradients(self.collected)
         loss.backward()
         self.collected += 1
         if self.collected > 1:
-            gradients = list(self.gradients().values())
-            torch._foreach_mul_(gradients, 1 / self.collected)  # pyright: ignore[reportPrivateImportUsage]
+            self._scale_gradients(1 / self.collected)
+
+    def _scale_gradients(self, factor: float) -> None:
+        for gradient in self.gradients().values():
+            gradient.mul_(factor)
 
     @torch.no_grad()
     def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:

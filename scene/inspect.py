@@ -2,14 +2,15 @@
 
     python -m scene.inspect dataset
 
-Reads headers and poses, no pixels, and writes nothing but the picture. What training would refuse is told as
-an error here, too; missing images are only counted.
+Reads headers and poses, pixels only for --sharpness, and writes nothing but the picture. What training would
+refuse is told as an error here, too; missing images are only counted.
 """
 
 import argparse
 import math
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,10 @@ from scene.readers import Dataset, View, read_dataset
 from scene.split import split_views
 from utils import commands
 from utils.files import image_size, picture_path, some
+from utils.image import read_image, sharpness
 from utils.terminal import say
+
+SOFT = 0.5  # photos that rate lower, against the median, are told
 
 
 def summary(
@@ -52,6 +56,18 @@ def summary(
     notes = dataset.notes + ([f"Warning: of the points, {found.wrong}"] if found and found.wrong else [])
     notes += _warnings(views, train, points, radius) + too_small_or_far(views, points)
     return lines + [f"  {note}" for note in notes], points
+
+
+def sharpness_lines(views: list[View]) -> list[str]:
+    """Each photo against all others, the most blurred first. Photos of plain walls rate low, too."""
+    with ThreadPoolExecutor() as pool:
+        pictures = pool.map(read_image, [view.image_path for view in views])
+        ratings = [sharpness(picture[:3].permute(1, 2, 0).numpy()) for picture in pictures]
+    usual = float(np.median(ratings))
+    rows = sorted((rating / max(usual, 1e-9), view.name) for rating, view in zip(ratings, views))
+    soft = sum(rating < SOFT for rating, _ in rows)
+    head = f"  sharpness (1: as half of the photos): {soft} photos below {SOFT}; docs/deblurring.md"
+    return [head, *(f"    {rating:6.2f}  {name}" for rating, name in rows)]
 
 
 def _counted(texts) -> str:
@@ -126,6 +142,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="read what the data set's files name outside its folder, too",
     )
+    parser.add_argument("--sharpness", action="store_true", help="rate each photo, the most blurred first")
     parser.add_argument(
         "--llffhold",
         type=number(int, 0, MOST),
@@ -153,7 +170,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         train, test, reason = split_views(dataset, True, args.llffhold)
         lines, points = summary(dataset, train, test, reason)
-        say(*lines)
+        say(*lines, *(sharpness_lines(dataset.views) if args.sharpness else []))
         output = picture_path(args.output, f"{args.dataset.resolve().name}_layout.png")
         draw_layout(dataset.views, test, points).save(output)
         say(f"  layout   {output}")

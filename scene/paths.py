@@ -50,20 +50,21 @@ class CameraPath:
 
 def of_cameras(path: Path) -> tuple[list[Pose], tuple[int, int]]:
     """The poses in a model's cameras.json, and the size of the first one's picture."""
-    entries = read_json(path, list)
-    poses = []
-    for number, entry in enumerate(entries):
+    poses, size = [], (0, 0)
+    for number, entry in enumerate(read_json(path, list)):
         try:
             place, turn = (np.array(entry[key], np.float64) for key in ("position", "rotation"))
-            height, fy = float(entry["height"]), float(entry["fy"])
-            poses.append(
-                Pose(place.reshape(3), _checked(turn.reshape(3, 3)), 2 * math.atan(height / (2 * fy)))
-            )
-        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            width, height, fy = (float(entry[key]) for key in ("width", "height", "fy"))
+            if not (1 <= width < math.inf and 1 <= height < math.inf and 0 < fy < math.inf):
+                raise ValueError("its size and focal length must be positive")
+            fov = 2 * math.atan(height / (2 * fy))
+            poses.append(Pose(_finite(place.reshape(3)), _checked(turn.reshape(3, 3)), fov))
+        except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path}: camera {number} is not one ({error})") from None
+        size = size if len(poses) > 1 else (int(width), int(height))
     if not poses:
         raise DataError(f"{path}: has no cameras")
-    return poses, (int(entries[0]["width"]), int(entries[0]["height"]))
+    return poses, size
 
 
 def around(means: np.ndarray) -> list[Pose]:
@@ -364,7 +365,7 @@ def _poses(data: dict, path: Path, name: str, matrix: str) -> list[Pose]:
             fov = float(row.get("fov", data.get("default_fov", 50.0)))
             if not 0 < fov <= WIDEST_FOV:
                 raise ValueError(f"fov must be from 0 to {WIDEST_FOV:g} degrees, got {fov:g}")
-            poses.append(Pose(values[:3, 3], _checked(values[:3, :3]) @ OPENGL, math.radians(fov)))
+            poses.append(Pose(_finite(values[:3, 3]), _checked(values[:3, :3]) @ OPENGL, math.radians(fov)))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: {name} {number} is no camera ({error})") from None
     return poses
@@ -374,6 +375,12 @@ def _checked(turn: np.ndarray) -> np.ndarray:
     if not (np.abs(turn @ turn.T - np.eye(3)).max() < 1e-3 and np.linalg.det(turn) > 0):
         raise ValueError("its matrix is no rotation")
     return turn
+
+
+def _finite(place: np.ndarray) -> np.ndarray:
+    if not np.isfinite(place).all():
+        raise ValueError("its place must be finite")
+    return place
 
 
 def _number(data: dict, path: Path, name: str, least: float, most: float, default: float = math.nan) -> float:

@@ -85,7 +85,7 @@ def test_shorthands(tmp_path):
 
 
 def test_switches_go_both_ways_and_lists_and_optional_values_parse():
-    model, opt, pipe, run, _ = parse_train(
+    model, opt, pipe, run, *_ = parse_train(
         "-s x --eval --no-eval --antialiasing --random_init --save_iterations 10 20 --iterations 50 -r -1 "
         "--test_iterations -1 --device cpu --seed 3 --llffhold 5".split()
     )

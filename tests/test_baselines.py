@@ -304,7 +304,8 @@ def test_pictures_get_better(method, scenes, tmp_path):
     assert last > first + 5, f"PSNR went from {first:.2f} to {last:.2f} dB"
 
 
-def test_exposures_are_refused(scenes, tmp_path, capsys):
+@pytest.mark.parametrize("flag", ("--train_test_exp", "--poses", "--blur motion"))
+def test_what_only_gaussians_know_is_refused(flag, scenes, tmp_path, capsys):
     flags = [
         "--method",
         "nerf",
@@ -312,8 +313,8 @@ def test_exposures_are_refused(scenes, tmp_path, capsys):
         str(scenes["nerf"]),
         "-m",
         str(tmp_path / "m"),
-        "--train_test_exp",
+        *flag.split(),
         *SHORT,
     ]
     assert train.main(flags) != 0
-    assert "train_test_exp is for --method gaussians" in capsys.readouterr().err
+    assert f"{flag.split()[0][2:]} is for --method gaussians" in capsys.readouterr().err

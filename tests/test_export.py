@@ -1,9 +1,11 @@
 """export.py: the model turned, cut and written; nothing else about it changes."""
 
+import importlib
 import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +67,7 @@ def test_the_command(tmp_path, capsys):
     ]
     assert export.main([str(tmp_path / "a.ply"), "--to", *to, "--sh", "1", "--keep", "50%"]) == 0
     for name in to:
-        back = formats.read(name)
+        back = formats.read(Path(name))
         assert len(back) == 200 and back.sh_degree == (0 if name.endswith(".splat") else 1)
     said = capsys.readouterr().out
     assert "400 splats" in said and "32.0 bytes each" in said and "cannot hold SH" in said
@@ -291,7 +293,7 @@ def test_mesh_of_a_ball(trained, tmp_path, monkeypatch, capsys, up):
 
 
 def test_a_mesh_needs_scikit_image_and_views(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "skimage.measure", None)
+    monkeypatch.setitem(sys.modules, "skimage.measure", None)
     assert export.main(["-m", str(trained), "--to", str(tmp_path / "mesh.ply"), "--device", "cpu"]) == 1
     assert "mesh.ply: a mesh needs the package scikit-image" in capsys.readouterr().err
     formats.write(cloud(10), tmp_path / "a.ply")
@@ -319,10 +321,8 @@ def test_usd_holds_everything(tmp_path, ending, count, degree):
 
 def test_usd_is_y_up(tmp_path):
     """What pxr says: up on the photos, -y in the model, is +y there; and the scene is not mirrored."""
-    pxr = pytest.importorskip("pxr", reason="usd-core is not installed")
-    from pxr import Usd, UsdVol
-
-    assert pxr
+    pytest.importorskip("pxr", reason="usd-core is not installed")
+    Usd, UsdVol = (importlib.import_module(f"pxr.{name}") for name in ("Usd", "UsdVol"))
     model = cloud(3)
     formats.write(model, tmp_path / "a.usdc")
     stage = Usd.Stage.Open(str(tmp_path / "a.usdc"))
@@ -344,7 +344,7 @@ def test_usd_that_is_damaged_or_has_no_splats(tmp_path, capsys):
 
 
 def test_usd_needs_its_package(tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(__import__("sys").modules, "pxr", None)
+    monkeypatch.setitem(sys.modules, "pxr", None)
     formats.write(cloud(3), tmp_path / "a.ply")
     assert export.main([str(tmp_path / "a.ply"), "--to", str(tmp_path / "a.usdc")]) == 1
     assert "a.usdc: USD needs the package usd-core" in capsys.readouterr().err

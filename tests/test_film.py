@@ -35,7 +35,7 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def alone(model) -> Path:
+def alone(model):
     """The same without its photos."""
     (model.parent / "data").rename(model.parent / "away")
     yield model

@@ -1,12 +1,13 @@
 """python -m scene.inspect: what it says about a data set, and its picture."""
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from scene import inspect, layout
 from scene.points import PointCloud
 from scene.readers import read_dataset
 from tests import test_data_blender as blender
+from tests import tiny_scenes
 from tests.test_scene import ring
 from tests.test_undistortion import make_scene
 
@@ -31,6 +32,19 @@ def test_what_it_says(tmp_path, capsys):
     assert "extent   4.086" in said
     assert "points   2 from" in said
     assert "Warning: 1 of 9 images are not there" in said
+
+
+def test_sharpness_of_photos(tmp_path, capsys):
+    folder = tiny_scenes.colmap_scene(tmp_path / "data")
+    photo = folder / "images" / "shot 05.png"
+    Image.open(photo).filter(ImageFilter.GaussianBlur(2)).save(photo)
+    assert "photos below" not in inspected(folder, capsys)
+    said = inspected(folder, capsys, "--sharpness").splitlines()
+    head = next(k for k, line in enumerate(said) if "photos below" in line)
+    assert "1 photos below 0.5" in said[head]
+    ratings = [line.split(maxsplit=1) for line in said[head + 1 : head + 9]]
+    assert ratings[0][1] == "shot 05.png" and float(ratings[0][0]) < 0.5
+    assert [float(rating) for rating, _ in ratings] == sorted(float(rating) for rating, _ in ratings)
 
 
 def test_warnings(tmp_path, capsys):

@@ -2,9 +2,13 @@
 
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scene import paths
 from scene.paths import CameraPath, Pose
@@ -172,6 +176,9 @@ def test_nerfstudios_file(tmp_path):
     np.testing.assert_allclose(pose.world_to_camera @ [5, 16, 7, 1], [0, 0, 10, 1], atol=1e-12)
 
 
+FAR = [1, 0, 0, math.inf, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]
+
+
 @pytest.mark.parametrize(
     "change, said",
     [
@@ -181,6 +188,7 @@ def test_nerfstudios_file(tmp_path):
         ({}, "keyframes 0 is no camera"),
         ({"keyframes": [], "camera_path": [{"camera_to_world": [2.0] * 16}]}, "its matrix is no rotation"),
         ({"keyframes": [], "camera_path": [{"camera_to_world": [1, 0]}]}, "camera_path 0 is no camera"),
+        ({"keyframes": [], "camera_path": [{"camera_to_world": FAR}]}, "its place must be finite"),
         ({"keyframes": [], "camera_path": 7}, "camera_path 0 is no camera"),
     ],
 )
@@ -188,6 +196,66 @@ def test_files_that_are_no_paths(tmp_path, change, said):
     (tmp_path / "a.json").write_text(json.dumps(NERFSTUDIO | change))
     with pytest.raises(DataError, match=said):
         paths.read(tmp_path / "a.json")
+
+
+ODD = [
+    None,
+    True,
+    "x",
+    -1,
+    1e400,
+    float("nan"),
+    [],
+    {},
+    [[]],
+    [None] * 16,
+    [1e308] * 16,
+    [0.0] * 16,
+    "9" * 400,
+]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_damaged_files_are_refused_in_a_line_or_read(data):
+    """Some values are something else: a path whose numbers are finite, or an error that names the file."""
+    about = json.loads(json.dumps(NERFSTUDIO | {"keyframes": NERFSTUDIO["camera_path"]}))
+    frame = about["camera_path"][0]
+    for _ in range(data.draw(st.integers(1, 3))):
+        target = data.draw(st.sampled_from([about, frame]))
+        target[data.draw(st.sampled_from(sorted(target)))] = data.draw(st.sampled_from(ODD))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "camera_path.json")
+        path.write_text(json.dumps(about))
+        try:
+            way = paths.read(path)
+        except DataError as error:
+            assert str(path) in str(error)
+            return
+    for pose in way.poses:
+        assert np.isfinite(pose.world_to_camera).all() and np.isfinite(way.intrinsics(pose)).all()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {},
+        7,
+        {"fy": 0.0},
+        {"fy": math.nan},
+        {"width": "x"},
+        {"position": [1, 2, math.inf]},
+        {"rotation": [[1.0]]},
+    ],
+)
+def test_cameras_that_are_none(tmp_path, entry):
+    good = {"position": [1, 2, 3], "rotation": np.eye(3).tolist(), "width": 4, "height": 3, "fy": 5.0}
+    (tmp_path / "cameras.json").write_text(json.dumps([good]))
+    assert paths.of_cameras(tmp_path / "cameras.json")[1] == (4, 3)
+    bad = good | entry if isinstance(entry, dict) and entry else entry
+    (tmp_path / "cameras.json").write_text(json.dumps([good, bad]))
+    with pytest.raises(DataError, match="cameras.json: camera 1 is not one"):
+        paths.of_cameras(tmp_path / "cameras.json")
 
 
 def test_keys_without_frames(tmp_path):

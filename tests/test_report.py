@@ -271,7 +271,7 @@ def test_the_splats_are_inside(models):
 def test_charts():
     drawn = svg.chart("A < B", [svg.Line("x", [(0, 1.0), (10, float("nan")), (20, 3.0)])], "dB")
     assert "A &lt; B (dB)" in drawn and "nan" not in drawn
-    line = re.search(r'points="([^"]*)"', drawn)[1].split()
+    (line,) = (text.split() for text in re.findall(r'points="([^"]*)"', drawn))
     (x0, y0), (x1, y1) = (map(float, point.split(",")) for point in line)
     assert (x0, x1) == (svg.LEFT, svg.WIDTH - svg.RIGHT) and (y0, y1) == (svg.HEIGHT - svg.BOTTOM, svg.TOP)
     assert (

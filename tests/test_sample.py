@@ -190,6 +190,28 @@ def test_blur_softens_training_views_and_spares_test_views(kind):
     assert np.abs(blurred[1].image.astype(float).mean() - sharp[1].image.mean()) < 3, "blur keeps the light"
 
 
+def test_true_poses_are_told_where_the_data_set_does_not(tmp_path):
+    size = {**SMALL, "views": 5}
+    plain, points = photograph(Options(**size))
+    moved, _ = photograph(Options(**size, blur="motion", blur_samples=3, pose_noise=0.5))
+    errors = []
+    for view, other in zip(plain, moved):
+        true = np.array(other.truth["world_to_camera"])
+        assert np.array_equal(true, view.camera.world_to_camera)
+        error = other.camera.world_to_camera @ np.linalg.inv(true)
+        assert np.array_equal(view.image, other.image) == other.is_test
+        if other.is_test:
+            assert np.allclose(error, np.eye(4)) and "exposed_from" not in other.truth
+            continue
+        errors.append(np.degrees(np.arccos((np.trace(error[:3, :3]) - 1) / 2)))
+        assert np.allclose(other.truth["exposed_from"][1], true), "the middle of the path"
+    assert 0.2 < np.mean(errors) < 2
+    write_colmap(tmp_path, moved, points)
+    assert json.loads((tmp_path / "true_poses.json").read_text())["view_001.png"] == moved[1].truth
+    write_colmap(tmp_path / "plain", plain, points)
+    assert not (tmp_path / "plain" / "true_poses.json").exists()
+
+
 def test_blur_names_are_checked():
     with pytest.raises(ValueError, match='"none", "motion" or "defocus", got "fog"'):
         photograph(Options(**{**SMALL, "views": 2, "blur": "fog"}))

@@ -15,6 +15,7 @@ from tests.native.scenes import DEVICES, relative_error
 from tests.test_gaussians import make_model
 from training import checkpoint
 from training.trainer import Trainer
+from utils.files import DataError
 
 LINE = [
     "--iterations", "60", "--densify_from_iter", "10", "--densification_interval", "10",
@@ -204,3 +205,16 @@ def test_steps_are_counted_without_a_gap_or_settled(scene):
     one.strategy.forget()
     for iteration in (49, 5, 6, 50):
         one.step(iteration)
+
+
+def test_a_checkpoint_whose_gradients_do_not_fit_is_refused(scene, tmp_path):
+    run(scene, tmp_path / "m", "--update_every", "2", "5")
+    path = ModelFolder(tmp_path / "m").checkpoint(47)
+    state = torch.load(path, weights_only=True)
+    model = state["parts"]["gaussians"]
+    assert model["collected"] == 2 and model["gradients"]["means"].shape == model["params"]["means"].shape
+    model["gradients"]["means"] = model["gradients"]["means"][1:]
+    torch.save(state, path)
+    parts = trainer(scene, "--update_every", "2", "5").parts()
+    with pytest.raises(DataError, match="gradient of means must be"):
+        checkpoint.load(path, parts, torch.device("cpu"))

@@ -1,9 +1,11 @@
 """One picture of a rendered test set: ground truth | render | error, a row per view.
 
     python -m tools.contact_sheet -m output/x [--iteration 30000] [--views 4] [--to sheet.png]
+    python -m tools.contact_sheet -m output/x --blur
 
 The error is the absolute difference, averaged over the channels, on a scale from dark (equal) to bright
-(0.25 or more).
+(0.25 or more). With --blur it shows train views, rendered both ways (render.py, and render.py --views sharp):
+photo | render with the blur that was learned | sharp render.
 """
 
 from __future__ import annotations
@@ -42,10 +44,7 @@ def heat(error: np.ndarray) -> np.ndarray:
 
 def draw(method: Path, count: int) -> Image.Image:
     """The sheet for a folder with renders/, gt/ and, if it is there, names.json."""
-    files = sorted(path.name for path in (method / "renders").glob("*.png"))
-    if not files:
-        raise DataError(f"{method}/renders must hold rendered pictures, got none; run render.py first")
-    files = [files[round(k)] for k in np.linspace(0, len(files) - 1, min(count, len(files)))]
+    files = _some_files(method, count)
     names = photo_names(method)
     rows = [read_row(method, file) for file in files]
 
@@ -64,6 +63,38 @@ def draw(method: Path, count: int) -> Image.Image:
         for k, caption in enumerate((names.get(file, file), *row.scores())):
             pen.text((GAP + k * column, top + 2), str(caption), INK, small)
         top += LABEL
+    return sheet
+
+
+def _some_files(method: Path, count: int) -> list[str]:
+    """Evenly spaced over what was rendered."""
+    files = sorted(path.name for path in (method / "renders").glob("*.png"))
+    if not files:
+        raise DataError(f"{method}/renders must hold rendered pictures, got none; run render.py first")
+    return [files[round(k)] for k in np.linspace(0, len(files) - 1, min(count, len(files)))]
+
+
+def draw_blur(photographed: Path, count: int) -> Image.Image:
+    """Photo | the render with its blur | the sharp one: of ours_N, with ours_N_sharp beside it."""
+    sharp = photographed.with_name(f"{photographed.name}_sharp")
+    files, names = _some_files(photographed, count), photo_names(photographed)
+    missing = [file for file in files if not (sharp / "renders" / file).is_file()]
+    if missing:
+        raise DataError(f"{sharp}/renders must hold {missing[0]}; run render.py --views sharp first")
+    folders = photographed / "gt", photographed / "renders", sharp / "renders"
+    rows = [(names.get(file, file), [_pixels(folder / file) for folder in folders]) for file in files]
+    width, height = max(row[0].shape[1] for _, row in rows), sum(row[0].shape[0] + LABEL for _, row in rows)
+    column = max(NARROWEST, width) + GAP
+    sheet = Image.new("RGB", (3 * column + GAP, HEAD + height + GAP), PAPER)
+    pen, large, small = ImageDraw.Draw(sheet), _font(18), _font(13)
+    top = HEAD
+    for k, title in enumerate(("photo", "render, blurred alike", "sharp render")):
+        pen.text((GAP + k * column, 7), title, INK, large)
+    for name, pictures in rows:
+        for k, picture in enumerate(pictures):
+            sheet.paste(Image.fromarray(picture), (GAP + k * column, top))
+        top += pictures[0].shape[0] + LABEL
+        pen.text((GAP, top - LABEL + 2), name, INK, small)
     return sheet
 
 
@@ -115,11 +146,13 @@ def _font(size: int):
         return ImageFont.load_default()
 
 
-def newest(model: Path) -> Path:
+def newest(model: Path, views: str = "test") -> Path:
     """The folder of pictures of the highest iteration or, where a file was rendered, that of the file."""
-    folders = sorted(path.parent for path in (model / "test").glob("*/renders"))
+    folders = sorted(path.parent for path in (model / views).glob("*/renders"))
     if not folders:
-        raise DataError(f"{model}/test must hold folders of rendered pictures, got none; run render.py first")
+        raise DataError(
+            f"{model}/{views} must hold folders of rendered pictures, got none; run render.py first"
+        )
     return max(folders, key=lambda folder: _iteration(folder.name))
 
 
@@ -142,13 +175,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--to", type=Path, help="picture, or folder for contact_sheet.png (default: the model folder)"
     )
+    parser.add_argument("--blur", action="store_true", help="photo | blurred render | sharp render")
     args = parser.parse_args(argv)
 
     def work() -> None:
-        iteration, model = args.iteration, args.model_path
-        method = newest(model) if iteration < 0 else model / "test" / f"ours_{iteration}"
-        sheet = draw(method, args.views)
-        to = picture_path(args.to or model, "contact_sheet.png")
+        iteration, model, views = args.iteration, args.model_path, "train" if args.blur else "test"
+        method = newest(model, views) if iteration < 0 else model / views / f"ours_{iteration}"
+        sheet = (draw_blur if args.blur else draw)(method, args.views)
+        to = picture_path(args.to or model, "blur_sheet.png" if args.blur else "contact_sheet.png")
         sheet.save(to)
         say(f"Contact sheet: {to}")
 

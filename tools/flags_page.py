@@ -13,6 +13,7 @@ from arguments import (
     MetricsParams,
     ModelParams,
     OptimizationParams,
+    PhotoParams,
     PipelineParams,
     RenderParams,
     ReportParams,
@@ -22,7 +23,7 @@ from arguments import (
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "flags.md"
 PROGRAMS = {
-    "train.py": (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams),
+    "train.py": (ModelParams, OptimizationParams, PipelineParams, PhotoParams, RunParams, FieldParams),
     "render.py": (RenderParams,),
     "metrics.py": (MetricsParams,),
     "report.py": (ReportParams,),

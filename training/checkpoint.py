@@ -168,6 +168,11 @@ def _check_gaussians(model: dict[str, Any]) -> None:
     for name, shape in shapes.items():
         _check_tensor(name, params[name], (count, *shape))
         _check_moments(name, model["moments"].get(name, {}), (count, *shape))
+        if name in (gradients := model.get("gradients", {})):
+            _check_tensor(f"gradient of {name}", gradients[name], (count, *shape))
+    _check_number("number of views of its gradients", model.get("collected", 0))
+    if "smallest" in model:
+        _check_tensor("smallest", model["smallest"], (count,))
 
 
 def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from arguments import (
     FieldParams,
     ModelParams,
     OptimizationParams,
+    PhotoParams,
     PipelineParams,
     RenderParams,
     RunParams,
@@ -25,10 +26,10 @@ from scene.formats.ply import count_in
 from utils.files import DataError, atomic_write, read_json
 from utils.terminal import say
 
-GROUPS = (ModelParams, PipelineParams, OptimizationParams, FieldParams, RunParams, RenderParams)
+GROUPS = (ModelParams, PipelineParams, OptimizationParams, FieldParams, PhotoParams, RunParams, RenderParams)
 OF_THE_RUN = {"seed", "start_checkpoint", "deterministic", "ply"}  # its other flags do not change the result
 NO_SETTING = {"model_path", "data_device", "debug"}
-SETTINGS = {f.name for group in GROUPS[:4] for f in fields(group)} - NO_SETTING | OF_THE_RUN
+SETTINGS = {f.name for group in GROUPS[:5] for f in fields(group)} - NO_SETTING | OF_THE_RUN
 BANDS = {f"PSNR {band}": ".2f" for band in ("far", "middle", "near")}
 FORMATS = {"PSNR": ".3f", "SSIM": ".4f", "LPIPS": ".4f"} | BANDS
 FORMATS |= {"views": "d", "Gaussians": ",d", "MB": ".1f", "training s": ".1f"}
@@ -59,7 +60,8 @@ def compare(models: list[Path]) -> list[list[Cell]]:
     """The header and a row per scored method of these models, which metrics.py has just scored."""
     rows = [row for model in models for row in _rows(model)]
     head = ["model"]
-    if any(row.model == other.model for row, other in zip(rows, rows[1:])):
+    several = any(row.model == other.model for row, other in zip(rows, rows[1:]))
+    if several or any(row.method != _model_of(row.method) for row in rows):
         head.append("method")
     changed = [name for name in DEFAULTS if _differs([row.settings.get(name) for row in rows], name)]
     if len({row.settings.get("device") for row in rows}) > 1:
@@ -106,7 +108,7 @@ def _rows(folder: Path) -> list[Row]:
     results, per_view = _json(folder / "results.json"), _json(folder / "per_view.json")
     rows = []
     for method, means in results.items():
-        last = method == f"ours_{run.get('iterations')}"
+        last = _model_of(method) == f"ours_{run.get('iterations')}"
         scores = means | {
             "views": sum(value is not None for value in per_view[method]["PSNR"].values()),
             "Gaussians": count_in(file := _rendered_file(model, method, settings)),
@@ -129,7 +131,13 @@ def _settings(folder: Path) -> dict[str, Cell]:
 def _rendered_file(model: Path, method: str, settings: dict[str, Cell]) -> Path:
     if settings.get("ply"):
         return Path(str(settings["ply"]))
-    return model / "point_cloud" / method.replace("ours_", "iteration_") / "point_cloud.ply"
+    saved = _model_of(method).replace("ours_", "iteration_")
+    return model / "point_cloud" / saved / "point_cloud.ply"
+
+
+def _model_of(method: str) -> str:
+    """ours_7000 of ours_7000_refined, whose test poses are not those given."""
+    return method.removesuffix("_refined").removesuffix("_aligned")
 
 
 def _json(path: Path) -> dict[str, Any]:

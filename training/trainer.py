@@ -44,13 +44,13 @@ class Trainer(Method):
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
         options = within_budget(options, scene)
         super().__init__(scene, options, say)
-        model, self.opt, self.pipe, run, _ = options
+        model, self.opt, self.pipe, run, *_ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
         self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
         self.strategy.see(scene.train_cameras, self.pipe, scene.background)
-        self.modules = per_view.attached(options, scene.exposure_names, self.device)
+        self.modules = per_view.attached(options, scene)
         self.splats = Splats(self.gaussians, self.pipe, scene.background)
         self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
         held = [mean_opacity] * (self.opt.opacity_reg > 0) + [mean_scale] * (self.opt.scale_reg > 0)
@@ -87,8 +87,11 @@ class Trainer(Method):
         if native := self._truthful(iteration, camera, background):
             loss, l1, *_ = native(view, camera, self.gaussians, background, stats, moves)
             return {"loss": loss, "l1": l1}
+        visits = stats.visits.clone() if stats and self.modules else None
         loss, visible = self.loss(iteration, camera, background, stats)
         self.gaussians.collect(loss)
+        if stats and visits is not None:  # however many renders one picture was made of
+            torch.minimum(stats.visits, visits + 1, out=stats.visits)
         move(self.gaussians if moves else None, self.modules, visible)
         return {"loss": loss} | self.parts_shown
 
@@ -187,9 +190,22 @@ class Trainer(Method):
         save_ply(self.gaussians.as_shown(), path, self.pipe.antialiasing, self.scene.frame)
         for module in self.modules:
             module.save(folder, iteration)
+        self._save_cameras(path.with_name("cameras.json"))
         if not any(isinstance(module, per_view.Exposure) for module in self.modules):
             per_view.Exposure(self.scene.exposure_names, self.device).save(folder, iteration)  # identities
         return path
+
+    @torch.no_grad()
+    def _save_cameras(self, path: Path) -> None:
+        """If modules moved them."""
+        pairs = [(camera, self.shown.sharp_camera(camera)) for camera in self.scene.train_cameras]
+        refined = {
+            camera.uid: seen.world_to_camera.double().cpu().numpy()
+            for camera, seen in pairs
+            if seen is not camera
+        }
+        if refined:
+            self.scene.write_cameras(path, refined)
 
     @torch.no_grad()
     def viewed(self, camera: Camera, request: Request) -> Tensor:

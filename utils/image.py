@@ -19,6 +19,8 @@ from utils.terminal import say
 # PNG level 1 costs a few percent of size against level 6 and saves most of the time.
 PNG_LEVEL = 1
 
+LOOKED_AT = 640  # sharpness is measured at this width: smaller blur does not hurt, and noise counts less
+
 
 def to_float(image: Tensor) -> Tensor:
     """uint8 0..255 -> float32 0..1; floats pass through."""
@@ -134,3 +136,13 @@ class PngWriter:
 def write_png(pixels: np.ndarray, path: Path) -> None:
     """uint8 [H, W, 3]."""
     Image.fromarray(pixels).save(path, compress_level=PNG_LEVEL)
+
+
+def sharpness(frame: np.ndarray) -> float:
+    """Variance of the Laplacian of the gray picture [H, W, 3], at a common width."""
+    step = max(frame.shape[1] // LOOKED_AT, 1)
+    height, width = (side // step * step for side in frame.shape[:2])
+    gray = frame[:height, :width].mean(axis=2, dtype=np.float32)
+    gray = gray.reshape(height // step, step, width // step, step).mean(axis=(1, 3))
+    laplacian = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * gray[1:-1, 1:-1]
+    return float(laplacian.var())

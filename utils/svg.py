@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 58, 10, 24, 24  # margins
+LEFT, RIGHT, TOP, BOTTOM = 58, 18, 24, 24  # margins
 COLORS = 6
 MOST_POINTS = 200  # of a line; more are averaged
 BARS = 10

@@ -26,7 +26,7 @@ class Kept(NamedTuple):
     photos: tuple[float, float] | None  # against the photos: of the model, and of the file
 
     def __str__(self) -> str:
-        text = f"its test views are within {self.own:.1f} dB of the model's"
+        text = f"its test views match the model's with {self.own:.1f} dB"
         return text + (f": {self.photos[1]:.2f} dB instead of {self.photos[0]:.2f}" if self.photos else "")
 
 
@@ -35,7 +35,7 @@ class Judge:
 
     def __init__(self, folder: ModelFolder, iteration: int, views: Views, device: torch.device):
         background = torch.full((3,), float(views.model.white_background), device=device)
-        self.views, self.device = views, device
+        self.views, self.background = views, background
         self.shown = method.load(views.model, views.pipe, iteration, background)[0]
         cameras = views.test or views.train
         step = max(1, -(-len(cameras) // MOST_VIEWS))
@@ -44,7 +44,7 @@ class Judge:
     @torch.no_grad()
     def kept(self, path: Path, turn: torch.Tensor | None) -> Kept:
         """turn: the quaternion by which the model was turned before it was written."""
-        theirs = self._with(formats.read(path, self.device), turn)
+        theirs = self._with(formats.read(path, self.background.device), turn)
         own, photos = [], []
         for camera in self.cameras:
             before, after = (shown.picture(camera).image.clamp(0, 1) for shown in (self.shown, theirs))
@@ -58,9 +58,6 @@ class Judge:
     def _with(self, gaussians: GaussianModel, turn: torch.Tensor | None) -> Shown:
         if turn is not None:
             gaussians = edit.turn(gaussians, edit.turn_back(turn))
-        ours = self.shown.scene
-        assert isinstance(ours, Splats)
-        scene = Splats(edit.into(gaussians, self.views.frame), ours.pipe, ours.background)
         shown = copy.copy(self.shown)
-        shown.scene = scene
+        shown.scene = Splats(edit.into(gaussians, self.views.frame), self.views.pipe, self.background)
         return shown

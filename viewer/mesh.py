@@ -21,7 +21,8 @@ from scene.points import PointCloud
 from utils.files import DataError, atomic_write
 from utils.sh import C0
 
-VOXELS = 200  # along the longest side of the grid
+VOXELS = 128  # along the longest side of the grid
+SLICES = 8  # that are looked at together
 BAND = 4.0  # voxels before and behind a surface that learn of it
 SOLID = 0.5  # opacity of splats that make points and the bounds of a mesh
 OUTLIERS = 0.01  # share of them at each end that may be out of the bounds
@@ -73,8 +74,7 @@ def _whole_cubes(known: np.ndarray) -> np.ndarray:
 
 
 def _bounds(gaussians: GaussianModel, cameras: list[Camera]) -> tuple[torch.Tensor, torch.Tensor]:
-    """The low and the high corner [3]: what cameras look at, but not what is farther away than they are from
-    each other."""
+    """The low and the high corner [3] of what cameras look at, no farther from there than they are."""
     means = gaussians.means.detach()[gaussians.opacities.detach()[:, 0] > SOLID].cpu()
     poses = [Pose(c.center.double().cpu().numpy(), c.world_to_camera[:3, :3].T.double().cpu().numpy(), 1.0)
              for c in cameras]  # fmt: skip
@@ -101,29 +101,29 @@ class Grid:
 
     def add(self, camera: Camera, depth: torch.Tensor, image: torch.Tensor) -> None:
         """What a view says about each voxel, averaged with the others."""
-        matrix, K = camera.world_to_camera.cpu(), camera.K.cpu()
+        to_pixels = camera.K.cpu() @ camera.world_to_camera.cpu()[:3]
         depth, image = depth.cpu(), image.cpu().permute(1, 2, 0)
-        y, z = (torch.arange(n) * self.step for n in self.weights.shape[1:])
-        for i in range(len(self.weights)):  # a slice at a time
-            x = torch.full((), i * self.step)
-            points = torch.stack(torch.broadcast_tensors(x, y[:, None], z[None]), -1) + self.low
-            seen = points @ matrix[:3, :3].T + matrix[:3, 3]
-            pixel = (seen @ K.T)[..., :2] / seen[..., 2:].clamp_min(1e-6)
-            column, row = pixel.floor().long().unbind(-1)
-            inside = (seen[..., 2] > 0) & (column >= 0) & (column < camera.width)
-            inside &= (row >= 0) & (row < camera.height)
+        x, y, z = (low + torch.arange(n) * self.step for low, n in zip(self.low, self.weights.shape))
+        for begin in range(0, len(x), SLICES):
+            part = slice(begin, begin + SLICES)
+            column, row, far = (
+                a * x[part, None, None] + b * y[:, None] + c * z + d for a, b, c, d in to_pixels.tolist()
+            )
+            ahead = far.clamp_min(1e-6)
+            column, row = (column / ahead).floor().long(), (row / ahead).floor().long()
+            inside = (far > 0) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
             row, column = row.clamp(0, camera.height - 1), column.clamp(0, camera.width - 1)
             found = depth[row, column]
-            distance = (found - seen[..., 2]) / (BAND * self.step)
+            distance = (found - far) / (BAND * self.step)
             inside &= (found > 0) & (distance > -1)
-            self._average(i, inside, distance.clamp_max(1), image[row, column])
+            self._average(part, inside, distance.clamp_max(1), image[row, column])
 
-    def _average(self, i: int, where: torch.Tensor, distance: torch.Tensor, color: torch.Tensor) -> None:
-        weight = self.weights[i]
-        share = where / (weight + 1)
-        self.distances[i] += share * (distance - self.distances[i])
-        self.colors[i] += share[..., None] * (color - self.colors[i])
-        self.weights[i] = weight + where
+    def _average(self, part: slice, where: torch.Tensor, distance: torch.Tensor, color: torch.Tensor) -> None:
+        weights = self.weights[part]
+        share = where / (weights + 1)
+        self.distances[part] += share * (distance - self.distances[part])
+        self.colors[part] += share[..., None] * (color - self.colors[part])
+        self.weights[part] = weights + where
 
 
 def _write(path: Path, places: np.ndarray, colors: np.ndarray, faces: np.ndarray) -> None:

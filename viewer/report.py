@@ -23,14 +23,10 @@ from tools import contact_sheet
 from training import table
 from utils import svg
 from utils.files import DataError, atomic_write
+from viewer.embed import embedded
 from viewer.facts import Facts, View, run_rows
-
-try:
-    from viewer.embed import embedded
-    from viewer.page import page as splat_page
-    from viewer.views import folder_view
-except ImportError:  # without the page that draws splats
-    embedded = None
+from viewer.page import page as splat_page
+from viewer.views import folder_view
 
 WIDEST = 800  # pixels of a picture
 WEBP = 85  # quality of 100
@@ -39,7 +35,7 @@ FOR_PICTURES, FOR_VIDEO = 0.5, 0.25  # shares of the page that these may fill
 FEWEST = 4  # views that are shown with pictures whatever the size
 DIGITS = {"PSNR": 2, "SSIM": 4, "LPIPS": 4}
 UNITS = {"PSNR": "dB", "Time of an iteration": "ms"}
-COLORED = ("test views; train cameras", "train views; test cameras")
+COLORED = ("test", "train")
 HERE = Path(__file__).parent
 
 
@@ -135,7 +131,7 @@ def _curves(facts: Facts) -> str:
         charts.append(svg.chart(curve, drawn, UNITS.get(curve, "")))
     charts.append(svg.histogram("Test views by PSNR", [view.psnr for view in facts.views], "dB"))
     marks = [
-        svg.Mark(f"{name} ({'test' if test else 'train'})", (*place,), (*toward,), int(test))
+        svg.Mark(f"{name} ({'test' if test else 'train'})", (*place,), (*toward,), int(not test))
         for name, place, toward, test in facts.cameras
     ]
     charts.append(svg.plan("Cameras from above", marks))
@@ -205,8 +201,6 @@ def _films(facts: Facts, room: float) -> str:
 
 def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
     """The page that draws splats, in this one; a click starts it."""
-    if embedded is None:
-        return ""
     try:
         iteration = facts.folder.saved()
         path = facts.folder.ply(iteration)
@@ -215,7 +209,7 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
     except (DataError, OSError) as error:  # a field has none
         return f"<p class=soft>No splats: {_text(str(error))}</p>"
     bare = len(_as_script(splat_page(facts.name, view=view)))
-    inside = embedded(model, path, "small", room - bare)
+    inside = embedded(model, path, "best", room - bare)
     if inside.lost:
         left_out.append(f"splats of {facts.name}: {inside.lost}")
     data = _as_script(splat_page(facts.name, inside.payload, view))

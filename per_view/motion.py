@@ -1,0 +1,191 @@
+"""Motion blur: a photo is the mean of what its camera saw along its path during exposure (--blur motion).
+
+As BAD-Gaussians has it (Zhao et al. 2024). A path has two poses, straight between, or four that steer a cubic
+B-spline. A pose is (shift, rotation vector) from where the data set has the camera, in its own axes: position
+and rotation go along the path apart. The sharp view is that from the middle.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diff_gaussian_rasterization import Rendered
+from torch import Tensor
+
+from arguments import Options
+from per_view.mean import mean
+from per_view.per_photo import PerPhoto, Seen, rate, seen
+from per_view.poses import common, gauge, moved, numbers
+from scene import Scene
+from scene.cameras import Camera
+from scene.folder import ModelFolder
+from utils.files import DataError, read_json, write_json
+from utils.rigid import rigid, so3_exp, so3_log
+
+POSES = {"linear": 2, "spline": 4}  # of a path
+# A path's poses are these mixtures of its middle, its half length and how it bends: each is learned apart.
+MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 1, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 1, 1]]}
+START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
+SHORTEN = 0.2  # of a step: by so much a path shortens at each visit, as long as its photo does not mind
+COUNT_EVERY = 100  # steps after which it is looked how long paths have become
+FEWEST = 3  # pictures of a path, however short
+
+
+class Motion(PerPhoto):
+    name = "motion"
+    seen: Seen  # while training
+
+    def __init__(
+        self, names: Sequence[str], start: Tensor, units: Tensor, samples: int = 10, space: str = "srgb"
+    ):
+        """start [V, 2 or 4, 6]: as MODES has it, in units [V, 6] that move the picture by about a pixel."""
+        super().__init__(names, start)
+        self.modes = torch.tensor(MODES[start.shape[1]]).to(start)
+        self.units, self.samples, self.space = units, samples, space
+        self.counts = [samples] * len(self.rows)  # pictures of each photo's path
+        self.active = True
+        self.gauge: Tensor | None = None
+
+    @classmethod
+    def attached(cls, options: Options, scene: Scene) -> "Motion":
+        views, names = options.views, scene.exposure_names
+        random = torch.Generator().manual_seed(options.run.seed)
+        known = seen(scene)
+        start = torch.zeros(len(known.K), POSES[views.blur_path], 6)
+        start[:, 1] = START * torch.randn(len(start), 6, generator=random)
+        start = start.to(known.K.device)
+        motion = cls(names, start, known.units, views.blur_samples, views.blur_space)
+        motion.options, motion.seen = options, known
+        motion.gauge = gauge(known.world_to_camera, known.units)
+        return motion
+
+    def poses(self, row: int) -> Tensor:
+        """Of this photo's path, [2 or 4, 6]."""
+        return self.modes @ self.values[row] * self.units[row]
+
+    def all_poses(self) -> Tensor:
+        return self.modes @ self.values.detach() * self.units[:, None]
+
+    def cameras(self, camera: Camera) -> list[Camera]:
+        if (row := self.row(camera)) is None or not self.active:
+            return [self.sharp_camera(camera)]
+        motions = along(self.poses(row), self.times(self.counts[row]))
+        return [moved(camera, motion) for motion in motions]
+
+    def sharp_camera(self, camera: Camera) -> Camera:
+        if (row := self.row(camera)) is None:
+            return camera
+        return moved(camera, along(self.poses(row), self.values.new_tensor([0.5]))[0])
+
+    def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
+        return mean(pictures, self.space)
+
+    def schedule(self, iteration: int) -> None:
+        views = self.options.views
+        self.rate = rate(
+            self.options, iteration, views.blur_from_iter, views.pose_lr_init, views.pose_lr_final
+        )
+        self.active = iteration > views.blur_from_iter
+        if self.active and iteration % COUNT_EVERY == 0:
+            lengths = self.lengths()
+            self.counts = [count_for(length, self.samples) for length in lengths.tolist()]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
+        before = self.steps.clone()
+        super().step()
+        if self.gauge is not None and self.rate > 0:
+            self.values[:, 0] -= common(self.values[:, 0], self.gauge)
+            trained = (self.steps > before)[:, None, None]
+            form = self.values[:, 1:]
+            length = form.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
+            form *= torch.where(trained, (1 - SHORTEN * self.rate / length).clamp_min(0), 1.0)
+
+    @torch.no_grad()
+    def lengths(self) -> Tensor:
+        """Of all paths, in pixels, where things are as far away as they usually are, [V]."""
+        motions = along(self.all_poses(), self.times(5))
+        return pixels(motions, self.seen.K, self.seen.inverse_depths)
+
+    def times(self, count: int) -> Tensor:
+        return torch.linspace(0, 1, count, dtype=self.values.dtype, device=self.values.device)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"counts": list(self.counts)}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        counts = dict(zip(state["names"], state["counts"], strict=True))
+        if not all(type(count) is int and 1 <= count <= 1000 for count in counts.values()):
+            raise ValueError("the counts of its paths must be integers from 1 to 1000")
+        self.counts = [counts.get(name, self.samples) for name in self.rows]
+
+    # Files
+
+    def save(self, folder: ModelFolder, iteration: int) -> None:
+        """blur.json beside the model: the poses of all paths, and how long they are."""
+        paths, lengths = self.all_poses().tolist(), self.lengths().tolist()
+        about = {"blur": "motion", "samples": self.samples, "space": self.space}
+        about["paths"] = {name: paths[row] for name, row in self.rows.items()}
+        about["pixels"] = {name: round(lengths[row], 3) for name, row in self.rows.items()}
+        write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
+
+    @classmethod
+    def read(cls, path: Path, device: torch.device) -> "Motion":
+        about = read_json(path)
+        paths, samples, space = about.get("paths"), about.get("samples"), about.get("space")
+        if not isinstance(paths, dict) or type(samples) is not int or space not in ("srgb", "linear"):
+            raise DataError(f"{path}: must have paths, samples and a space, which is srgb or linear")
+        shape = (len(next(iter(paths.values()), [0, 0])), 6)
+        if shape[0] not in POSES.values():
+            raise DataError(f"{path}: a path must have 2 or 4 poses, got {shape[0]}")
+        poses = numbers(path, paths, shape).to(device)
+        start = torch.linalg.solve(torch.tensor(MODES[shape[0]]).to(poses), poses)
+        return cls(list(paths), start, torch.ones_like(start[:, 0]), max(samples, 2), space)
+
+
+def count_for(length: float, most: int) -> int:
+    """Pictures of a path of so many pixels: about one a pixel."""
+    return min(most, max(FEWEST, int(length) + 2)) if length == length else most
+
+
+def along(poses: Tensor, times: Tensor) -> Tensor:
+    """Poses [..., 2 or 4, 6] and times [n] in [0, 1] -> motions [..., n, 4, 4] of the camera's axes."""
+    weights, turns = _linear(times) if poses.shape[-2] == 2 else _spline(times)
+    center = weights @ poses[..., :3]  # [..., n, 3]
+    rotations = so3_exp(poses[..., 3:])
+    between = so3_log(rotations[..., :-1, :, :].mT @ rotations[..., 1:, :, :])  # [..., K - 1, 3]
+    now = rotations[..., :1, :, :]
+    for k in range(poses.shape[-2] - 1):
+        now = now @ so3_exp(turns[:, k, None] * between[..., k : k + 1, :])
+    return rigid(now, -(now @ center[..., None])[..., 0])
+
+
+def _linear(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights of the poses [n, K], and how much of each turn between them is done [n, K - 1]."""
+    return torch.stack([1 - u, u], 1), u[:, None]
+
+
+def _spline(u: Tensor) -> tuple[Tensor, Tensor]:
+    """Uniform cubic B-spline; the turns are sums of the weights of the poses after them."""
+    a, b, c, d = (1 - u) ** 3, 4 - 6 * u**2 + 3 * u**3, 1 + 3 * u + 3 * u**2 - 3 * u**3, u**3
+    weights = torch.stack([a, b, c, d], 1) / 6
+    return weights, weights.flip(1).cumsum(1).flip(1)[:, 1:]
+
+
+def pixels(motions: Tensor, K: Tensor, inverse_depths: Tensor) -> Tensor:
+    """How far points move in the picture along motions [V, n, 4, 4] of cameras K [V, 3, 3], on average over
+    the picture, where they are at these depths [V]: [V]."""
+    at = torch.tensor([0.2, 0.5, 0.8], device=K.device)
+    size = 2 * K[:, :2, 2]  # near enough
+    x, y = (part.flatten() for part in torch.meshgrid(at, at, indexing="xy"))
+    seen = (
+        torch.stack([x, y, torch.ones_like(x)]) * torch.nn.functional.pad(size, (0, 1), value=1)[:, :, None]
+    )
+    rays = torch.linalg.solve(K, seen)  # [V, 3, 9]
+    # a point at depth z moves to R (z ray) + t: in the picture, as R ray + t / z
+    there = motions[..., :3, :3] @ rays[:, None] + motions[..., :3, 3:] * inverse_depths[:, None, None, None]
+    shown = K[:, None] @ there
+    steps = (shown[..., :2, :] / shown[..., 2:, :]).diff(dim=1)
+    return steps.norm(dim=2).sum(1).mean(-1)
