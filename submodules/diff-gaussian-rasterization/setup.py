@@ -285,7 +285,11 @@ class NinjaFile:
         by_isa = []
         for source in sorted(CSRC.rglob("*.cpp")) + sorted(CSRC.rglob("*.cu")):
             name = source.relative_to(CSRC).as_posix()
-            is_cuda = name.startswith("cuda/") or name.endswith(".cu") or name == "ops_cuda.cpp"
+            is_cuda = (
+                name.startswith("cuda/")
+                or name.endswith(".cu")
+                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp")
+            )
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
             extra = EXTRA_FLAGS.get(name, [])

@@ -59,6 +59,12 @@ struct RasterizeInputs {
     int64_t rest() const { return sh_rest ? sh_rest->size(1) : 0; }
 };
 
+// The first five of them.
+void check_gaussians(const RasterizeInputs& in, bool allow_double);
+
+// Width and height of a picture.
+void check_size(int64_t width, int64_t height);
+
 // Everything above, checked against `means`, which must be float32 (or float64 where `allow_double`).
 void check_inputs(const RasterizeInputs& in, bool allow_double);
 

@@ -2,11 +2,10 @@
 //
 // Here tensors become pointers and memory is laid out; the work is in cpu/, whose stages.h is its table of contents. Results
 // and what the backward wants again live in blocks that return to a pool (cpu/memory.h) with their tensor.
-#include "ops.h"
+#include "ops_cpu.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mul.h>
 #include <torch/library.h>
@@ -16,8 +15,6 @@
 
 #include "common/constants.h"
 #include "cpu/clock.h"
-#include "cpu/memory.h"
-#include "cpu/stages.h"
 #include "cpu/threads.h"
 
 namespace gs::cpu {
@@ -51,54 +48,41 @@ void run_tasks(int64_t count, void (*body)(void*, int64_t), void* context) {
 }  // namespace gs::cpu
 
 namespace gs {
+
+// Whether every index in a state leads into the state: whoever kept it may have written to it.
+template <typename T>
+bool within_bounds(const cpu::Frame<T>& f, int64_t entries) {
+    const auto below = [](int64_t value, int64_t limit) { return uint64_t(value) < uint64_t(limit); };
+    bool tiles = f.tile_begin[0] == 0 && f.tile_begin[f.tiles()] == entries;
+    for (int64_t t = 0; t < f.tiles(); ++t)
+        tiles &= f.tile_begin[t] <= f.tile_begin[t + 1] && below(f.tile_order[t], f.tiles());
+    std::atomic<bool> all{tiles};
+    constexpr int64_t kTask = 1 << 14;
+    cpu::parallel((entries + kTask - 1) / kTask, [&](int64_t task) {
+        bool good = true;
+        for (int64_t i = task * kTask; i < std::min(entries, (task + 1) * kTask); ++i)
+            good &= below(f.entries[i].splat, f.count) & below(f.entries[i].slot, entries);
+        if (!good) all = false;
+    });
+    cpu::parallel(f.chunks(), [&](int64_t chunk) {
+        const int64_t first = chunk * cpu::kChunk, rows = std::min<int64_t>(cpu::kChunk, f.count - first);
+        const int32_t* visible = f.visible + first;
+        bool good = below(f.visible_count[chunk], rows + 1);
+        for (int32_t i = 0; good && i < f.visible_count[chunk]; ++i) {
+            good = below(visible[i] - first, rows);
+            if (good) good = f.slots[visible[i]].begin <= f.slots[visible[i]].end && f.slots[visible[i]].end <= entries;
+        }
+        if (!good) all = false;
+    });
+    return all;
+}
+
+template bool within_bounds(const cpu::Frame<float>&, int64_t);
+template bool within_bounds(const cpu::Frame<double>&, int64_t);
+
 namespace {
 
 using gs::cpu::Frame;
-
-// A tensor whose memory comes from the pool and goes back to it.
-Tensor pooled(at::IntArrayRef shape, at::ScalarType dtype) {
-    int64_t bytes = int64_t(c10::elementSize(dtype));
-    for (const int64_t n : shape) bytes *= n;
-    if (bytes == 0) return at::empty(shape, at::TensorOptions().dtype(dtype));
-    void* block = gs::cpu::acquire(size_t(bytes));
-    return at::from_blob(block, shape, [](void* p) { gs::cpu::release(p); }, at::TensorOptions().dtype(dtype));
-}
-
-template <typename T>
-T* data(const OptionalTensor& tensor) {
-    return tensor && tensor->defined() ? const_cast<T*>(tensor->template const_data_ptr<T>()) : nullptr;
-}
-
-template <typename T>
-gs::Gaussians<T> gaussians(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
-    gs::Gaussians<T> g;
-    g.count = in.count();
-    g.means = data<T>(in.means);
-    g.quats = data<T>(in.quats);
-    g.scales = data<T>(in.scales);
-    g.cov3d = data<T>(in.cov3d);
-    g.opacities = data<T>(in.opacities);
-    g.sh_dc = data<T>(in.sh_dc);
-    g.sh_rest = data<T>(in.sh_rest);
-    g.colors = data<T>(in.colors);
-    g.rest_count = int(in.rest());
-    g.sh_degree = int(in.sh_degree);
-    g.scale_modifier = T(scale_modifier);
-    g.antialiasing = antialiasing;
-    g.raw = raw;
-    return g;
-}
-
-template <typename T>
-gs::View<T> view(const RasterizeInputs& in, double near_depth = gs::kNearDepth) {
-    return {data<T>(in.world_to_camera),
-            data<T>(in.K),
-            data<T>(in.camera_center),
-            data<T>(in.background),
-            int(in.width),
-            int(in.height),
-            T(near_depth)};
-}
 
 // The order of the tensors in `state`.
 enum State {
@@ -158,34 +142,6 @@ std::vector<Tensor> new_state(const RasterizeInputs& in) {
     std::vector<Tensor> state;
     for (const auto& [shape, dtype] : state_layout(in, 0)) state.push_back(pooled(shape, dtype));
     return state;
-}
-
-// Whether every index in a state leads into the state: whoever kept it may have written to it.
-template <typename T>
-bool within_bounds(const Frame<T>& f, int64_t entries) {
-    const auto below = [](int64_t value, int64_t limit) { return uint64_t(value) < uint64_t(limit); };
-    bool tiles = f.tile_begin[0] == 0 && f.tile_begin[f.tiles()] == entries;
-    for (int64_t t = 0; t < f.tiles(); ++t)
-        tiles &= f.tile_begin[t] <= f.tile_begin[t + 1] && below(f.tile_order[t], f.tiles());
-    std::atomic<bool> all{tiles};
-    constexpr int64_t kTask = 1 << 14;
-    cpu::parallel((entries + kTask - 1) / kTask, [&](int64_t task) {
-        bool good = true;
-        for (int64_t i = task * kTask; i < std::min(entries, (task + 1) * kTask); ++i)
-            good &= below(f.entries[i].splat, f.count) & below(f.entries[i].slot, entries);
-        if (!good) all = false;
-    });
-    cpu::parallel(f.chunks(), [&](int64_t chunk) {
-        const int64_t first = chunk * cpu::kChunk, rows = std::min<int64_t>(cpu::kChunk, f.count - first);
-        const int32_t* visible = f.visible + first;
-        bool good = below(f.visible_count[chunk], rows + 1);
-        for (int32_t i = 0; good && i < f.visible_count[chunk]; ++i) {
-            good = below(visible[i] - first, rows);
-            if (good) good = f.slots[visible[i]].begin <= f.slots[visible[i]].end && f.slots[visible[i]].end <= entries;
-        }
-        if (!good) all = false;
-    });
-    return all;
 }
 
 // Project, bin, blend. Entries get their memory as soon as their number is known.

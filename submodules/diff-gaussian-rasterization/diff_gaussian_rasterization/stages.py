@@ -11,13 +11,17 @@ The lists of a projection serve any number of pictures. N Gaussians, H x W pixel
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference
+from . import _library, reference  # noqa: F401  _library registers torch.ops.tilesplat
 from .types import expect_tensors
+
+operators = torch.ops.tilesplat
 
 CAMERAS = ("pinhole", "fisheye", "orthographic")
 COMPENSATIONS = ("none", "antialiasing", "mip")
@@ -36,12 +40,10 @@ class Projected(NamedTuple):
 
 
 class Tiles(NamedTuple):
-    """The splats of every 16 x 16 tile, front to back. What `state` holds is the backend's business."""
+    """The splats of every 16 x 16 tile, front to back. What `lists` holds is the backend's business."""
 
-    width: int
-    height: int
-    offset: Tensor | None  # [H, W, 2]
-    state: tuple[Tensor, ...]
+    offset: Tensor | None  # [2, H, W]  from a pixel's center to the point it looks at
+    lists: tuple[Tensor, ...]
 
 
 class Blended(NamedTuple):
@@ -106,23 +108,11 @@ def project(
     )  # fmt: skip
     _expect_one_of("camera", camera, CAMERAS)
     _expect_one_of("compensation", compensation, COMPENSATIONS)
-    if raw:
-        quats = None if quats is None else quats / quats.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-        scales = None if scales is None else scales.exp()
-        opacities = opacities.sigmoid()
-    if cov3d is None:
-        assert quats is not None and scales is not None
-        cov3d = reference.covariance(quats, scales * scale_modifier)
-    else:
-        cov3d = reference.unpack_symmetric(cov3d)
-    lens = {
-        "pinhole": None, "orthographic": reference.orthographic, "fisheye": reference.Fisheye(distortion),
-    }[camera]  # fmt: skip
-    splats = reference.project(
-        means, cov3d, opacities.flatten(), world_to_camera, K, width, height, compensation == "antialiasing",
-        near, blur, lens, compensation == "mip",
-    )  # fmt: skip
-    return Projected(*splats[:5], width, height)
+    tensors = (means, quats, scales, cov3d, opacities.flatten(), world_to_camera, K)
+    return Projected(*operators.project(
+        *map(_contiguous, tensors), width, height, scale_modifier, raw, near, blur,
+        COMPENSATIONS.index(compensation), CAMERAS.index(camera), list(distortion),
+    ), width, height)  # fmt: skip
 
 
 def lists(projected: Projected, subpixel_offset: Tensor | None = None) -> Tiles:
@@ -134,7 +124,12 @@ def lists(projected: Projected, subpixel_offset: Tensor | None = None) -> Tiles:
     shape = (projected.height, projected.width, 2)
     if subpixel_offset is not None and subpixel_offset.shape != shape:
         raise ValueError(f"subpixel_offset must be {list(shape)}, got {list(subpixel_offset.shape)}")
-    return Tiles(projected.width, projected.height, subpixel_offset, ())
+    offset = None if subpixel_offset is None else subpixel_offset.detach().permute(2, 0, 1).contiguous()
+    margin = 0.0
+    if offset is not None:  # a GPU does not look how far they go, but leaves nothing out
+        margin = offset.abs().max().item() if offset.device.type == "cpu" else 1.0
+    screen = (t.detach().contiguous() for t in projected[:5])
+    return Tiles(offset, tuple(operators.lists(*screen, *projected[5:], margin)))
 
 
 def blend(
@@ -155,8 +150,10 @@ def blend(
     count = len(projected.means2d)
     if features.dim() != 2 or len(features) != count or not 1 <= features.shape[1] <= 512:
         raise ValueError(f"features must be [{count}, 1 to 512], got {list(features.shape)}")
-    image, T = reference.blend_features(
-        _splats(projected), features, *tiles[:2], offset=tiles.offset, carrier=absolute
+    tensors = (*projected[:3], features, absolute)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    image, T, _ = operators.blend(
+        *map(_contiguous, tensors), list(tiles.lists), tiles.offset, *projected[5:], keep
     )
     if background is not None:
         if background.shape != features.shape[1:]:
@@ -184,7 +181,34 @@ def scores(
     expect_tensors(weights=weights, colors=colors, background=background, gradient=gradient)
     if gradient is not None and colors is None:
         raise ValueError("gradient must come with the colors that were blended")
-    return Scores(*reference.scores(_splats(projected), *tiles[:3], weights, colors, background, gradient))
+    with torch.no_grad():
+        picture = along = None
+        if colors is not None:
+            image = blend(projected, colors, tiles, background).image
+            picture = image.sum(0)
+            along = None if gradient is None else (image * gradient).sum(0)
+        screen = tuple(map(_contiguous, projected[:3]))
+        sums, largest, median = operators.scores(
+            *screen, list(tiles.lists), tiles.offset, *projected[5:],
+            *map(_contiguous, (weights, colors, picture, gradient, along)),
+        )  # fmt: skip
+        return _scores(sums.T, screen[2], largest, median, colors is not None, gradient is not None)
+
+
+def _scores(
+    sums: Tensor, opacities: Tensor, largest: Tensor, median: Tensor, with_colors: bool, with_gradient: bool
+) -> Scores:
+    """Sums [8, N] of the operator, in the order of cpu/scores.h."""
+    counts = torch.zeros(len(opacities) + 1, dtype=torch.int32, device=largest.device)
+    counts.index_add_(0, largest.flatten() + 1, torch.ones_like(largest).flatten())
+    inverse = torch.where(opacities > 0, 1 / opacities, 0)
+    out = Scores(sums[0].clone(), sums[1].int(), counts[1:], sums[2].int(), largest, median)
+    if with_colors:
+        out = out._replace(hessian=opacities.square() * sums[3])
+    if with_gradient:
+        moments = sums[4].clone(), inverse * sums[5], inverse.square() * sums[6]
+        out = out._replace(alpha_moment=moments[0], opacity_grad=moments[1], opacity_moment=moments[2])
+    return out
 
 
 # ---- colors, depths, normals -----------------------------------------------------------------------------
@@ -233,12 +257,137 @@ def normals(depth: Tensor, K: Tensor) -> Tensor:
     return torch.nn.functional.normalize(torch.linalg.cross(along_y, along_x), dim=-1).permute(2, 0, 1)
 
 
-def _splats(projected: Projected) -> reference.Splats:
-    means2d, conics, opacities, depths, radii, width, height = projected
-    tiles = reference._tile_rectangles(means2d.detach(), radii, width, height)
-    return reference.Splats(means2d, conics, opacities, depths, radii, tiles)
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
 
 
 def _expect_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+
+# ---- derivatives ------------------------------------------------------------------------------------------
+
+
+class _Refuse(torch.autograd.Function):
+    """A gradient as it is, but one that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, grad, witness):
+        return grad.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("the stages of rendering have no second derivative")
+
+
+def _once(backward: Callable) -> Callable:
+    """As torch's once_differentiable, for operators that take lists of tensors."""
+
+    @wraps(backward)
+    def run(ctx, *grads):
+        with torch.no_grad():
+            out = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return out
+        refuse = lambda g: _Refuse.apply(g, g.new_zeros(0).requires_grad_())  # noqa: E731
+        return tuple(refuse(g) if isinstance(g, Tensor) else g for g in out)
+
+    return run
+
+
+def _keep_project(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:7], output[4])
+    ctx.settings = inputs[7:]
+
+
+@_once
+def _project_backward(ctx, grad_means2d, grad_conics, grad_opacities, grad_depths, _radii):
+    *inputs, radii = ctx.saved_tensors
+    wanted = [ctx.needs_input_grad[i] for i in range(6)]
+    grads = operators.project_backward(
+        *inputs, *ctx.settings, radii,
+        *map(_contiguous, (grad_means2d, grad_conics, grad_opacities, grad_depths)), wanted,
+    )  # fmt: skip
+    shaped = [g.reshape(t.shape) if want else None for g, t, want in zip(grads, inputs, wanted)]
+    return *shaped, *(None,) * (1 + len(ctx.settings))
+
+
+def _keep_blend(ctx, inputs, output):
+    *tensors, lists, offset, width, height, _ = inputs
+    image, _, kept = output
+    ctx.save_for_backward(*tensors[:4], offset, image, *lists, *kept)
+    ctx.size, ctx.lists, ctx.absolute = (width, height), len(lists), tensors[4] is not None
+
+
+@_once
+def _blend_backward(ctx, grad_image, grad_left, _kept):
+    *tensors, offset, image = ctx.saved_tensors[:6]
+    lists, kept = ctx.saved_tensors[6 : 6 + ctx.lists], ctx.saved_tensors[6 + ctx.lists :]
+    absolute = ctx.absolute and ctx.needs_input_grad[4]
+    grads = operators.blend_backward(
+        *tensors, list(lists), offset, *ctx.size, list(kept), image,
+        *map(_contiguous, (grad_image, grad_left)), absolute,
+    )  # fmt: skip
+    grads = [g if want else None for g, want in zip(grads, ctx.needs_input_grad)]
+    return *grads, [None] * ctx.lists, None, None, None, None
+
+
+torch.library.register_autograd("tilesplat::project", _project_backward, setup_context=_keep_project)
+torch.library.register_autograd("tilesplat::blend", _blend_backward, setup_context=_keep_blend)
+
+
+# ---- shapes without numbers, for torch.compile and torch.export ------------------------------------------
+
+
+@torch.library.register_fake("tilesplat::project")
+def _(means, quats, scales, cov3d, opacities, world_to_camera, K, width, height, *_):
+    count = means.shape[0]
+    shapes = ((count, 2), (count, 3), (count,), (count,))
+    return *(means.new_empty(shape) for shape in shapes), means.new_empty(count, dtype=torch.int32)
+
+
+@torch.library.register_fake("tilesplat::project_backward")
+def _(means, quats, scales, cov3d, opacities, world_to_camera, *_):
+    wanted, inputs = _[-1], (means, quats, scales, cov3d, opacities, world_to_camera)
+    return [means.new_empty(t.shape if want and t is not None else 0) for t, want in zip(inputs, wanted)]
+
+
+@torch.library.register_fake("tilesplat::lists")
+def _(means2d, conics, opacities, depths, radii, width, height, margin):
+    count, entries = means2d.shape[0], torch.library.get_ctx().new_dynamic_size()
+    tiles = -(-width // 16) * -(-height // 16)
+    layout = [((entries,), torch.int32), ((tiles, 2), torch.int32)]
+    if means2d.device.type == "cpu":
+        layout = [
+            ((count,), torch.int32), ((-(-count // 1024),), torch.int32), ((count, 2), torch.int32),
+            ((tiles + 1,), torch.int64), ((tiles,), torch.int32), ((entries, 2), torch.int32), ((1,), None),
+        ]  # fmt: skip
+    return [means2d.new_empty(shape, dtype=dtype or means2d.dtype) for shape, dtype in layout]
+
+
+@torch.library.register_fake("tilesplat::blend")
+def _(means2d, conics, opacities, features, absolute, lists, offset, width, height, keep):
+    tiles, count = -(-width // 16) * -(-height // 16), features.shape[0]
+    image, left = features.new_empty(features.shape[1], height, width), features.new_empty(1, height, width)
+    if features.device.type == "cpu":
+        layout = [
+            ((count, 16), None), ((tiles, 256), None), ((tiles, 256), torch.int32),
+            ((lists[5].shape[0],), torch.int16),
+        ]  # fmt: skip
+    else:
+        size = torch.library.get_ctx().new_dynamic_size() if keep else 0
+        layout = [((count, 12), None), ((size,), torch.uint8), ((4,), torch.int64)] if keep else []
+    return image, left, [features.new_empty(shape, dtype=dtype or features.dtype) for shape, dtype in layout]
+
+
+@torch.library.register_fake("tilesplat::blend_backward")
+def _(means2d, conics, opacities, features, *_):
+    grads = [torch.empty_like(t) for t in (means2d, conics, opacities, features)]
+    return [*grads, means2d.new_empty(means2d.shape if _[-1] else 0)]
+
+
+@torch.library.register_fake("tilesplat::scores")
+def _(means2d, conics, opacities, lists, offset, width, height, *_):
+    pictures = (opacities.new_empty(height, width, dtype=torch.int32) for _ in range(2))
+    return opacities.new_empty(opacities.shape[0], 8), *pictures
