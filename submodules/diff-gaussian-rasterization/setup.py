@@ -90,7 +90,10 @@ def fail(sentence: str) -> NoReturn:
 
 def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
-    glue = ["ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp"]
+    glue = [
+        "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
+        "ops_stages_cuda.cpp",
+    ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing in {CSRC}: this copy of "

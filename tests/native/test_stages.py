@@ -621,6 +621,61 @@ def test_the_stages_compile_into_one_graph():
     assert torch.equal(grads[0][0], grads[1][0]) and torch.equal(grads[0][1], grads[1][1])
 
 
+@kinds
+def test_autocast(device, dtype):
+    """Features from a network in 16 bits are taken in 32; numbers in double stay as they are."""
+    scene = differentiable(make_scene(60, (40, 33)), dtype, device)
+    features = random(60, 5).to(device, torch.bfloat16).requires_grad_()
+    with torch.autocast(device, torch.bfloat16):
+        if dtype == torch.float64:
+            features = features.double().detach().requires_grad_()
+        image = picture_of(scene.means, scene, features)
+        image.square().sum().backward()
+    assert image.dtype == dtype
+    assert features.grad.dtype == features.dtype and features.grad.abs().max() > 0
+    truth = picture_of(scene.means, scene, features.to(dtype))
+    assert torch.equal(image, truth)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
+def test_a_picture_is_captured_in_a_graph():
+    """With a capacity, nobody waits for the GPU: other numbers in the same memory give another picture."""
+    scene, other = (make_scene(200, SIZE, seed).to(torch.float32).to("cuda") for seed in (0, 1))
+    features = random(200, 5).float().cuda()
+
+    def picture():
+        projected = project(scene)
+        tiles = stages.lists(projected, capacity=20_000)
+        return stages.blend(projected, features, tiles).image, tiles.entries
+
+    with torch.no_grad():
+        truth = [picture_of(s.means, s, features) for s in (scene, scene.but(means=other.means))]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            picture()  # whatever is set up once
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph):
+            image, entries = picture()
+        for i, means in enumerate((scene.means.clone(), other.means)):
+            scene.means.copy_(means)
+            graph.replay()
+            torch.cuda.synchronize()
+            assert 0 < entries.item() < 20_000 and torch.equal(image, truth[i])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_entries_are_counted(device):
+    projected = stages.Projected(*(t.float().to(device) if t.is_floating_point() else t.to(device)
+                                   for t in splats()[:5]), *SIZE)  # fmt: skip
+    tiles = stages.lists(projected)
+    assert tiles.entries.item() > 200
+    small = stages.lists(projected, capacity=100)
+    assert small.entries.item() == tiles.entries.item()
+    image = stages.blend(projected, torch.ones(200, 1, device=device), small).image
+    assert image.isfinite().all() and image.max() > 0
+
+
 def test_a_second_derivative_is_refused():
     scene, features = make_scene(60, (40, 33)).to(torch.float32), random(60, 5).float()
     means = scene.means.clone().requires_grad_()

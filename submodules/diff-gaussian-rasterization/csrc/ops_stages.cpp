@@ -25,8 +25,10 @@ TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
           "bool[6] wanted) -> Tensor[]");
 
     // The splats of every tile, front to back, as the backend keeps them. Pixels may look at points up to `margin` away
-    // from their centers.
-    m.def("lists(" SCREEN "Tensor depths, Tensor radii, int width, int height, float margin) -> Tensor[]");
+    // from their centers. With a `capacity` for entries (tile, splat), a GPU's call does not wait for their number; those
+    // beyond it, the farthest, are left out.
+    m.def("lists(" SCREEN
+          "Tensor depths, Tensor radii, int width, int height, float margin, int capacity=0) -> Tensor[]");
 
     // features [N, D] -> their sums [D, H, W], the light that passes all splats [1, H, W], and with `keep` what the backward
     // wants to find again. offset [2, H, W], from a pixel's center to the point it looks at. `absolute` [N, 2] is not read:

@@ -150,7 +150,7 @@ Frame<T> checked_frame(const Tensor& like, int64_t width, int64_t height, const 
 }
 
 std::vector<Tensor> lists(const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& depths,
-                          const Tensor& radii, int64_t width, int64_t height, double margin) {
+                          const Tensor& radii, int64_t width, int64_t height, double margin, int64_t /*capacity*/) {
     const ScreenTensors screen{means2d, conics, opacities, depths, radii};
     check_screen(screen, true);
     check_size(width, height);

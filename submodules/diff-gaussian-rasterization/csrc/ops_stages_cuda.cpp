@@ -5,6 +5,8 @@
 #include <ATen/ops/sum.h>
 #include <torch/library.h>
 
+#include <optional>
+
 #include "ops_cuda.h"
 #include "ops_stages.h"
 
@@ -80,26 +82,33 @@ std::vector<Tensor> project_backward(const Tensor& means, const OptionalTensor& 
 }
 
 // The order of the tensors of the lists, and of what a blending keeps.
-enum Lists { kIds, kRanges, kListsCount };
+enum Lists { kIds, kRanges, kCounted, kListsCount };
 enum Kept { kSplats, kTrace, kTotals, kKeptCount };
 constexpr int64_t kSplatFloats = sizeof(cuda::Splat) / sizeof(float);
 constexpr int64_t kTotalsCount = sizeof(cuda::Totals) / sizeof(int64_t);
 
+StateLayout lists_layout(const cuda::TileGrid& grid, int64_t entries) {
+    return {{{entries}, at::kInt}, {{grid.tiles(), 2}, at::kInt}, {{kTotalsCount}, at::kLong}};
+}
+
 std::vector<Tensor> lists(const Tensor& means2d, const Tensor& conics, const Tensor& opacities, const Tensor& depths,
-                          const Tensor& radii, int64_t width, int64_t height, double margin) {
+                          const Tensor& radii, int64_t width, int64_t height, double margin, int64_t capacity) {
     const ScreenTensors screen{means2d, conics, opacities, depths, radii};
     check_screen(screen, false);
     check_size(width, height);
     const Device device(means2d);
     const cuda::TileGrid grid{int(width), int(height)};
-    Counted counted(device.stream);
-    const Projected projected(device, screen.count(), grid, counted.place(), [&](const cuda::Screen& s) {
-        cuda::pack(screen.count(), on_screen(screen), grid, margin > 0, s, device.stream);
-    });
-    counted.enqueued();
+    std::optional<Counted> counted;  // without a capacity, wait for the number of entries
+    if (capacity <= 0) counted.emplace(device.stream);
+    const Projected projected(device, screen.count(), grid, counted ? counted->place() : nullptr,
+                              [&](const cuda::Screen& s) {
+                                  cuda::pack(screen.count(), on_screen(screen), grid, margin > 0, s, device.stream);
+                              });
+    if (counted) counted->enqueued();
     const Tensor order = depth_order(device, projected);
-    const TileLists tiles(device, grid, projected, order, counted.wait(), false);
-    return {tiles.ids, projected.ranges};
+    const int64_t room = counted ? counted->wait() : screen.count() ? std::min(capacity, cuda::kMaxEntries) : 0;
+    const TileLists tiles(device, grid, projected, order, room, false);
+    return {tiles.ids, projected.ranges, projected.totals};
 }
 
 // Lists that come from the caller's hands, ready to be walked.
@@ -112,7 +121,7 @@ struct Walk {
     Walk(const Device& device, const ScreenTensors& screen, const std::vector<Tensor>& lists, bool everywhere,
          int64_t width, int64_t height)
         : grid{int(width), int(height)}, entries(state_rows(lists, kIds)) {
-        check_state(lists, {{{entries}, at::kInt}, {{grid.tiles(), 2}, at::kInt}}, device.device);
+        check_state(lists, lists_layout(grid, entries), device.device);
         ids = data<uint32_t>(lists[kIds]), ranges = data<uint32_t>(lists[kRanges]);
         splats = device.empty({screen.count(), kSplatFloats}), totals = device.empty({kTotalsCount}, at::kLong);
         cuda::pack_again(screen.count(), on_screen(screen), everywhere, entries, data<cuda::Splat>(splats),
@@ -183,7 +192,7 @@ std::vector<Tensor> blend_backward(const Tensor& means2d, const Tensor& conics, 
     CHECK_TENSOR(features, means2d, N, D);
     check_blend_backward(features, width, height, image, grad_image, grad_left, absolute);
     const at::Device where = means2d.device();
-    check_state(lists, {{{entries}, at::kInt}, {{grid.tiles(), 2}, at::kInt}}, where);
+    check_state(lists, lists_layout(grid, entries), where);
     const int64_t bytes = int64_t(cuda::feature_trace_bytes(grid, entries, stride));
     check_state(kept, {{{N, kSplatFloats}, at::kFloat}, {{bytes}, at::kByte}, {{kTotalsCount}, at::kLong}}, where);
     at::globalContext().alertNotDeterministic("tilesplat::blend_backward");

@@ -45,6 +45,12 @@ class Tiles(NamedTuple):
     offset: Tensor | None  # [2, H, W]  from a pixel's center to the point it looks at
     lists: tuple[Tensor, ...]
 
+    @property
+    def entries(self) -> Tensor:
+        """How many entries (tile, splat) there are: int64 [1], where the lists are."""
+        on_cpu = self.lists[-1].device.type == "cpu"
+        return self.lists[3][-1:] if on_cpu else self.lists[2][:1]
+
 
 class Blended(NamedTuple):
     image: Tensor  # [D, H, W]  sum of feature alpha T, and the background where one was given
@@ -115,8 +121,11 @@ def project(
     ), width, height)  # fmt: skip
 
 
-def lists(projected: Projected, subpixel_offset: Tensor | None = None) -> Tiles:
+def lists(projected: Projected, subpixel_offset: Tensor | None = None, capacity: int = 0) -> Tiles:
     """The splats of every tile. No gradient passes here: the order of splats does not change smoothly.
+
+    On a GPU, the call waits for the number of (tile, splat) entries, unless `capacity` says how many to make
+    room for. Then entries beyond it, the farthest, are left out: `Tiles.entries` tells how many there are.
 
     `subpixel_offset` [H, W, 2] moves the point each pixel looks at, x and y in pixels, away from its center.
     """
@@ -129,7 +138,7 @@ def lists(projected: Projected, subpixel_offset: Tensor | None = None) -> Tiles:
     if offset is not None:  # a GPU does not look how far they go, but leaves nothing out
         margin = offset.abs().max().item() if offset.device.type == "cpu" else 1.0
     screen = (t.detach().contiguous() for t in projected[:5])
-    return Tiles(offset, tuple(operators.lists(*screen, *projected[5:], margin)))
+    return Tiles(offset, tuple(operators.lists(*screen, *projected[5:], margin, capacity)))
 
 
 def blend(
@@ -336,6 +345,10 @@ def _blend_backward(ctx, grad_image, grad_left, _kept):
 torch.library.register_autograd("tilesplat::project", _project_backward, setup_context=_keep_project)
 torch.library.register_autograd("tilesplat::blend", _blend_backward, setup_context=_keep_blend)
 
+for _name in ("project", "lists", "blend", "scores"):
+    for _device in ("cpu", "cuda"):  # what a network under autocast hands over in 16 bits is taken in 32
+        torch.library.register_autocast(f"tilesplat::{_name}", _device, torch.float32)
+
 
 # ---- shapes without numbers, for torch.compile and torch.export ------------------------------------------
 
@@ -354,10 +367,10 @@ def _(means, quats, scales, cov3d, opacities, world_to_camera, *_):
 
 
 @torch.library.register_fake("tilesplat::lists")
-def _(means2d, conics, opacities, depths, radii, width, height, margin):
+def _(means2d, conics, opacities, depths, radii, width, height, margin, capacity=0):
     count, entries = means2d.shape[0], torch.library.get_ctx().new_dynamic_size()
     tiles = -(-width // 16) * -(-height // 16)
-    layout = [((entries,), torch.int32), ((tiles, 2), torch.int32)]
+    layout = [((entries,), torch.int32), ((tiles, 2), torch.int32), ((4,), torch.int64)]
     if means2d.device.type == "cpu":
         layout = [
             ((count,), torch.int32), ((-(-count // 1024),), torch.int32), ((count, 2), torch.int32),

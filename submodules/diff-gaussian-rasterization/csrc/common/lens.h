@@ -30,6 +30,7 @@ struct Equidistant {
     T angle, distance;
 };
 
+// The functions below want it for a fisheye only.
 template <typename T>
 GS_HD Equidistant<T> equidistant(const Lens<T>& lens, Vec3<T> p) {
     const T one = T(1), two = T(2), q = max(p.x * p.x + p.y * p.y, T(1e-24)), s = sqrt(q), z = p.z;
@@ -72,19 +73,18 @@ GS_HD Vec3<T> lens_depth_vjp(const Lens<T>& lens, Vec3<T> p, T g) {
 }
 
 template <typename T>
-GS_HD Jacobian<T> lens_jacobian(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p) {
+GS_HD Jacobian<T> lens_jacobian(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e, Vec3<T> p) {
     const T zero = T(0);
     if (lens.kind == LensKind::orthographic) return {{c.fx, zero, zero}, {zero, c.fy, zero}};
-    const Equidistant<T> e = equidistant(lens, p);
     const T xx = e.h + e.k * p.x * p.x, xy = e.k * p.x * p.y, yy = e.h + e.k * p.y * p.y;
     return {mul(c.fx, Vec3<T>{xx, xy, e.m * p.x}), mul(c.fy, Vec3<T>{xy, yy, e.m * p.y})};
 }
 
 // g: of the Jacobian's entries. Returns that of p.
 template <typename T>
-GS_HD Vec3<T> lens_jacobian_vjp(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p, Jacobian<T> g) {
+GS_HD Vec3<T> lens_jacobian_vjp(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e, Vec3<T> p,
+                                Jacobian<T> g) {
     if (lens.kind == LensKind::orthographic) return {T(0), T(0), T(0)};
-    const Equidistant<T> e = equidistant(lens, p);
     const Vec3<T> u = mul(c.fx, g.u), v = mul(c.fy, g.v);
     const T g_h = u.x + v.y, g_k = p.x * (u.x * p.x + (u.y + v.x) * p.y) + v.y * p.y * p.y, g_m = u.z * p.x + v.z * p.y;
     const T along = g_h * e.k + g_k * e.k_s + g_m * e.k_z, cross = u.y + v.x;
@@ -93,40 +93,41 @@ GS_HD Vec3<T> lens_jacobian_vjp(const Camera<T>& c, const Lens<T>& lens, Vec3<T>
 }
 
 template <typename T>
-GS_HD Vec2<T> lens_mean(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p) {
+GS_HD Vec2<T> lens_mean(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e, Vec3<T> p) {
     if (lens.kind == LensKind::pinhole) return project_mean(c, p);
-    const T h = lens.kind == LensKind::fisheye ? equidistant(lens, p).h : T(1);
+    const T h = lens.kind == LensKind::fisheye ? e.h : T(1);
     return {c.fx * h * p.x + c.cx, c.fy * h * p.y + c.cy};
 }
 
 template <typename T>
-GS_HD Vec3<T> lens_mean_vjp(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p, Vec2<T> g) {
+GS_HD Vec3<T> lens_mean_vjp(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e, Vec3<T> p, Vec2<T> g) {
     if (lens.kind == LensKind::pinhole) return project_mean_vjp(c, p, g);
-    const Jacobian<T> j = lens_jacobian(c, lens, p);
+    const Jacobian<T> j = lens_jacobian(c, lens, e, p);
     return add(mul(g.x, j.u), mul(g.y, j.v));
 }
 
 // Without the blur.
 template <typename T>
-GS_HD Sym2<T> lens_covariance(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p, Sym3<T> cov) {
+GS_HD Sym2<T> lens_covariance(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e, Vec3<T> p,
+                              Sym3<T> cov) {
     if (lens.kind == LensKind::pinhole) return project_covariance(c, p, cov);
-    const Jacobian<T> j = lens_jacobian(c, lens, p);
+    const Jacobian<T> j = lens_jacobian(c, lens, e, p);
     const Vec3<T> u = matvec_transposed(c.rotation, j.u), v = matvec_transposed(c.rotation, j.v);
     const Vec3<T> su = matvec(cov, u), sv = matvec(cov, v);
     return {dot(u, su), dot(u, sv), dot(v, sv)};
 }
 
 template <typename T>
-GS_HD ProjectCovarianceGrad<T> lens_covariance_vjp(const Camera<T>& c, const Lens<T>& lens, Vec3<T> p, Sym3<T> cov,
-                                                   Sym2<T> g) {
+GS_HD ProjectCovarianceGrad<T> lens_covariance_vjp(const Camera<T>& c, const Lens<T>& lens, const Equidistant<T>& e,
+                                                   Vec3<T> p, Sym3<T> cov, Sym2<T> g) {
     if (lens.kind == LensKind::pinhole) return project_covariance_vjp(c, p, cov, g);
-    const Jacobian<T> j = lens_jacobian(c, lens, p);
+    const Jacobian<T> j = lens_jacobian(c, lens, e, p);
     const Vec3<T> u = matvec_transposed(c.rotation, j.u), v = matvec_transposed(c.rotation, j.v);
     const Vec3<T> su = matvec(cov, u), sv = matvec(cov, v);
     const Vec3<T> gu = add(mul(T(2) * g.xx, su), mul(g.xy, sv)), gv = add(mul(g.xy, su), mul(T(2) * g.yy, sv));
     ProjectCovarianceGrad<T> out;
     out.cov = quadratic_form_vjp(JacobianRows<T>{u, v}, g);
-    out.p = lens_jacobian_vjp(c, lens, p, Jacobian<T>{matvec(c.rotation, gu), matvec(c.rotation, gv)});
+    out.p = lens_jacobian_vjp(c, lens, e, p, Jacobian<T>{matvec(c.rotation, gu), matvec(c.rotation, gv)});
     out.rotation = {add(mul(j.u.x, gu), mul(j.v.x, gv)), add(mul(j.u.y, gu), mul(j.v.y, gv)),
                     add(mul(j.u.z, gu), mul(j.v.z, gv))};
     return out;

@@ -12,9 +12,9 @@
 
 namespace gs::cpu::GS_ISA {
 
-constexpr int kAtOnce = GS_WIDTH == 16 ? 8 : 4;  // channels whose sums stay in registers
-constexpr int kTurn = 40;                        // channels of one turn of the backward
-constexpr int kMoments = 8;                      // numbers of a record before the features
+constexpr int kAtOnce = GS_WIDTH == 16 ? 16 : 4;  // channels whose sums stay in registers
+constexpr int kTurn = 40;                         // channels of one turn of the backward
+constexpr int kMoments = 8;                       // numbers of a record before the features
 
 // Where the pixels of a tile look.
 struct Targets {
@@ -71,6 +71,7 @@ GS_INLINE void add_channels(F* sum, const F* weight, const Number* const* rows, 
 GS_INLINE void add_visits(F* sum, const F* weight, const Number* const* rows, int visits, int channels) {
     int c = 0;
     for (; c + kAtOnce <= channels; c += kAtOnce) add_channels<kAtOnce>(sum, weight, rows, visits, c);
+    for (; c + 4 <= channels; c += 4) add_channels<4>(sum, weight, rows, visits, c);
     for (; c < channels; ++c) add_channels<1>(sum, weight, rows, visits, c);
 }
 

@@ -19,7 +19,7 @@ struct ScoreBlock {
 
 struct ScoreSums { F sum[kScores]; };
 
-template <bool kMoments_>
+// `color` is null where nobody asks for moments.
 GS_INLINE void score_visit(ScoreBlock& s, ScoreSums& sums, const Number* color, int32_t position, M taken, F uncapped,
                            F weight, F before, F behind) {
     F* const sum = sums.sum;
@@ -31,7 +31,7 @@ GS_INLINE void score_visit(ScoreBlock& s, ScoreSums& sums, const Number* color, 
     s.best = select(more, weight, s.best);
     s.largest = select(more, &position, s.largest);
     s.median = select((before > half) & (behind <= half), &position, s.median);
-    if (!kMoments_) return;
+    if (!color) return;
     const F all = F(color[0] + color[1] + color[2]);
     const F along = fma(F(color[0]), s.red, fma(F(color[1]), s.green, F(color[2]) * s.blue));
     s.seen_picture = fma(weight, all, s.seen_picture), s.seen_along = fma(weight, along, s.seen_along);
@@ -69,7 +69,6 @@ GS_INLINE void store_splats(const Frame<Number>& f, const TilePlace& t, int64_t 
     }
 }
 
-template <bool kMoments_>
 static void scores_tile(const Frame<Number>& f, const Number* offset, const Scores<Number>& a, Number* records,
                         ScoreSums* sums_of, int64_t tile) {
     const TilePlace t = place(f, tile);
@@ -89,9 +88,8 @@ static void scores_tile(const Frame<Number>& f, const Number* offset, const Scor
             const int b = __builtin_ctz(todo);
             ScoreBlock& s = state[b];
             const auto visit = [&](int j, M taken, F uncapped, F weight, F before, F behind) {
-                const Number* color = kMoments_ ? a.colors + 3 * int64_t(f.entries[base + j].splat) : nullptr;
-                score_visit<kMoments_>(s, sums_of[j], color, batch.position[j], taken, uncapped, weight, before,
-                                       behind);
+                const Number* color = a.colors ? a.colors + 3 * int64_t(f.entries[base + j].splat) : nullptr;
+                score_visit(s, sums_of[j], color, batch.position[j], taken, uncapped, weight, before, behind);
             };
             walk_block(s.light, batch.hits[b], batch, target.x[b], target.y[b], visit);
             if (!any(s.light.through >= F(kStopAt))) alive &= ~(1u << b);
@@ -110,8 +108,7 @@ static void scores(const Frame<Number>& f, const Number* offset, const Scores<Nu
     Buffer records(f.tile_begin[f.tiles()] * kScores * sizeof(Number));
     parallel(f.tiles(), [&](int64_t i) {
         Buffer sums_of(kBatch * sizeof(ScoreSums));
-        (a.colors ? scores_tile<true> : scores_tile<false>)(f, offset, a, records.as<Number>(), sums_of.as<ScoreSums>(),
-                                                            f.tile_order[i]);
+        scores_tile(f, offset, a, records.as<Number>(), sums_of.as<ScoreSums>(), f.tile_order[i]);
     });
     parallel(f.chunks(), [&](int64_t chunk) {
         for (int32_t i = 0; i < f.visible_count[chunk]; ++i) {

@@ -2,24 +2,30 @@
 #pragma once
 #include "project_backward.h"
 
+#define GS_APART static __attribute__((noinline))  // once in the library: they are long, and not where the time goes
+
 namespace gs::cpu::GS_ISA {
 
 GS_INLINE Lens<F> broadcast_lens(const Lens<Number>& l) { return {l.kind, F(l.k1), F(l.k2), F(l.k3), F(l.k4)}; }
 
-GS_INLINE Geometry through_lens(const Gaussians<Number>& g, const Camera<F>& camera, const Optics<Number>& optics,
-                                const int32_t* ids) {
-    Geometry o = in_space(g, camera, ids);
+// Gaussians on their way to the screen; the way back walks it again.
+struct Sight : Geometry { Equidistant<F> fisheye; };
+
+GS_APART void through_lens(const Gaussians<Number>& g, const Camera<F>& camera, const Optics<Number>& optics,
+                           const int32_t* ids, Sight& o) {
+    static_cast<Geometry&>(o) = in_space(g, camera, ids);
+    const Lens<F> lens = broadcast_lens(optics.lens);
     const F blur = F(optics.blur);
-    o.thin = lens_covariance(camera, broadcast_lens(optics.lens), o.p, o.cov);
+    if (lens.kind == LensKind::fisheye) o.fisheye = equidistant(lens, o.p);
+    o.thin = lens_covariance(camera, lens, o.fisheye, o.p, o.cov);
     o.wide = blurred(o.thin, blur);
     o.det = determinant(o.wide);
     o.conic = inverse(o.wide, o.det);
     o.antialias = compensation_factor(optics.compensation, o.thin, blur);
-    return o;
 }
 
 // Whether the square of the radius around a mean touches a tile: as in project_chunk.
-GS_INLINE M in_picture(Vec2<F> m, F radius, const View<Number>& v) {
+GS_APART M in_picture(Vec2<F> m, F radius, const View<Number>& v) {
     const F size = F(kTileSize), zero = F(0), tx = F((v.width + kTileSize - 1) / kTileSize),
             ty = F((v.height + kTileSize - 1) / kTileSize), x = m.x - F(0.5), y = m.y - F(0.5),
             far = radius + size - F(1);
@@ -40,8 +46,9 @@ static void stage_project_some(const Gaussians<Number>& g, const View<Number>& v
     int32_t ids[kLanes];
     const int lanes = sixteen_from(first, end, ids);
     const Lens<F> lens = broadcast_lens(optics.lens);
-    const Geometry s = through_lens(g, camera, optics, ids);
-    const Vec2<F> m = lens_mean(camera, lens, s.p);
+    Sight s;
+    through_lens(g, camera, optics, ids, s);
+    const Vec2<F> m = lens_mean(camera, lens, s.fisheye, s.p);
     const F zero = F(0), one = F(1), whole = splat_radius(s.wide), radius = min(whole, F(1 << 30));
     const F depth = lens_depth(lens, s.p), opacity = s.opacity * s.antialias;
     const F bad = poison(m.x) + poison(m.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
@@ -79,7 +86,7 @@ static void stage_project(const Gaussians<Number>& g, const View<Number>& v, con
 }
 
 // Sixteen rows of the screen's gradients, zeros where there are none: mean 0..1, conic 2..4, opacity 5, depth 6.
-GS_INLINE void load_screen_grads(const OnScreenGrads<Number>& grads, const int32_t* ids, M drawn, F* out) {
+GS_APART void load_screen_grads(const OnScreenGrads<Number>& grads, const int32_t* ids, M drawn, F* out) {
     alignas(64) Number rows[kLanes][kLanes] = {};
     const auto take = [&](const Number* from, int i, int at, int columns) {
         if (from) std::memcpy(rows[i] + at, from + int64_t(ids[i]) * columns, columns * sizeof(Number));
@@ -94,31 +101,29 @@ GS_INLINE void load_screen_grads(const OnScreenGrads<Number>& grads, const int32
 
 // Gradients of sixteen Gaussians on their way back.
 struct Back {
-    Geometry s;
+    Sight s;
     ProjectCovarianceGrad<F> cov;
     F opacity;
     Vec3<F> p;  // of the mean in camera space
 };
 
-GS_INLINE Back back_through_lens(const Gaussians<Number>& g, const Camera<F>& camera, const Optics<Number>& optics,
-                                 const int32_t* ids, const F* grad) {
+GS_APART void back_through_lens(const Gaussians<Number>& g, const Camera<F>& camera, const Optics<Number>& optics,
+                                const int32_t* ids, const F* grad, Back& b) {
     const Lens<F> lens = broadcast_lens(optics.lens);
-    Back b;
-    b.s = through_lens(g, camera, optics, ids);
-    const Geometry& s = b.s;
+    through_lens(g, camera, optics, ids, b.s);
+    const Sight& s = b.s;
     Sym2<F> g_cov = inverse_vjp(s.wide, s.det, s.conic, Sym2<F>{grad[2], grad[3], grad[4]});
     const Sym2<F> more = compensation_factor_vjp(optics.compensation, s.thin, grad[5] * s.opacity, F(optics.blur));
     g_cov = {g_cov.xx + more.xx, g_cov.xy + more.xy, g_cov.yy + more.yy};
     b.opacity = grad[5] * s.antialias;
     if (g.raw) b.opacity = b.opacity * s.opacity * (F(1) - s.opacity);
-    b.cov = lens_covariance_vjp(camera, lens, s.p, s.cov, g_cov);
-    b.p = add(add(b.cov.p, lens_mean_vjp(camera, lens, s.p, Vec2<F>{grad[0], grad[1]})),
+    b.cov = lens_covariance_vjp(camera, lens, s.fisheye, s.p, s.cov, g_cov);
+    b.p = add(add(b.cov.p, lens_mean_vjp(camera, lens, s.fisheye, s.p, Vec2<F>{grad[0], grad[1]})),
               lens_depth_vjp(lens, s.p, grad[6]));
-    return b;
 }
 
 // Adds what sixteen Gaussians say about the pose; only the chosen lanes.
-GS_INLINE void add_pose(const Back& b, M drawn, PoseSum& pose) {
+GS_APART void add_pose(const Back& b, M drawn, PoseSum& pose) {
     const Vec3<F>& p = b.p;
     const Mat3<F>& r = b.cov.rotation;
     const F of_p[3] = {p.x, p.y, p.z}, mean[3] = {b.s.mean.x, b.s.mean.y, b.s.mean.z};
@@ -132,7 +137,7 @@ GS_INLINE void add_pose(const Back& b, M drawn, PoseSum& pose) {
 }
 
 // A row per Gaussian: mean 0..2, covariance or quat and scale from 3, opacity 10.
-GS_INLINE void rows_of(const Gaussians<Number>& g, const Camera<F>& camera, const Back& b, F* row) {
+GS_APART void rows_of(const Gaussians<Number>& g, const Camera<F>& camera, const Back& b, F* row) {
     const Vec3<F> mean = matvec_transposed(camera.rotation, b.p);
     for (int k = 0; k < kLanes; ++k) row[k] = F(0);
     row[0] = mean.x, row[1] = mean.y, row[2] = mean.z, row[10] = b.opacity;
@@ -163,7 +168,8 @@ static void stage_project_backward_some(const Gaussians<Number>& g, const Camera
         const M drawn = from_bits(seen);
         F grad[kLanes];
         load_screen_grads(grads, ids, drawn, grad);
-        const Back b = back_through_lens(g, camera, optics, ids, grad);
+        Back b;
+        back_through_lens(g, camera, optics, ids, grad, b);
         if (pose) add_pose(b, drawn, *pose);
         rows_of(g, camera, b, row);
     }

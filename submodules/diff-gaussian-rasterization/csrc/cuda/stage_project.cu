@@ -12,17 +12,19 @@ constexpr int kThreads = 128;
 struct Seen {
     Vec3<float> mean, p;
     Shape shape;
+    Equidistant<float> fisheye;
     Sym2<float> sharp, wide, conic;
     float det, opacity, factor;  // factor: what compensation leaves of the opacity
 };
 
 __device__ __forceinline__ Seen through_lens(const Gaussians<float>& g, const Camera<float>& camera,
                                              const Optics<float>& optics, int64_t i) {
-    Seen s;
+    Seen s{};
     s.mean = load3(g.means, i);
     s.p = to_camera(camera, s.mean);
     s.shape = load_shape(g, i);
-    s.sharp = lens_covariance(camera, optics.lens, s.p, s.shape.cov);
+    if (optics.lens.kind == LensKind::fisheye) s.fisheye = equidistant(optics.lens, s.p);
+    s.sharp = lens_covariance(camera, optics.lens, s.fisheye, s.p, s.shape.cov);
     s.wide = blurred(s.sharp, optics.blur);
     s.det = exact_determinant(s.wide);
     s.conic = inverse(s.wide, s.det);
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(kThreads)
     store_row(out, i, {0.f, 0.f}, {1.f, 0.f, 1.f}, 0.f, 1.f, 0);
     if (!sees(optics.lens, to_camera(camera, load3(g.means, i)), view.near_depth)) return;
     const Seen s = through_lens(g, camera, optics, i);
-    const Vec2<float> mean = lens_mean(camera, optics.lens, s.p);
+    const Vec2<float> mean = lens_mean(camera, optics.lens, s.fisheye, s.p);
     const float radius = splat_radius(s.wide), depth = lens_depth(optics.lens, s.p);
     const float opacity = s.det < 0.f ? 0.f : s.opacity * s.factor;  // rounding left no ellipse
     const bool finite = isfinite(s.conic.xx + s.conic.xy + s.conic.yy + opacity + depth) && radius < 1e9f;
@@ -84,8 +86,9 @@ __device__ __forceinline__ Back back_through_lens(const Gaussians<float>& g, con
     g_cov = {g_cov.xx + more.xx, g_cov.xy + more.xy, g_cov.yy + more.yy};
     Back b;
     b.opacity = g_opacity * s.factor * (g.raw ? s.opacity * (1.f - s.opacity) : 1.f);
-    b.cov = lens_covariance_vjp(camera, optics.lens, s.p, s.shape.cov, g_cov);
-    b.p = add(add(b.cov.p, lens_mean_vjp(camera, optics.lens, s.p, m)), lens_depth_vjp(optics.lens, s.p, g_depth));
+    b.cov = lens_covariance_vjp(camera, optics.lens, s.fisheye, s.p, s.shape.cov, g_cov);
+    b.p = add(add(b.cov.p, lens_mean_vjp(camera, optics.lens, s.fisheye, s.p, m)),
+              lens_depth_vjp(optics.lens, s.p, g_depth));
     return b;
 }
 
