@@ -376,6 +376,65 @@ def test_lists_of_another_picture_are_refused(device):
         stages.blend(a, torch.ones(60, 3, device=device), stages.lists(b))
 
 
+@kinds
+@pytest.mark.parametrize("count", [0, 1])
+def test_few_splats(count, device, dtype):
+    scene = differentiable(make_scene(count, (40, 33), seed=3, scale=0.4), dtype, device)
+    projected = project(scene)
+    tiles = stages.lists(projected)
+    features = torch.ones(count, 6, dtype=dtype, device=device, requires_grad=True)
+    background = torch.full((6,), 0.5, dtype=dtype, device=device)
+    out = stages.blend(projected, features, tiles, background)
+    found = stages.scores(projected, tiles, colors=features[:, :3], gradient=out.image[:3])
+    assert found.weight_sum.shape == (count,) and (found.largest_index >= 0).any() == (count > 0)
+    (out.image.sum() + stages.depth(projected, tiles, normalized=True).sum()).backward()
+    assert features.grad.shape == (count, 6) and scene.means.grad.isfinite().all()
+    assert torch.allclose(out.image, (0.5 + 0.5 * out.alpha).expand(6, -1, -1), atol=1e-6)
+    assert (stages.median_depth(projected, tiles, empty=7.0) == 7.0).any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_wrong_is_named(device):
+    projected = stages.Projected(*(t.float().to(device) if t.is_floating_point() else t.to(device)
+                                   for t in splats()[:5]), *SIZE)  # fmt: skip
+    tiles, features = stages.lists(projected), torch.ones(200, 3, device=device)
+    scene = make_scene(5).to(torch.float32).to(device)
+    wrong = {
+        r"features must be \[200, 1 to 512\], got \[199, 3\]": lambda: stages.blend(
+            projected, features[1:], tiles
+        ),
+        r"features must be \[200, 1 to 512\], got \[200, 513\]": lambda: stages.blend(
+            projected, features[:, :1].expand(200, 513), tiles
+        ),
+        r"background must be \[3\], got \[4\]": lambda: stages.blend(
+            projected, features, tiles, torch.ones(4, device=device)
+        ),
+        r"features must be \[200, 3\] float32": lambda: stages.blend(projected, features.double(), tiles),
+        r"subpixel_offset must be \[48, 64, 2\], got \[64, 48, 2\]": lambda: stages.lists(
+            projected, torch.zeros(64, 48, 2, device=device)
+        ),
+        "camera must be one of pinhole, fisheye, orthographic, got 'lens'": lambda: project(
+            scene, camera="lens"
+        ),
+        "compensation must be one of none, antialiasing, mip, got 'x'": lambda: project(
+            scene, compensation="x"
+        ),
+        "blur must be a finite number, 0 or more, got -1": lambda: project(scene, blur=-1),
+        "distortion must be four numbers, got 2": lambda: project(scene, distortion=(0.0, 0.0)),
+        "gradient must come with the colors": lambda: stages.scores(
+            projected, tiles, gradient=torch.ones(3, 48, 64, device=device)
+        ),
+        r"weights must be \[48, 64\] float32": lambda: stages.scores(
+            projected, tiles, weights=torch.ones(3, device=device)
+        ),
+    }
+    for message, call in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="features must be a tensor.*got list"):
+        stages.blend(projected, [[1.0]], tiles)
+
+
 def test_the_number_of_threads_does_not_matter():
     def everything():
         s = splats()

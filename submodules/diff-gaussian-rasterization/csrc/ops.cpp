@@ -233,10 +233,9 @@ int64_t state_rows(const std::vector<Tensor>& state, size_t i) {
     return i < state.size() && state[i].defined() && state[i].dim() ? state[i].size(0) : 0;
 }
 
-void check_backward(const RasterizeInputs& in, const Tensor& radii, const Tensor& grad_image,
-                    const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
-                    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
-                    const OptionalTensor& abs_grad_norm_sum) {
+void check_backward(const BackwardCall& call) {
+    const auto& [in, scale_modifier, antialiasing, raw, radii, state, grad_image, grad_alpha, grad_inv_depth, wanted,
+                 grad_norm_sum, visits, abs_grad_norm_sum] = call;
     const Tensor& means = in.means;
     const int64_t N = in.count();
     CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);

@@ -167,13 +167,11 @@ void render(const gs::Gaussians<T>& g, const gs::View<T>& v, Frame<T>& f, std::v
     kernels.blend(f, v.background, out);
 }
 
-using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
 template <typename T>
-Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
-                        double near_depth) {
-    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
-    const gs::View<T> v = view<T>(in, near_depth);
+Rasterized rasterize_as(const RasterizeCall& call) {
+    const RasterizeInputs& in = call.in;
+    const gs::Gaussians<T> g = gaussians<T>(in, call.scale_modifier, call.antialiasing, call.raw);
+    const gs::View<T> v = view<T>(in, call.near_depth);
     const at::ScalarType number = in.means.scalar_type();
     const int64_t N = in.count(), H = in.height, W = in.width;
 
@@ -186,18 +184,8 @@ Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool a
     return {color, alpha, inv_depth, radii, state};
 }
 
-Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                     const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
-                     const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
-                     const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-                     bool /*keep*/, double near_depth) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, true);
-    check_near(near_depth);
-    return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw, near_depth)
-                                              : rasterize_as<float>(in, scale_modifier, antialiasing, raw, near_depth);
+Rasterized rasterize(const RasterizeCall& call) {
+    return call.in.means.scalar_type() == at::kDouble ? rasterize_as<double>(call) : rasterize_as<float>(call);
 }
 
 // The order of the tensors that rasterize_backward returns.
@@ -217,10 +205,13 @@ enum Grads {
 };
 
 template <typename T>
-std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
-                                const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads,
-                                const GradsWanted& wanted, const cpu::Statistics& statistics) {
-    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
+std::vector<Tensor> backward_as(const BackwardCall& call) {
+    const auto& [in, state, wanted] = std::tie(call.in, call.state, call.wanted);
+    const gs::ImageGrads<T> image_grads = {data<T>(call.grad_image), data<T>(call.grad_alpha),
+                                           data<T>(call.grad_inv_depth)};
+    const cpu::Statistics statistics = {data<float>(call.grad_norm_sum), data<float>(call.visits),
+                                        data<float>(call.abs_grad_norm_sum)};
+    const gs::Gaussians<T> g = gaussians<T>(in, call.scale_modifier, call.antialiasing, call.raw);
     const gs::View<T> v = view<T>(in);
     const auto& kernels = cpu::kernels<T>();
     const Frame<T> f = frame_of<T>(in, state);
@@ -263,27 +254,10 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     return grads;
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
-    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, true);
-    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
-    check_state(state, state_layout(in, state_rows(state, kEntries)), means.device());
-    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits),
-                                        data<float>(abs_grad_norm_sum)};
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
-                              {data<T>(grad_image), data<T>(grad_alpha), data<T>(grad_inv_depth)}, wanted, statistics);
-    };
-    return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+    const Tensor& means = call.in.means;
+    check_state(call.state, state_layout(call.in, state_rows(call.state, kEntries)), means.device());
+    return means.scalar_type() == at::kDouble ? backward_as<double>(call) : backward_as<float>(call);
 }
 
 Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera, double near_depth) {
@@ -512,8 +486,8 @@ void set_cpu_isa(std::string name) {
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
-    m.impl("rasterize", gs::rasterize);
-    m.impl("rasterize_backward", gs::rasterize_backward);
+    m.impl("rasterize", gs::rasterize_op<gs::rasterize, true>);
+    m.impl("rasterize_backward", gs::rasterize_backward_op<gs::rasterize_backward, true>);
     m.impl("mark_visible", gs::mark_visible);
     m.impl("ssim", gs::ssim);
     m.impl("ssim_backward", gs::ssim_backward);

@@ -64,23 +64,15 @@ StateLayout state_layout(const RasterizeInputs& in, int64_t entries, bool ordere
 
 constexpr int kCameraGrad = 8, kBackgroundGrad = 9;  // among the gradients of rasterize_backward
 
-using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
-Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                     const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
-                     const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
-                     const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep,
-                     double near_depth) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, false);
-    check_near(near_depth);
-    const Device device(means);
+Rasterized rasterize(const RasterizeCall& call) {
+    const RasterizeInputs& in = call.in;
+    const int64_t width = in.width, height = in.height;
+    const bool keep = call.keep;
+    const Device device(in.means);
     const cuda::TileGrid grid{int(width), int(height)};
     Counted counted(device.stream);
-    const Gaussians<float> g = gaussians(in, scale_modifier, antialiasing, raw);
-    const View<float> v = view(in, near_depth);
+    const Gaussians<float> g = gaussians(in, call.scale_modifier, call.antialiasing, call.raw);
+    const View<float> v = view(in, call.near_depth);
     const Projected projected(device, g.count, grid, counted.place(),
                               [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     counted.enqueued();
@@ -93,7 +85,7 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     const Tensor inv_depth = device.empty({1, height, width});
     cuda::blend_forward(
         {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(projected.ranges),
-         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
+         data<float>(in.background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
          keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{}, projected.screen.totals},
         device.stream);
     std::vector<Tensor> state;
@@ -104,21 +96,14 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     return {color, alpha, inv_depth, projected.radii, state};
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
-    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, false);
-    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
+std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+    const RasterizeInputs& in = call.in;
+    const std::vector<Tensor>& state = call.state;
+    const GradsWanted& wanted = call.wanted;
+    const int64_t width = in.width, height = in.height;
     const bool ordered = state.size() == kOrderedStateCount;
-    check_state(state, state_layout(in, state_rows(state, kIds), ordered), means.device());
-    const Device device(means);
+    check_state(state, state_layout(in, state_rows(state, kIds), ordered), in.means.device());
+    const Device device(in.means);
     const int64_t N = in.count();
     const cuda::TileGrid grid{int(width), int(height)};
 
@@ -133,20 +118,20 @@ std::vector<Tensor> rasterize_backward(
                                  entries,
                                  trace,
                                  data<cuda::Totals>(state[kTotals]),
-                                 data<float>(background),
+                                 data<float>(in.background),
                                  data<float>(state[kImage]),
                                  data<float>(state[kInvDepth]),
-                                 data<float>(grad_image),
-                                 data<float>(grad_alpha),
-                                 data<float>(grad_inv_depth),
-                                 abs_grad_norm_sum.has_value(),
+                                 data<float>(call.grad_image),
+                                 data<float>(call.grad_alpha),
+                                 data<float>(call.grad_inv_depth),
+                                 call.abs_grad_norm_sum.has_value(),
                                  data<float>(splat_grads)};
     const Tensor records = ordered ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder]) : Tensor();
     cuda::check_kept(blend, N, device.stream);
     cuda::blend_backward(blend, device.stream);
 
-    const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
-                                     sh_rest, colors, world_to_camera, background, means};
+    const OptionalTensor inputs[] = {in.means,   in.quats,  in.scales,          in.cov3d,      in.opacities, in.sh_dc,
+                                     in.sh_rest, in.colors, in.world_to_camera, in.background, in.means};
     std::vector<Tensor> grads;
     for (size_t i = 0; i < wanted.size(); ++i)
         grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
@@ -165,13 +150,14 @@ std::vector<Tensor> rasterize_backward(
                                       at(8),
                                       at(9),
                                       at(10),
-                                      data<float>(grad_norm_sum),
-                                      data<float>(visits),
-                                      data<float>(abs_grad_norm_sum)};
-    if (out.background) cuda::background_grad(grid, trace, data<float>(grad_image), out.background, device.stream);
-    cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
-                               data<float>(splat_grads), grad_inv_depth.has_value(), out},
-                              device.stream);
+                                      data<float>(call.grad_norm_sum),
+                                      data<float>(call.visits),
+                                      data<float>(call.abs_grad_norm_sum)};
+    if (out.background) cuda::background_grad(grid, trace, data<float>(call.grad_image), out.background, device.stream);
+    cuda::preprocess_backward(
+        {gaussians(in, call.scale_modifier, call.antialiasing, call.raw), view(in), data<int32_t>(call.radii), splats,
+         data<float>(splat_grads), call.grad_inv_depth.has_value(), out},
+        device.stream);
     for (const int i : {kCameraGrad, kBackgroundGrad})
         if (wanted[i]) grads[i] = at::sum(grads[i], 0);
     return grads;
@@ -453,8 +439,8 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
-    m.impl("rasterize", gs::rasterize);
-    m.impl("rasterize_backward", gs::rasterize_backward);
+    m.impl("rasterize", gs::rasterize_op<gs::rasterize, false>);
+    m.impl("rasterize_backward", gs::rasterize_backward_op<gs::rasterize_backward, false>);
     m.impl("mark_visible", gs::mark_visible);
     m.impl("ssim", gs::ssim);
     m.impl("ssim_backward", gs::ssim_backward);

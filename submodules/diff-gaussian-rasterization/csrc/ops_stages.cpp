@@ -49,6 +49,8 @@ TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
 
 namespace gs {
 
+namespace {
+
 void check_screen(const ScreenTensors& in, bool allow_double) {
     const auto& [means2d, conics, opacities, depths, radii] = in;
     const bool doubles = allow_double && means2d.scalar_type() == at::kDouble;
@@ -61,34 +63,33 @@ void check_screen(const ScreenTensors& in, bool allow_double) {
     TILESPLAT_CHECK(N <= INT32_MAX, "means2d must have at most ", INT32_MAX, " rows, got ", N);
 }
 
-void check_project(const RasterizeInputs& in, const ProjectOptions& options, bool allow_double) {
-    check_gaussians(in, allow_double);
-    const Tensor &means = in.means, &world_to_camera = in.world_to_camera, &K = in.K;
+void check_walk(const WalkCall& call, bool allow_double) {
+    const OptionalTensor& offset = call.offset;
+    check_screen(call.screen, allow_double);
+    check_size(call.width, call.height);
+    CHECK_TENSOR(offset, call.screen.means2d, 2, call.height, call.width);
+}
+
+}  // namespace
+
+void check_project(const ProjectCall& call, bool allow_double) {
+    check_gaussians(call.in, allow_double);
+    const Tensor &means = call.in.means, &world_to_camera = call.in.world_to_camera, &K = call.in.K;
     CHECK_TENSOR(world_to_camera, means, 4, 4);
     CHECK_TENSOR(K, means, 3, 3);
-    check_size(in.width, in.height);
-    check_near(options.near);
-    TILESPLAT_CHECK(options.blur >= 0 && std::isfinite(options.blur), "blur must be a finite number, 0 or more, got ",
-                    options.blur);
-    TILESPLAT_CHECK(
-        options.compensation >= 0 && options.compensation <= 2 && options.camera >= 0 && options.camera <= 2,
-        "compensation and camera must be 0, 1 or 2, got ", options.compensation, " and ", options.camera);
-    TILESPLAT_CHECK(options.distortion.size() == 4, "distortion must be four numbers, got ", options.distortion.size());
+    check_size(call.in.width, call.in.height);
+    check_near(call.near_depth);
+    TILESPLAT_CHECK(call.blur >= 0 && std::isfinite(call.blur), "blur must be a finite number, 0 or more, got ",
+                    call.blur);
+    TILESPLAT_CHECK(call.compensation >= 0 && call.compensation <= 2 && call.camera >= 0 && call.camera <= 2,
+                    "compensation and camera must be 0, 1 or 2, got ", call.compensation, " and ", call.camera);
+    TILESPLAT_CHECK(call.distortion.size() == 4, "distortion must be four numbers, got ", call.distortion.size());
 }
 
-void check_features(const Tensor& features, const OptionalTensor& offset, int64_t width, int64_t height,
-                    bool allow_double) {
-    const bool doubles = allow_double && features.scalar_type() == at::kDouble;
-    check_tensor(features, "features", {kAny, kAny}, doubles ? at::kDouble : at::kFloat, features.device());
-    TILESPLAT_CHECK(features.size(1) >= 1 && features.size(1) <= kMaxChannels, "features must have 1 to ", kMaxChannels,
-                    " channels, got ", features.size(1));
-    check_size(width, height);
-    CHECK_TENSOR(offset, features, 2, height, width);
-}
-
-void check_screen_grads(const Tensor& means, const Tensor& radii, const OptionalTensor& grad_means2d,
-                        const OptionalTensor& grad_conics, const OptionalTensor& grad_opacities,
-                        const OptionalTensor& grad_depths) {
+void check_project_backward(const ProjectBackwardCall& call, bool allow_double) {
+    check_project(call.forward, allow_double);
+    const auto& [forward, radii, grad_means2d, grad_conics, grad_opacities, grad_depths, wanted] = call;
+    const Tensor& means = forward.in.means;
     const int64_t N = means.size(0);
     CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);
     CHECK_TENSOR(grad_means2d, means, N, 2);
@@ -97,9 +98,26 @@ void check_screen_grads(const Tensor& means, const Tensor& radii, const Optional
     CHECK_TENSOR(grad_depths, means, N);
 }
 
-void check_blend_backward(const Tensor& features, int64_t width, int64_t height, const Tensor& image,
-                          const OptionalTensor& grad_image, const OptionalTensor& grad_left, bool absolute) {
-    const int64_t D = features.size(1);
+void check_lists(const ListsCall& call, bool allow_double) {
+    check_screen(call.screen, allow_double);
+    check_size(call.width, call.height);
+    TILESPLAT_CHECK(call.margin >= 0 && std::isfinite(call.margin), "margin must be a finite number, 0 or more, got ",
+                    call.margin);
+}
+
+void check_blend(const BlendCall& call, bool allow_double) {
+    check_walk(call.walk, allow_double);
+    const Tensor &features = call.features, &means2d = call.walk.screen.means2d;
+    const int64_t N = means2d.size(0), D = features.dim() == 2 ? features.size(1) : 0;
+    CHECK_TENSOR(features, means2d, N, D);
+    TILESPLAT_CHECK(D >= 1 && D <= kMaxChannels, "features must have 1 to ", kMaxChannels, " channels, got ", D);
+}
+
+void check_blend_backward(const BlendBackwardCall& call, bool allow_double) {
+    check_blend(call.forward, allow_double);
+    const auto& [forward, kept, image, grad_image, grad_left, absolute] = call;
+    const Tensor& features = forward.features;
+    const int64_t D = features.size(1), height = forward.walk.height, width = forward.walk.width;
     CHECK_TENSOR(image, features, D, height, width);
     CHECK_TENSOR(grad_image, features, D, height, width);
     CHECK_TENSOR(grad_left, features, 1, height, width);
@@ -107,16 +125,15 @@ void check_blend_backward(const Tensor& features, int64_t width, int64_t height,
                     " channels for absolute gradients, got ", D);
 }
 
-void check_scores(const Tensor& opacities, const OptionalTensor& offset, int64_t width, int64_t height,
-                  const OptionalTensor& weights, const OptionalTensor& colors, const OptionalTensor& picture,
-                  const OptionalTensor& gradient, const OptionalTensor& along) {
-    check_size(width, height);
-    CHECK_TENSOR(offset, opacities, 2, height, width);
-    CHECK_TENSOR(weights, opacities, height, width);
-    CHECK_TENSOR(colors, opacities, opacities.size(0), 3);
-    CHECK_TENSOR(picture, opacities, height, width);
-    CHECK_TENSOR(gradient, opacities, 3, height, width);
-    CHECK_TENSOR(along, opacities, height, width);
+void check_scores(const ScoresCall& call, bool allow_double) {
+    check_walk(call.walk, allow_double);
+    const auto& [walk, weights, colors, picture, gradient, along] = call;
+    const Tensor& like = walk.screen.means2d;
+    CHECK_TENSOR(weights, like, walk.height, walk.width);
+    CHECK_TENSOR(colors, like, like.size(0), 3);
+    CHECK_TENSOR(picture, like, walk.height, walk.width);
+    CHECK_TENSOR(gradient, like, 3, walk.height, walk.width);
+    CHECK_TENSOR(along, like, walk.height, walk.width);
     TILESPLAT_CHECK(
         colors.has_value() == picture.has_value() && gradient.has_value() == along.has_value() && (colors || !gradient),
         "picture must come with colors, along with gradient, and gradient with colors");
