@@ -277,10 +277,11 @@ def test_blend_where_pixels_are_done(device, dtype):
 
 
 @kinds
-def test_blend_with_offsets(device, dtype):
+@pytest.mark.parametrize("channels", [3, 5])
+def test_blend_with_offsets(channels, device, dtype):
     offset = random(SIZE[1], SIZE[0], 2, low=-1.0) * 0.9
     offset = offset.to(torch.float32).to(torch.float64)
-    check_blend(splats(seed=7, scale=0.02), random(200, 5), dtype, device, offset=offset)
+    check_blend(splats(seed=7, scale=0.02), random(200, channels), dtype, device, offset=offset)
     moved = blend(splats(), random(200, 5), torch.full((*SIZE[::-1], 2), 0.5, dtype=torch.float64)).image
     assert (moved - blend(splats(), random(200, 5)).image).abs().max() > 0.02
 
@@ -342,6 +343,10 @@ def test_the_stages_together_are_rasterize(device, dtype):
     pairs = (picture.image, whole.image), (picture.alpha, whole.alpha), (inverse, whole.inv_depth)
     for ours, theirs in pairs:
         assert (ours - theirs).abs().max() < (1e-9 if dtype == torch.float64 else 1e-5)
+    # Three channels are one way, more are another: of the same splats they make the same picture.
+    more = stages.blend(projected, torch.cat([colors, colors[:, :1]], dim=1), tiles).image
+    alone = stages.blend(projected, colors, tiles).image
+    assert (more[:3] - alone).abs().max() < (1e-12 if dtype == torch.float64 else 1e-6)
     assert torch.equal(projected.radii, whole.radii)
 
 

@@ -145,7 +145,24 @@ static void blend_features_tile(const Frame<Number>& f, const Features<Number>& 
     }
 }
 
+// Three channels, as colors: by the kernels of blend.h.
+static void blend_three(const Frame<Number>& f, const Features<Number>& a, Number* image, Number* left) {
+    const Number background[3] = {0, 0, 0};
+    parallel(f.chunks(), [&](int64_t chunk) {
+        for (int32_t i = 0; i < f.visible_count[chunk]; ++i) {
+            const int64_t n = f.visible[chunk * kChunk + i];
+            std::memcpy(&f.splats[n].red, a.values + 3 * n, 3 * sizeof(Number));
+        }
+    });
+    blend(f, background, {image, nullptr, nullptr, nullptr});
+    parallel(f.tiles(), [&](int64_t tile) {
+        for (int b = 0; b < kBlocks; ++b)
+            store_block(left, place(f, tile), b, load(f.transmittance + (tile * kBlocks + b) * kLanes));
+    });
+}
+
 static void blend_features(const Frame<Number>& f, const Features<Number>& a, Number* image, Number* left) {
+    if (a.channels == 3 && !a.offset) return blend_three(f, a, image, left);
     parallel(f.tiles(), [&](int64_t i) {
         Buffer sums(kBlocks * a.channels * sizeof(F));
         blend_features_tile(f, a, image, left, sums.as<F>(), f.tile_order[i]);
@@ -320,9 +337,39 @@ static void add_feature_records(const Frame<Number>& f, const OnScreen<Number>& 
     }
 }
 
+// From the records of blend_backward.h.
+static void add_three_records(const Frame<Number>& f, const OnScreen<Number>& s, const Number* records, int64_t chunk,
+                              const FeatureGrads<Number>& out) {
+    for (int32_t i = 0; i < f.visible_count[chunk]; ++i) {
+        const int32_t n = f.visible[chunk * kChunk + i];
+        Number sum[kLanes];
+        store(sum, sum_records(records, f.slots[n]));
+        std::memcpy(out.values + 3 * int64_t(n), sum + 6, 3 * sizeof(Number));
+        sum[6] = sum[10], sum[7] = sum[11];
+        add_screen_grads(s, n, sum, out.screen);
+    }
+}
+
+// What color's backward calls the gradient of alpha is minus that of the light that passes.
+static void blend_three_backward(const Frame<Number>& f, const OnScreen<Number>& s, const FeatureGrads<Number>& out) {
+    const Number background[3] = {0, 0, 0};
+    const int64_t plane = int64_t(f.width) * f.height;
+    Buffer records(f.tile_begin[f.tiles()] * kRecord * sizeof(Number)), alpha(plane * sizeof(Number)), zeros;
+    for (int64_t i = 0; out.left && i < plane; ++i) alpha.as<Number>()[i] = -out.left[i];
+    if (!out.image) {
+        zeros.grow(3 * plane * sizeof(Number));
+        std::memset(zeros.data, 0, 3 * plane * sizeof(Number));
+    }
+    blend_backward(f, background,
+                   {out.image ? out.image : zeros.as<Number>(), out.left ? alpha.as<Number>() : nullptr, nullptr},
+                   out.screen.absolute != nullptr, records.as<Number>(), nullptr);
+    parallel(f.chunks(), [&](int64_t chunk) { add_three_records(f, s, records.as<Number>(), chunk, out); });
+}
+
 // Adds to out.screen and sets the rows of out.values whose splats are visible.
 static void blend_features_backward(const Frame<Number>& f, const Features<Number>& a, const OnScreen<Number>& s,
                                     const FeatureGrads<Number>& out) {
+    if (a.channels == 3 && !a.offset) return blend_three_backward(f, s, out);
     Turn turn = {a.values, a.channels, 0, 0, 0, nullptr};
     const int64_t entries = f.tile_begin[f.tiles()];
     for (; turn.first < a.channels; turn.first += kTurn) {
