@@ -1,6 +1,9 @@
 """The stages of rendering, called one by one: each against the float64 reference, all together against
 rasterize."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from diff_gaussian_rasterization import rasterize, rasterize_views, reference, stages
@@ -372,6 +375,43 @@ def test_altered_lists_are_noticed_on_the_cpu(index):
         stages.blend(projected, random(200, 3), tiles)
 
 
+ALTERED = """
+import torch
+from tests.native.scenes import make_scene
+from tests.native.test_stages import project, stages
+projected = project(make_scene(60, (40, 33)).to(torch.float32).to("cuda"))
+tiles = stages.lists(projected)
+stages.blend(projected, torch.ones(60, 3, device="cuda"), tiles)
+torch.cuda.synchronize()
+tiles.lists[{index}].fill_(-1)
+stages.blend(projected, torch.ones(60, 3, device="cuda"), tiles)
+torch.cuda.synchronize()
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
+@pytest.mark.parametrize("index", [0, 1])
+def test_altered_lists_stop_the_gpu(index):
+    """As with PyTorch's own indexing: an assertion, which ends the process's use of the GPU."""
+    code = ALTERED.format(index=index)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert out.returncode != 0 and "device-side assert" in out.stderr, out.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
+def test_sums_in_no_fixed_order_are_refused_where_a_fixed_one_is_asked_for():
+    scene = differentiable(make_scene(60, (40, 33)), torch.float32, "cuda")
+    image = picture_of(scene.means, scene, torch.ones(60, 3, device="cuda"))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="tilesplat::blend_backward does not have a deterministic"):
+            image.sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_lists_of_another_picture_are_refused(device):
     a, b = (splats(60, size) for size in ((64, 48), (80, 48)))
@@ -645,20 +685,18 @@ def test_views_are_counted():
 
 def stage_calls(dtype=torch.float32):
     """Operators with arguments, for opcheck."""
-    scene = differentiable(make_scene(30, (40, 33)), dtype, "cpu")
-    opacities = scene.opacities.flatten().detach().requires_grad_()
+    scene = make_scene(30, (40, 33)).to(dtype)
+    opacities = scene.opacities.flatten()
     tensors = (scene.means, scene.quats, scene.scales, None, opacities, scene.world_to_camera, scene.K)
     settings = (40, 33, 1.0, False, 0.2, 0.3, 0, 0, [0.0] * 4)
     operators = torch.ops.tilesplat
-    projected = [t.detach() for t in operators.project(*tensors, *settings)]
+    projected = operators.project(*tensors, *settings)
     lists = operators.lists(*projected, 40, 33, 0.0)
-    screen = [t.clone().requires_grad_() for t in projected[:3]]
-    features = torch.rand(30, 5, dtype=dtype, requires_grad=True)
-    carrier = torch.zeros(30, 2, dtype=dtype, requires_grad=True)
+    features, carrier = torch.rand(30, 5, dtype=dtype), torch.zeros(30, 2, dtype=dtype)
     return {
         "project": (*tensors, *settings),
         "lists": (*projected, 40, 33, 0.0),
-        "blend": (*screen, features, carrier, lists, None, 40, 33, True),
+        "blend": (*projected[:3], features, carrier, lists, None, 40, 33, True),
         "scores": (*projected[:3], lists, None, 40, 33, None, None, None, None, None),
     }
 
@@ -746,3 +784,19 @@ def test_a_second_derivative_is_refused():
     (grad,) = torch.autograd.grad(picture_of(means, scene, features).square().sum(), means, create_graph=True)
     with pytest.raises(RuntimeError, match="have no second derivative"):
         grad.sum().backward()
+
+
+def test_functional_transforms():
+    """torch.func.grad gives the gradient; what there is no formula for is refused in a sentence."""
+    scene, features = make_scene(60, (40, 33)).to(torch.float32), random(60, 5).float()
+
+    def loss(means):
+        return picture_of(means, scene, features).square().sum()
+
+    means = scene.means.clone().requires_grad_()
+    loss(means).backward()
+    assert torch.equal(torch.func.grad(loss)(scene.means), means.grad)
+    with pytest.raises(NotImplementedError, match="implement the jvp function"):
+        torch.func.jvp(loss, (scene.means,), (scene.means,))
+    with pytest.raises(RuntimeError, match="does not have vmap support"):
+        torch.func.vmap(loss)(torch.stack([scene.means] * 2))

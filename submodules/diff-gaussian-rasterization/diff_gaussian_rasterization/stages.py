@@ -115,8 +115,8 @@ def project(
     _expect_one_of("camera", camera, CAMERAS)
     _expect_one_of("compensation", compensation, COMPENSATIONS)
     tensors = (means, quats, scales, cov3d, opacities.flatten(), world_to_camera, K)
-    return Projected(*operators.project(
-        *map(_contiguous, tensors), width, height, scale_modifier, raw, near, blur,
+    return Projected(*_Project.apply(
+        *map(_taken, tensors), width, height, scale_modifier, raw, near, blur,
         COMPENSATIONS.index(compensation), CAMERAS.index(camera), list(distortion),
     ), width, height)  # fmt: skip
 
@@ -161,9 +161,7 @@ def blend(
         raise ValueError(f"features must be [{count}, 1 to 512], got {list(features.shape)}")
     tensors = (*projected[:3], features, absolute)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    image, T, _ = operators.blend(
-        *map(_contiguous, tensors), list(tiles.lists), tiles.offset, *projected[5:], keep
-    )
+    image, T, *_ = _Blend.apply(*map(_taken, tensors), tiles.offset, *projected[5:], keep, *tiles.lists)
     if background is not None:
         if background.shape != features.shape[1:]:
             raise ValueError(f"background must be [{features.shape[1]}], got {list(background.shape)}")
@@ -199,7 +197,7 @@ def scores(
         screen = tuple(map(_contiguous, projected[:3]))
         sums, largest, median = operators.scores(
             *screen, list(tiles.lists), tiles.offset, *projected[5:],
-            *map(_contiguous, (weights, colors, picture, gradient, along)),
+            *map(_taken, (weights, colors, picture, gradient, along)),
         )  # fmt: skip
         return _scores(sums.T, screen[2], largest, median, colors is not None, gradient is not None)
 
@@ -270,6 +268,16 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
+def _taken(tensor: Tensor | None) -> Tensor | None:
+    """As the operators take it. Under autocast, what a network hands over in 16 bits is taken in 32."""
+    if tensor is None:
+        return None
+    half = tensor.dtype in (torch.float16, torch.bfloat16)
+    if half and torch.is_autocast_enabled(tensor.device.type):
+        tensor = tensor.float()
+    return tensor.contiguous()
+
+
 def _expect_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
@@ -279,11 +287,15 @@ def _expect_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
 
 
 class _Refuse(torch.autograd.Function):
-    """A gradient as it is, but one that cannot be differentiated."""
+    """A gradient as it is, but one that cannot be differentiated for what it was computed from."""
 
     @staticmethod
-    def forward(ctx, grad, witness):
+    def forward(grad, *origins):
         return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
 
     @staticmethod
     def backward(ctx, grad):
@@ -291,7 +303,7 @@ class _Refuse(torch.autograd.Function):
 
 
 def _once(backward: Callable) -> Callable:
-    """As torch's once_differentiable, for operators that take lists of tensors."""
+    """As torch's once_differentiable, but under torch.func, too."""
 
     @wraps(backward)
     def run(ctx, *grads):
@@ -299,55 +311,66 @@ def _once(backward: Callable) -> Callable:
             out = backward(ctx, *grads)
         if not torch.is_grad_enabled():
             return out
-        refuse = lambda g: _Refuse.apply(g, g.new_zeros(0).requires_grad_())  # noqa: E731
-        return tuple(refuse(g) if isinstance(g, Tensor) else g for g in out)
+        origins = [t for t in (*ctx.saved_tensors, *grads) if isinstance(t, Tensor) and t.is_floating_point()]
+        return tuple(_Refuse.apply(g, *origins) if isinstance(g, Tensor) else g for g in out)
 
     return run
 
 
-def _keep_project(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:7], output[4])
-    ctx.settings = inputs[7:]
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(*arguments):
+        return operators.project(*arguments)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs[:7], output[4])
+        ctx.settings = inputs[7:]
+        ctx.mark_non_differentiable(output[4])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @_once
+    def backward(ctx, grad_means2d, grad_conics, grad_opacities, grad_depths, _radii):
+        *inputs, radii = ctx.saved_tensors
+        wanted = [ctx.needs_input_grad[i] for i in range(6)]
+        grads = operators.project_backward(
+            *inputs, *ctx.settings, radii,
+            *map(_contiguous, (grad_means2d, grad_conics, grad_opacities, grad_depths)), wanted,
+        )  # fmt: skip
+        shaped = [g.reshape(t.shape) if want else None for g, t, want in zip(grads, inputs, wanted)]
+        return *shaped, *(None,) * (1 + len(ctx.settings))
 
 
-@_once
-def _project_backward(ctx, grad_means2d, grad_conics, grad_opacities, grad_depths, _radii):
-    *inputs, radii = ctx.saved_tensors
-    wanted = [ctx.needs_input_grad[i] for i in range(6)]
-    grads = operators.project_backward(
-        *inputs, *ctx.settings, radii,
-        *map(_contiguous, (grad_means2d, grad_conics, grad_opacities, grad_depths)), wanted,
-    )  # fmt: skip
-    shaped = [g.reshape(t.shape) if want else None for g, t, want in zip(grads, inputs, wanted)]
-    return *shaped, *(None,) * (1 + len(ctx.settings))
+class _Blend(torch.autograd.Function):
+    @staticmethod
+    def forward(means2d, conics, opacities, features, absolute, offset, width, height, keep, *lists):
+        image, left, kept = operators.blend(
+            means2d, conics, opacities, features, absolute, list(lists), offset, width, height, keep
+        )
+        return image, left, *kept
 
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, absolute, offset, width, height, _ = inputs[:9]
+        image, _, *kept = output
+        ctx.save_for_backward(*tensors, offset, image, *inputs[9:], *kept)
+        ctx.size, ctx.lists, ctx.absolute = (width, height), len(inputs) - 9, absolute is not None
+        ctx.mark_non_differentiable(*kept)
+        ctx.set_materialize_grads(False)
 
-def _keep_blend(ctx, inputs, output):
-    *tensors, lists, offset, width, height, _ = inputs
-    image, _, kept = output
-    ctx.save_for_backward(*tensors[:4], offset, image, *lists, *kept)
-    ctx.size, ctx.lists, ctx.absolute = (width, height), len(lists), tensors[4] is not None
-
-
-@_once
-def _blend_backward(ctx, grad_image, grad_left, _kept):
-    *tensors, offset, image = ctx.saved_tensors[:6]
-    lists, kept = ctx.saved_tensors[6 : 6 + ctx.lists], ctx.saved_tensors[6 + ctx.lists :]
-    absolute = ctx.absolute and ctx.needs_input_grad[4]
-    grads = operators.blend_backward(
-        *tensors, list(lists), offset, *ctx.size, list(kept), image,
-        *map(_contiguous, (grad_image, grad_left)), absolute,
-    )  # fmt: skip
-    grads = [g if want else None for g, want in zip(grads, ctx.needs_input_grad)]
-    return *grads, [None] * ctx.lists, None, None, None, None
-
-
-torch.library.register_autograd("tilesplat::project", _project_backward, setup_context=_keep_project)
-torch.library.register_autograd("tilesplat::blend", _blend_backward, setup_context=_keep_blend)
-
-for _name in ("project", "lists", "blend", "scores"):
-    for _device in ("cpu", "cuda"):  # what a network under autocast hands over in 16 bits is taken in 32
-        torch.library.register_autocast(f"tilesplat::{_name}", _device, torch.float32)
+    @staticmethod
+    @_once
+    def backward(ctx, grad_image, grad_left, *_kept):
+        *tensors, offset, image = ctx.saved_tensors[:6]
+        lists, kept = ctx.saved_tensors[6 : 6 + ctx.lists], ctx.saved_tensors[6 + ctx.lists :]
+        absolute = ctx.absolute and ctx.needs_input_grad[4]
+        grads = operators.blend_backward(
+            *tensors, list(lists), offset, *ctx.size, list(kept), image,
+            *map(_contiguous, (grad_image, grad_left)), absolute,
+        )  # fmt: skip
+        grads = [g if want else None for g, want in zip(grads, ctx.needs_input_grad)]
+        return *grads, *(None,) * (4 + ctx.lists)
 
 
 # ---- shapes without numbers, for torch.compile and torch.export ------------------------------------------
