@@ -366,6 +366,17 @@ def test_blend_takes_what_it_is_given(device, dtype):
     assert (ours - again).abs().max() < 1e-6
 
 
+def test_a_picture_may_not_be_changed_before_the_backward():
+    features = random(200, 5).requires_grad_()
+    image = blend(splats(), features).image
+    with torch.no_grad():
+        image.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        image.sum().backward()
+    image = blend(splats(), features, background=torch.zeros(5, dtype=torch.float64)).image
+    image.clamp_(0.2, 0.6).sum().backward()
+
+
 @pytest.mark.parametrize("index", range(6))
 def test_altered_lists_are_noticed_on_the_cpu(index):
     projected = splats()

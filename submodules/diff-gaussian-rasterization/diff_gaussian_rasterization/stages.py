@@ -152,8 +152,11 @@ def blend(
 
     Gradients flow to features, background, and to means2d, conics and opacities of `projected`. `means2d` may
     be given a carrier first, `projected._replace(means2d=projected.means2d + carrier)`, whose gradient then
-    is that of the projected means in pixels. With `tiles` of the same projection, every picture takes the
-    same splats.
+    is that of the projected means in pixels. `absolute` is only a carrier: its values are not read, and its
+    gradient is the sum over pixels of the absolute gradients of means2d; D is at most 16 with it.
+
+    `tiles` say only where to look. Splats may have changed since `lists`, but what has come to reach more tiles
+    is missing there. Without a background, the backward reads the image again: it may not be changed before.
     """
     expect_tensors(features=features, background=background, absolute=absolute)
     count = len(projected.means2d)
@@ -181,9 +184,9 @@ def scores(
     """What each Gaussian contributes, for pruning, cleaning and budgets. Nothing here is differentiable.
 
     `weights` is a picture by which contributions are weighted. With the `colors` that were blended, and their
-    background, `hessian` says how strongly the picture depends on a Gaussian; with `gradient` too, the
-    gradient of a loss for the picture, so do the three moments for the loss. Alpha's own gradient, if the
-    loss has one, is not part of them.
+    background, `hessian` says how strongly the picture depends on a Gaussian. With `gradient` too, that of a
+    loss for the picture, the three moments say so of the loss. If the loss has a gradient for alpha itself, it
+    is not part of them.
     """
     expect_tensors(weights=weights, colors=colors, background=background, gradient=gradient)
     if gradient is not None and colors is None:
