@@ -155,8 +155,9 @@ def blend(
     is that of the projected means in pixels. `absolute` is only a carrier: its values are not read, and its
     gradient is the sum over pixels of the absolute gradients of means2d; D is at most 16 with it.
 
-    `tiles` say only where to look. Splats may have changed since `lists`, but what has come to reach more tiles
-    is missing there. Without a background, the backward reads the image again: it may not be changed before.
+    `tiles` say only where to look. Splats may have changed since `lists`, but where they have come to reach
+    more tiles, they are missing there. Without a background, the backward reads the image again: it may not
+    be changed before.
     """
     expect_tensors(features=features, background=background, absolute=absolute)
     count = len(projected.means2d)
@@ -183,9 +184,9 @@ def scores(
 ) -> Scores:
     """What each Gaussian contributes, for pruning, cleaning and budgets. Nothing here is differentiable.
 
-    `weights` is a picture by which contributions are weighted. With the `colors` that were blended, and their
+    `weights` is a picture by which contributions are weighted. With the `colors` that were blended and their
     background, `hessian` says how strongly the picture depends on a Gaussian. With `gradient` too, that of a
-    loss for the picture, the three moments say so of the loss. If the loss has a gradient for alpha itself, it
+    loss for the picture, the moments say the same of the loss. A gradient that the loss has for alpha itself
     is not part of them.
     """
     expect_tensors(weights=weights, colors=colors, background=background, gradient=gradient)
