@@ -451,7 +451,7 @@ def scores(
     gradient: Tensor | None,  # [3, H, W]
 ) -> list[Tensor | None]:
     """The fields of stages.Scores, in their order. Derivatives come from autograd, pixel by pixel."""
-    splats = Splats(*(t if t is None else t.detach() for t in splats))
+    splats = Splats(*(t.detach() for t in splats[:6]))
     count, like = len(splats.depths), splats.depths
     weight_sum, *moments = (like.new_zeros(count) for _ in range(5))
     pixels, bright = (torch.zeros(count, dtype=torch.int64, device=like.device) for _ in range(2))

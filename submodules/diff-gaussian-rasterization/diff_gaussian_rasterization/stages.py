@@ -115,10 +115,11 @@ def project(
     _expect_one_of("camera", camera, CAMERAS)
     _expect_one_of("compensation", compensation, COMPENSATIONS)
     tensors = (means, quats, scales, cov3d, opacities.flatten(), world_to_camera, K)
-    return Projected(*_Project.apply(
+    means2d, conics, dimmed, depths, radii = _Project.apply(
         *map(_taken, tensors), width, height, scale_modifier, raw, near, blur,
         COMPENSATIONS.index(compensation), CAMERAS.index(camera), list(distortion),
-    ), width, height)  # fmt: skip
+    )  # fmt: skip
+    return Projected(means2d, conics, dimmed, depths, radii, width, height)
 
 
 def lists(projected: Projected, subpixel_offset: Tensor | None = None, capacity: int = 0) -> Tiles:
@@ -198,7 +199,7 @@ def scores(
             image = blend(projected, colors, tiles, background).image
             picture = image.sum(0)
             along = None if gradient is None else (image * gradient).sum(0)
-        screen = tuple(map(_contiguous, projected[:3]))
+        screen = [t.contiguous() for t in projected[:3]]
         sums, largest, median = operators.scores(
             *screen, list(tiles.lists), tiles.offset, *projected[5:],
             *map(_taken, (weights, colors, picture, gradient, along)),
