@@ -24,8 +24,8 @@ class PhotoParams:
     )
     blur: str = arg(
         "none",
-        "what blurs the train photos, so that the model is sharp (docs/deblurring.md); defocus and kernel are "
-        "experimental",
+        "what blurs the train photos, so that the model is sharp (docs/deblurring.md); defocus and kernel "
+        "are experimental",
         choices=BLURS,
     )
     blur_samples: int = arg(
