@@ -250,7 +250,7 @@ def _webp(pixels: np.ndarray) -> str:
 
 def _score(metric: str, value: float | None) -> str:
     unit = UNITS.get(metric, "")
-    return "-" if value is None else f"{value:.{DIGITS.get(metric, 4)}f} {unit}".strip()
+    return "-" if value is None else f"{value:.{DIGITS.get(metric.split()[0], 4)}f} {unit}".strip()
 
 
 def _value(value: Any) -> str:
