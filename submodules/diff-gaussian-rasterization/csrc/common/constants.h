@@ -1,4 +1,4 @@
-// constants.h: every threshold of the method, named and explained once. Python reads them through ops.cpp.
+// constants.h: every threshold of the method, named and explained once. reference.py has its own copies.
 #pragma once
 
 namespace gs {

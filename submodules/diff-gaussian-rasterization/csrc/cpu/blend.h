@@ -1,7 +1,8 @@
 // blend.h: front to back over each tile's splats, one 4x4 block of pixels in sixteen lanes.
 //
-// A tile's splats are staged in batches. Staging also tests each against the tile's sixteen blocks (bin.h). Then block after block walks the set bits of its list, its
-// sixteen pixels staying in registers, and drops out when all of them are saturated.
+// A tile's splats are staged in batches. Staging also tests each against the tile's sixteen blocks (bin.h). Then block
+// after block walks the set bits of its list, its sixteen pixels staying in registers, and drops out when all of them
+// are saturated.
 #pragma once
 #include "../common/constants.h"
 #include "bin.h"

@@ -4,7 +4,7 @@
 // integers). Sixteen lanes are a 4x4 block of pixels, or sixteen splats. A file isa_*.cpp chooses what they are
 // made of by defining, before it includes the kernels:
 //     GS_ISA     the namespace all of it goes into, so that no two instruction sets share a symbol
-//     GS_WIDTH   numbers per native register: 16 (AVX-512), 8 (AVX2), 4 (SSE, NEON), 1 (plain scalar code)
+//     GS_WIDTH   numbers per native register: 16 (AVX-512), 8 (AVX2), 4 (NEON), 1 (plain scalar code)
 //     GS_NUMBER  float, or double, which exists so that gradcheck means something
 // Width 16 is written with intrinsics; the others with the compilers' vector extension, which is as fast at the
 // machine's own width. The formulas of ../common take F for their T: the functions they call are found here.
