@@ -19,6 +19,7 @@ from tests.test_gaussians import make_model, moments, some_steps
 from training import checkpoint
 from training.checkpoint import RENAMED
 from training.queue import ViewQueue
+from training.report import RunHistory
 from utils.files import DataError
 
 CPU = torch.device("cpu")
@@ -277,3 +278,36 @@ def test_torn_files(tmp_path):
         with pytest.raises(DataError, match="c.pth"):
             checkpoint.load(tmp_path / "c.pth", parts, CPU)
     assert torch.load(io.BytesIO(whole), weights_only=True)["iteration"] == 3
+
+
+def as_version_1(state: dict) -> dict:
+    """How checkpoints were before parts had names."""
+    old = {name: was for was, name in checkpoint.RENAMED.items()}
+    parts, exposure = state["parts"], state["parts"]["exposure"]
+    model = dict(parts["gaussians"])
+    for key in ("params", "moments"):
+        model[key] = {old[name]: value for name, value in model[key].items()}
+    model |= {"exposure_names": exposure["names"], "exposures": exposure["values"]}
+    model["exposure_moments"] = exposure["moments"]
+    told = {"scores": {}, "smooth": [0.5, 0.25, 0.0], "waiting": [[3, [0.5, 0.25, 0.0]]]}
+    told |= {"seconds": 1.0, "left_out": 0.0}
+    rest = {key: state[key] for key in ("format", "iteration", "random")}
+    return rest | {
+        "version": 1, "gaussians": model, "density": parts["adc"], "queue": parts["queue"], "told": told,
+    }  # fmt: skip
+
+
+def test_a_checkpoint_of_version_1_goes_on_to_the_same_bits(tmp_path):
+    whole = fresh()
+    shown = toy_training(1, 32, **whole)
+    parts = fresh()
+    first_half = toy_training(1, 15, **parts)
+    checkpoint.save(tmp_path / "c.pth", 15, parts, CPU)
+    torch.save(as_version_1(torch.load(tmp_path / "c.pth", weights_only=True)), tmp_path / "c.pth")
+    resumed, history = fresh(seed=99), RunHistory()
+    assert checkpoint.load(tmp_path / "c.pth", resumed | {"history": history}, CPU) == 15
+    assert first_half + toy_training(16, 32, **resumed) == shown
+    for name, value in whole["gaussians"].params.items():
+        assert torch.equal(resumed["gaussians"].params[name], value), name
+    assert torch.equal(resumed["exposure"].values, whole["exposure"].values)
+    assert history.smooth == {"loss": 0.5, "l1": 0.25, "depth": 0.0} and history.waiting[0][0] == 3
