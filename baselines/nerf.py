@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from arguments import FieldParams, ModelParams, PipelineParams
 from baselines.rays import (
+    Captured,
     Photos,
     Rays,
     Seen,
@@ -196,22 +197,31 @@ class Trainer(Method):
 
     def _use(self, field: Field) -> None:
         self.field = field
-        self.optimizer = adam([{"params": list(field.parameters()), "lr": self.params.lrate}])
+        rate = torch.tensor(self.params.lrate, device=self.device)
+        groups = [{"params": list(field.parameters()), "lr": rate}]
+        self.optimizer = adam(groups, captured=self.device.type == "cuda")
+        self._learned_from = Captured(self._learn)
         if hasattr(self, "seeable"):
             self.seeable.field = field
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         p = self.params
         decay = 0.1 ** ((iteration - 1) / (1000 * (p.lrate_decay or DECAY)))
-        self.optimizer.param_groups[0]["lr"] = p.lrate * decay
+        self.optimizer.param_groups[0]["lr"].fill_(p.lrate * decay)
         middle = p.precrop_frac if iteration <= p.precrop_iters else 1.0
-        rays, truth, counts = self.photos.at(self.photos.draw(self.count, middle))
+        return self._learned_from(self.photos.draw(self.count, middle))
+
+    def _learn(self, pixels: Tensor) -> dict[str, Tensor]:
+        self.optimizer.zero_grad(set_to_none=True)
+        rays, truth, counts = self.photos.at(pixels)
         seen = self.field.see(rays, self.scene.background, training=True)
         loss = torch.stack([(counts * (one.color - truth) ** 2).mean() for one in seen]).sum()
         loss.backward()
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "l1": (counts * (seen[-1].color.detach() - truth)).abs().mean()}
+        return {
+            "loss": loss.detach(),
+            "l1": (counts * (seen[-1].color.detach() - truth)).abs().mean(),
+        }
 
     def parts(self) -> dict[str, Part]:
         return {"field": self}

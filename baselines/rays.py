@@ -217,9 +217,42 @@ def picture(camera: Camera, see: Callable[[Rays], Seen], chunk: int) -> Rendered
     return Rendered(color.T.view(3, *shape[1:]), 1 - left.view(shape), inv_depth.view(shape), nothing)
 
 
-def adam(groups: list[dict]) -> torch.optim.Optimizer:
-    """Fused where PyTorch has it: the rate is a number on the host, nothing waits for it."""
-    return torch.optim.Adam(groups, eps=1e-8, fused=True)
+def adam(groups: list[dict], captured: bool = False) -> torch.optim.Optimizer:
+    """Fused where PyTorch has it: nothing waits for the rate. To be captured, rates have to be tensors."""
+    return torch.optim.Adam(groups, eps=1e-8, fused=True, capturable=captured)
+
+
+class Captured:
+    """A function of a tensor that is the same work for the GPU each time: after a few calls it is one CUDA
+    graph, which the host starts at once. It returns tensors by name, and must not wait for the GPU."""
+
+    FIRST = 3  # calls that are not captured: what is made once is made then
+
+    def __init__(self, function: Callable[[Tensor], dict[str, Tensor]]):
+        self.function, self.calls = function, 0
+
+    def __call__(self, value: Tensor) -> dict[str, Tensor]:
+        if value.device.type != "cuda":
+            return self.function(value)
+        self.calls += 1
+        if self.calls <= self.FIRST:
+            return self._aside(value)
+        if self.calls == self.FIRST + 1:
+            self._graph, self._value = torch.cuda.CUDAGraph(), value.clone()
+            with torch.cuda.graph(self._graph):
+                self._found = self.function(self._value)
+        self._value.copy_(value)
+        self._graph.replay()
+        return {name: found.clone() for name, found in self._found.items()}
+
+    def _aside(self, value: Tensor) -> dict[str, Tensor]:
+        """On another stream than the usual one, as gradients are bound to the stream that first made them."""
+        stream, usual = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(usual)
+        with torch.cuda.stream(stream):
+            found = self.function(value)
+        usual.wait_stream(stream)
+        return found
 
 
 def refuse(options: Options) -> None:

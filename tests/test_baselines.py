@@ -13,7 +13,7 @@ import render
 import train
 from arguments import FieldParams
 from baselines import dvgo, nerf
-from baselines.rays import Photos, Rays, Space, composite, encode
+from baselines.rays import Captured, Photos, Rays, Space, composite, encode
 from baselines.voxels import Voxels, shift_of
 from tests import tiny_scenes
 from training import checkpoint
@@ -262,6 +262,23 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     scores = json.loads((whole / "results.json").read_text())["ours_60"]
     summary = json.loads((whole / "summary.json").read_text())
     assert scores["PSNR"] == pytest.approx(summary["scores"]["test"]["60"]["psnr"], abs=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_captured_step_learns_what_the_step_itself_does(scenes, tmp_path, monkeypatch):
+    def weights(steps: int, first: int) -> dict:
+        monkeypatch.setattr(Captured, "FIRST", first)  # calls that are not captured
+        folder = tmp_path / f"{steps}_{first}"
+        flags = [*SHORT, *TINY["nerf"], "--method", "nerf", "-s", str(scenes["nerf"]), "-m", str(folder)]
+        assert train.main([*flags, "--device", "cuda", "--deterministic", "--iterations", str(steps)]) == 0
+        return torch.load(folder / f"point_cloud/iteration_{steps}/field.pth")["tensors"]
+
+    early, apart, captured = weights(2, 99), weights(60, 99), weights(60, 3)
+    for name, value in apart.items():
+        torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-5)
+    layer = "fine.layers.0.weight"
+    assert (apart[layer] - early[layer]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("method", TINY)
