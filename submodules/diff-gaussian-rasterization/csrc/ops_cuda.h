@@ -134,6 +134,10 @@ struct TileLists {
     }
 };
 
+inline cuda::Ordered in_order(const Tensor& pairs, const Tensor& offsets, const Tensor& order, const Tensor& records) {
+    return {data<uint32_t>(pairs), data<uint32_t>(offsets), data<uint32_t>(order), data<float>(records), order.numel()};
+}
+
 // The number of entries. The host waits for it while the GPU goes on with what has been enqueued since.
 class Counted {
   public:

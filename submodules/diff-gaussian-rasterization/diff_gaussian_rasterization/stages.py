@@ -399,6 +399,8 @@ def _(means2d, conics, opacities, depths, radii, width, height, margin, capacity
     count, entries = means2d.shape[0], torch.library.get_ctx().new_dynamic_size()
     tiles = -(-width // 16) * -(-height // 16)
     layout = [((entries,), torch.int32), ((tiles, 2), torch.int32), ((4,), torch.int64)]
+    if torch.are_deterministic_algorithms_enabled():
+        layout += [((entries,), torch.int32), ((count,), torch.int32), ((count,), torch.int32)]
     if means2d.device.type == "cpu":
         layout = [
             ((count,), torch.int32), ((-(-count // 1024),), torch.int32), ((count, 2), torch.int32),
