@@ -35,7 +35,7 @@ struct Device {
 
 template <typename T>
 T* data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.data_ptr());
+    return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
 }
 
 template <typename T>
