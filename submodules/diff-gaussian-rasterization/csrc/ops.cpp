@@ -1,8 +1,9 @@
 // The operators of TileSplat: their schemas, and the checks both backends make before they touch a pointer.
 //
-// Start here: this is the whole native interface, but for the stages one by one, which are in ops_stages.cpp. ops_cpu.cpp and ops_cuda.cpp implement these operators for their device
-// (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the device of the tensors, and the autograd formulas are in
-// diff_gaussian_rasterization/api.py. Shapes are in ops.h; reference.py says in plain PyTorch what each one computes.
+// Start here: this is the whole native interface, but for the stages one by one, which are in ops_stages.cpp. ops_cpu.cpp
+// and ops_cuda.cpp implement these operators for their device (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the
+// device of the tensors, and the autograd formulas are in diff_gaussian_rasterization/api.py. Shapes are in ops.h;
+// reference.py says in plain PyTorch what each one computes.
 #include "ops.h"
 
 #include <torch/library.h>
