@@ -12,12 +12,14 @@
 // order. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance is
 // the same for all pixels and is left to preprocess_backward.
 #include "blend.h"
+#include "records.h"
+#include "visits.h"
 #include "warp_reduce.h"
 
 namespace gs::cuda {
 namespace {
 
-constexpr int kPixels = 2;  // of a lane
+constexpr int kPixels = kVisitStrips;  // of a lane
 constexpr int kThreads = kWarp * kStrips / kPixels;
 constexpr uint32_t kOrderUnit = 1 << kPixels;  // the order of a splat: its place in the segment, and by which strips
 
@@ -66,45 +68,6 @@ struct PixelState {
     }
 };
 
-// Which entries of a segment the two strips of a warp took. Lane i < kGroups knows about the i-th 32 of them.
-struct Visits {
-    uint32_t strips[kPixels];
-    uint32_t before;  // entries taken in the groups of the lanes below
-    uint32_t total;
-
-    __device__ __forceinline__ Visits(const BlendBackward& p, uint32_t tile, uint32_t begin, uint32_t segment,
-                                      int strip) {
-        const uint32_t group = segment * kGroups + lane_id();
-#pragma unroll
-        for (int i = 0; i < kPixels; ++i) {
-            const bool known = lane_id() < kGroups && group < p.trace.walked[tile * kStrips + strip + i];
-            strips[i] = known ? p.trace.taken[taken_at(tile, begin, group, strip + i)] : 0;
-        }
-        const uint32_t own = __popc(strips[0] | strips[1]);
-        uint32_t up_to = own;
-#pragma unroll
-        for (int offset = 1; offset < kGroups; offset *= 2) {
-            const uint32_t lower = __shfl_up_sync(kFullWarp, up_to, offset);
-            if (lane_id() >= offset) up_to += lower;
-        }
-        before = up_to - own;
-        total = __shfl_sync(kFullWarp, up_to, kGroups - 1);
-    }
-
-    // The n-th entry taken, counted from the segment's first, and by which strips. All lanes must call.
-    __device__ __forceinline__ uint32_t nth(uint32_t n, uint32_t& by) const {
-        int owner = 0;
-#pragma unroll
-        for (int step = kGroups / 2; step > 0; step /= 2)
-            if (__shfl_sync(kFullWarp, before, owner + step) <= n) owner += step;
-        const uint32_t upper = __shfl_sync(kFullWarp, strips[0], owner),
-                       lower = __shfl_sync(kFullWarp, strips[1], owner);
-        const int bit = nth_set_bit(upper | lower, int(n - __shfl_sync(kFullWarp, before, owner)));
-        by = (upper >> bit & 1) | (lower >> bit & 1) << 1;
-        return owner * kWarp + bit;
-    }
-};
-
 struct Visited {
     float4 place, shape, look;  // place: x, y, where its gradient goes, its order
 
@@ -117,7 +80,7 @@ struct Visited {
         const uint32_t id = p.ids[entry];
         const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
         place = splat[0], shape = splat[1], look = splat[2];
-        place.z = __uint_as_float(kOrdered ? p.pairs[entry] : id);
+        place.z = __uint_as_float(kOrdered ? p.ordered.pairs[entry] : id);
         place.w = __uint_as_float(at * kOrderUnit + by);
     }
 };
@@ -131,7 +94,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     const uint2 task = reinterpret_cast<const uint2*>(p.trace.segments)[blockIdx.x];
     const uint32_t tile = task.x, segment = task.y, begin = p.ranges[2 * int64_t(tile)];
     const int lane = lane_id(), warp_first = int(threadIdx.x) - lane, strip = warp_first / kWarp * kPixels;
-    const Visits visits(p, tile, begin, segment, strip);
+    const Visits visits(p.trace, tile, begin, segment, strip);
     if (visits.total == 0) return;
 
     const Pixels<kPixels> pixels(p.grid, tile, strip);
@@ -144,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
     if (kAbsolute && !kInvDepthWanted && slot >= kAbsAt) slot += kAbsX - kAbsAt;
-    float* const own_slot = kOrdered ? p.records + strip / kPixels * kGradSize + slot : p.grads + slot;
+    float* const own_slot = kOrdered ? p.ordered.records + strip / kPixels * kGradSize + slot : p.grads + slot;
 
     const uint32_t first_entry = begin + segment * kSegment;
     Visited next;
@@ -191,19 +154,6 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 
 constexpr int kSumThreads = 256;
 
-// One thread per number of a splat.
-__global__ void __launch_bounds__(kSumThreads) add_records_kernel(BlendBackward p) {
-    const int64_t thread = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
-    const uint64_t rank = uint64_t(thread / kGradSize);
-    if (rank >= p.totals->visible) return;
-    const int slot = int(thread % kGradSize);
-    const uint32_t end = rank + 1 < p.totals->visible ? p.offsets[rank + 1] : uint32_t(p.totals->entries);
-    double sum = 0.0;
-    for (int64_t record = int64_t(p.offsets[rank]) * kRecords; record < int64_t(end) * kRecords; ++record)
-        sum += p.records[record * kGradSize + slot];
-    p.grads[int64_t(p.depth_order[rank]) * kGradSize + slot] = float(sum);
-}
-
 __global__ void __launch_bounds__(kSumThreads)
     background_grad_kernel(int64_t pixels, const float* left, const float* g_color, float* g_background) {
     __shared__ float sums[3][kSumThreads / kWarp];
@@ -228,7 +178,7 @@ __global__ void __launch_bounds__(kSumThreads)
 void blend_backward(const BlendBackward& args, Stream stream) {
     const unsigned blocks = blocks_for(max_segments(args.grid, args.entries), 1);
     const auto launch = [&](auto kernel, auto ordered_kernel) {
-        (args.records ? ordered_kernel : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
+        (args.ordered.pairs ? ordered_kernel : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
         check_launch("blend_backward_kernel");
     };
     if (args.g_inv_depth && args.absolute)
@@ -239,9 +189,10 @@ void blend_backward(const BlendBackward& args, Stream stream) {
         launch(blend_backward_kernel<false, true, false>, blend_backward_kernel<false, true, true>);
     else
         launch(blend_backward_kernel<false, false, false>, blend_backward_kernel<false, false, true>);
-    if (!args.records || args.count == 0) return;
-    add_records_kernel<<<blocks_for(args.count * kGradSize, kSumThreads), kSumThreads, 0, native(stream)>>>(args);
-    check_launch("add_records_kernel");
+    const auto store = [grads = args.grads] __device__(int64_t id, int slot, float sum) {
+        grads[id * kGradSize + slot] = sum;
+    };
+    if (args.ordered.pairs) add_records(args.ordered, args.totals, kRecords, kGradSize, store, stream);
 }
 
 int64_t background_grad_blocks(const TileGrid& grid) {
