@@ -68,26 +68,30 @@ _IMPROVED = {
     "strategy": "improved",
     "iterations": 30_000,
     "position_lr_max_steps": 30_000,
-    "densify_until_iter": 15_000,
-    "update_every": [1, 5, 20],
+    "densify_until_iter": 25_000,
+    "densify_grad_threshold": 2e-4,
+    "average_last": 1_000,
 }
 PRESETS: dict[str, dict[str, Any]] = {  # docs/methods.md has what each brings
     "published": {},
-    "fast": {
-        "strategy": "improved",
-        "budget": 0.25,
+    "fast": _IMPROVED
+    | {
+        "budget": 100.0,
         "iterations": 12_000,
         "densify_until_iter": 6_000,
-        "position_lr_init": 1.6e-4,
-        "position_lr_final": 1.6e-6,
+        "position_lr_init": 8e-5,
         "position_lr_max_steps": 12_000,
-        "rates_final": 0.1,
         "coarse_until": 3_000,
     },
-    "best": _IMPROVED | {"budget": 0.5, "densify_until_iter": 25_000, "densify_grad_threshold": 2e-4},
-    "small": _IMPROVED | {"budget": 0.16},
+    "best": _IMPROVED | {"budget": 150.0},
+    "small": _IMPROVED | {"budget": 48.0},
 }
-STAGES = ("densify_until_iter", "position_lr_max_steps", "coarse_until")  # of a preset, as long as its run
+STAGES = (  # of a preset, as long as its run
+    "densify_until_iter",
+    "position_lr_max_steps",
+    "coarse_until",
+    "average_last",
+)
 
 
 @dataclass
@@ -187,7 +191,7 @@ class OptimizationParams:
     )
     budget: float = arg(
         0.0,
-        "makes cap_max this times the root of points x pixels of the train photos; made-up points: 5000",
+        "makes cap_max this times points^(1/2) x pixels of the train photos^(1/6); made-up points: 15000",
         minimum=0,
     )
     final_count: int = arg(
@@ -211,6 +215,9 @@ class OptimizationParams:
         "what is left at the end of all rates but the positions', down from half of the run",
         minimum=1e-6,
         maximum=1,
+    )
+    average_last: int = arg(
+        0, "the model at the end is the mean over so many last steps (0: what the last step left)", minimum=0
     )
     coarse_until: int = arg(
         0, "photos have half their width until this step, and a quarter in the first third of it", minimum=0

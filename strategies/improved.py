@@ -22,7 +22,7 @@ from strategies.rows import check_statistics, draw_different, morton_order, spli
 from strategies.scores import edges, errors, relative_shares, visibility
 from strategies.strategy import Strategy
 
-VIEWS = 10  # of which edges are looked at in a refinement,
+VIEWS = 5  # of which edges are looked at in a refinement,
 ALL_VIEWS_AFTER = 400  # but all of them so long after a reset
 FULL_BEFORE_END = 500  # iterations before the end of densification the budget is reached;
 LATE_THRESHOLD = 2 / 3  # from then on smaller gradients do, and the larger ones win

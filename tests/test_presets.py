@@ -50,7 +50,7 @@ def test_each_flag_can_be_given(tmp_path):
     ours = opt("--config", str(config))
     assert (ours.strategy, ours.budget, ours.iterations) == ("improved", 0.3, 77)
     ours = opt("--config", str(config), "--preset", "fast")
-    assert (ours.preset, ours.budget, ours.iterations) == ("fast", 0.25, 12_000)
+    assert (ours.preset, ours.budget, ours.iterations) == ("fast", 100, 12_000)
 
 
 def test_an_unknown_preset_is_named(capsys):
@@ -66,11 +66,11 @@ def trainer(scene, *words) -> Trainer:
 
 def test_the_budget_follows_points_and_pixels(scene):
     pixels = 8 * tiny_scenes.WIDTH * tiny_scenes.HEIGHT
-    expected = round(0.16 * math.sqrt(pixels * tiny_scenes.BLOBS))
+    expected = round(48 * math.sqrt(tiny_scenes.BLOBS) * pixels ** (1 / 6))
     one = trainer(scene, "--preset", "small")
     assert one.opt.cap_max == one.options.opt.cap_max == one.strategy.budget == expected
     made_up = trainer(scene, "--preset", "small", "--random_init", "99")
-    assert made_up.opt.cap_max == round(0.16 * math.sqrt(pixels * 5000))
+    assert made_up.opt.cap_max == round(48 * math.sqrt(15_000) * pixels ** (1 / 6))
     assert trainer(scene, "--preset", "small", "--cap_max", "33").opt.cap_max == 33
 
 
@@ -78,7 +78,7 @@ def test_a_run_prints_and_stores_it(scene, tmp_path):
     line = ["-s", str(scene), "-m", str(tmp_path), "--preset", "fast", "--iterations", "3", "--quiet"]
     assert train.main([*line, "--device", "cpu", "--disable_viewer"]) == 0
     log = ModelFolder(tmp_path).log.read_text()
-    assert "--preset fast: --strategy improved --budget 0.25 --iterations 3 --densify_until_iter 1" in log
+    assert "--preset fast: --strategy improved --iterations 3" in log
     stored = json.loads((tmp_path / "config.json").read_text())["OptimizationParams"]
     assert stored["preset"] == "fast" and stored["coarse_until"] == 1
     again = parse_train(["--resume", "-m", str(tmp_path)]).opt

@@ -27,6 +27,7 @@ from scene.folder import ModelFolder
 from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
+from training.average import Average
 from training.checkpoint import Part
 from training.health import drop_nonfinite, drop_unusable
 from training.losses import depth, mean_opacity, mean_scale, photometric
@@ -36,7 +37,7 @@ from training.queue import ViewQueue
 
 COMPARE_EVERY = 500  # iterations: does the native step still do what render() and the loss terms say?
 BLUR_EVERY = 100  # iterations
-MADE_UP = 5000  # what points that the data set does not have count as, in a budget
+MADE_UP = 15_000  # what points that the data set does not have count as, in a budget
 ROUNDING = 1e-5  # by which their losses may differ, as a fraction
 
 
@@ -61,6 +62,7 @@ class Trainer(Method):
         self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
         if can_fuse(self.gaussians, options) and self.losses == [photometric, *held] and not self.modules:
             self.native = FusedIteration(len(scene.train_cameras), options, self.device)
+        self.average = Average(self.opt, say) if self.opt.average_last else None
         self._compared: tuple | None = None  # when the native step was last compared with the others
 
     def start(self) -> None:
@@ -74,7 +76,10 @@ class Trainer(Method):
             module.schedule(iteration)
         view, background = self.queue.next(), self._background()
         learn = partial(self._learn, iteration, view, background)
-        return step_that_fits(learn, iteration, self.gaussians, self.strategy, self.say)
+        losses = step_that_fits(learn, iteration, self.gaussians, self.strategy, self.say)
+        if self.average:
+            self.average.after_step(self.gaussians, iteration)
+        return losses
 
     def _learn(self, iteration: int, view: int, background: Tensor) -> dict[str, Tensor]:
         """Render, compare, backward and step; nothing has moved if it fails."""
@@ -173,6 +178,8 @@ class Trainer(Method):
 
     def parts(self) -> dict[str, Part]:
         named: dict[str, Part] = {module.name: module for module in self.modules}
+        if self.average:
+            named["average"] = self.average
         return {"gaussians": self.gaussians, self.opt.strategy: self.strategy, "queue": self.queue} | named
 
     def loaded(self) -> None:
@@ -240,13 +247,16 @@ class Trainer(Method):
 
 
 def within_budget(options: Options, scene: Scene) -> Options:
-    """With --budget: the number of Gaussians that suits what is known of the scene before training."""
+    """With --budget: the number of Gaussians that suits what is known of the scene before training.
+
+    Points tell how much there is to show; how large the photos are matters little.
+    """
     opt = options.opt
     if opt.budget == 0:
         return options
     pixels = sum(camera.width * camera.height for camera in scene.train_cameras)
     points = len(scene.points) if scene.has_points else MADE_UP
-    count = max(round(opt.budget * math.sqrt(points * pixels)), 1)
+    count = max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1)
     return options._replace(opt=replace(opt, cap_max=count))
 
 
