@@ -19,10 +19,10 @@ from arguments import ConfigError, Options, PipelineParams
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import check_statistics, draw_different, morton_order, split_along
-from strategies.scores import edges, errors, relative_shares, visibility
+from strategies.scores import disagreement, edges, errors, relative_shares, visibility
 from strategies.strategy import Strategy
 
-VIEWS = 5  # of which edges are looked at in a refinement,
+VIEWS = 10  # of which edges are looked at in a refinement,
 ALL_VIEWS_AFTER = 400  # but all of them so long after a reset
 FULL_BEFORE_END = 500  # iterations before the end of densification the budget is reached;
 LATE_THRESHOLD = 2 / 3  # from then on smaller gradients do, and the larger ones win
@@ -49,7 +49,8 @@ class Improved(Strategy):
     grad_threshold: float  # mean over views of the absolute screen-space gradient, in NDC units
     budget: int  # of Gaussians
     generator: torch.Generator  # the CPU's
-    grow_by: str = "edges"  # what a Gaussian's share in is its chance: edges, error, or its own gradient
+    grow_by: str = "edges"  # what is a Gaussian's chance: its share in edges or error, gradient, disagreement
+    lambda_dssim: float = 0.2
     opacity_decay: float = 0.0  # in place of resets: what each refinement takes from opacities
     final_count: int = 0  # how many are left some time after densification; 0: all
     rounds_every: int = 1  # iterations between the rounds in which they become so many
@@ -144,6 +145,8 @@ class Improved(Strategy):
         views = self._views(iteration)
         if self.grow_by == "edges":
             return relative_shares(gaussians, views, self._pipe, edges)
+        if self.grow_by == "disagreement":
+            return disagreement(gaussians, views, self._pipe, self._background, self.lambda_dssim)
         weights = partial(errors, gaussians=gaussians, pipe=self._pipe, background=self._background)
         return relative_shares(gaussians, views, self._pipe, weights)
 
@@ -220,6 +223,7 @@ def make(options: Options, extent: float, say: Callable[[str], None]) -> Improve
         grad_threshold=opt.densify_grad_threshold,
         budget=opt.cap_max,
         grow_by=opt.grow_by,
+        lambda_dssim=opt.lambda_dssim,
         opacity_decay=opt.opacity_decay,
         final_count=opt.final_count,
         rounds_every=max((opt.iterations - opt.densify_until_iter) // (2 * ROUNDS), 1),

@@ -1,30 +1,42 @@
-"""How much each Gaussian matters in pictures: its part in pixels, summed up with weights of the pixels.
-
-A pixel's color is the sum of colors times alpha T. So the gradient of sum(weights * picture) by the color of
-a Gaussian is sum(weights * alpha T), and any backend that can train can score, too.
-"""
+"""How much each Gaussian matters in pictures: sums over the pixels that it is seen in."""
 
 from collections.abc import Callable
 
 import torch
+from diff_gaussian_rasterization import photometric_loss, stages
 from torch import Tensor
 
 from arguments import PipelineParams
 from gaussian_renderer import render
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
+from utils.geometry import camera_center
 from utils.image import to_float
 
 GRAY = (0.299, 0.587, 0.114)
 
 
-@torch.enable_grad()
+@torch.no_grad()
+def scores(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, **pictures) -> stages.Scores:
+    """What they do to the picture of one view; `pictures` as stages.scores takes them."""
+    scales, opacities = gaussians.shown()
+    projected = stages.project(
+        gaussians.means,
+        gaussians.quats,
+        scales,
+        opacities,
+        world_to_camera=camera.world_to_camera,
+        K=camera.K,
+        width=camera.width,
+        height=camera.height,
+        compensation="antialiasing" if pipe.antialiasing else "none",
+    )
+    return stages.scores(projected, stages.lists(projected), **pictures)
+
+
 def shares(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, weights: Tensor) -> Tensor:
-    """[N, C], C up to 3: sum over pixels of weights [C, H, W] times the part that a Gaussian has in them."""
-    colors = torch.zeros(len(gaussians), 3, device=gaussians.device, requires_grad=True)
-    image = render(camera, gaussians, pipe, torch.zeros(3, device=colors.device), override_color=colors).image
-    (parts,) = torch.autograd.grad((image[: len(weights)] * weights).sum(), colors)
-    return parts[:, : len(weights)]
+    """[N]: sum over pixels of weights [H, W] times the part that a Gaussian has in them."""
+    return scores(gaussians, camera, pipe, weights=weights).weight_sum
 
 
 @torch.no_grad()
@@ -59,7 +71,7 @@ def relative_shares(
     """[N]: shares in the weighted pixels, in each view relative to the mean of those that have any."""
     total = torch.zeros(len(gaussians), device=gaussians.device)
     for camera in cameras:
-        part = shares(gaussians, camera, pipe, weights(camera)[None])[:, 0]
+        part = shares(gaussians, camera, pipe, weights(camera))
         total += part / (part.sum() / (part > 0).sum().clamp_min(1)).clamp_min(1e-12)
     return total / max(len(cameras), 1)
 
@@ -70,5 +82,40 @@ def visibility(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelinePa
     for camera in cameras:
         mask = camera.mask()
         weights = torch.ones(camera.height, camera.width, device=total.device) if mask is None else mask
-        total += shares(gaussians, camera, pipe, weights[None])[:, 0]
+        total += shares(gaussians, camera, pipe, weights)
     return total
+
+
+def disagreement(
+    gaussians: GaussianModel,
+    cameras: list[Camera],
+    pipe: PipelineParams,
+    background: Tensor,
+    lambda_dssim: float,
+) -> Tensor:
+    """[N]: how unlike the pulls of its pixels on a Gaussian's opacity are (after LiteGS, Liao et al. 2025).
+
+    It is their variance times their number, times the opacity squared. What is pulled up here and down there
+    is too coarse.
+    """
+    count, pull, square = (torch.zeros(len(gaussians), device=gaussians.device) for _ in range(3))
+    for camera in cameras:
+        found = _pulls(gaussians, camera, pipe, background.to(count.device), lambda_dssim)
+        count, pull, square = count + found.pixels, pull + found.opacity_grad, square + found.opacity_moment
+    return (square - pull**2 / count.clamp_min(1)).clamp_min(0) * gaussians.opacities[:, 0] ** 2
+
+
+@torch.no_grad()
+def _pulls(gaussians, camera: Camera, pipe: PipelineParams, background: Tensor, lambda_dssim: float):
+    picture = render(camera, gaussians, pipe, background).image.requires_grad_()
+    with torch.enable_grad():
+        loss = photometric_loss(picture, camera.image(), lambda_dssim, camera.mask())[0]
+    (gradient,) = torch.autograd.grad(loss, picture)
+    colors = stages.sh_colors(
+        gaussians.means,
+        gaussians.sh_dc,
+        gaussians.sh_rest,
+        camera_center(camera.world_to_camera),
+        gaussians.active_sh_degree,
+    )
+    return scores(gaussians, camera, pipe, colors=colors, background=background, gradient=gradient)
