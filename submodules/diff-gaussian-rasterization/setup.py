@@ -477,7 +477,7 @@ class AnyPythonWheel(bdist_wheel):  # pyright: ignore[reportGeneralTypeIssues]
 
 
 setup(
-    packages=[PACKAGE, "simple_knn", "fused_ssim"],
+    packages=[PACKAGE, f"{PACKAGE}.flavours", "simple_knn", "fused_ssim"],
     package_data={"": ["py.typed"]},
     install_requires=[torch_required(), "numpy"],
     ext_modules=[Extension(f"{PACKAGE}.libtilesplat", sources=[])],

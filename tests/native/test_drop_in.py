@@ -390,3 +390,12 @@ def test_a_snapshot_that_cannot_be_written_hides_nothing(device, tmp_path, monke
     with pytest.raises(ValueError, match="scales must be"):
         GaussianRasterizer(settings)(**{**inputs, "scales": inputs["scales"][:, :2]})
     assert "cannot be written" in capsys.readouterr().out
+
+
+def test_autocast_changes_nothing(device):
+    """A matrix product in 16 bits would move the principal point."""
+    settings, inputs = original_call(SCENE, device)
+    expected, _ = GaussianRasterizer(settings)(**inputs)
+    with torch.autocast(device, torch.bfloat16):
+        color, _ = GaussianRasterizer(settings)(**inputs)
+    assert torch.equal(color, expected) and color.std() > 0.05

@@ -4,7 +4,10 @@ Two interfaces to the same operators:
 - the names of the original rasterizer, for code that was written for it: GaussianRasterizationSettings,
   GaussianRasterizer, SparseGaussianAdam (compatibility.py);
 - our own, typed and documented: rasterize, ssim, photometric_loss, knn_mean_dist2, FusedAdam.
+The interfaces of other rasterizers that grew from the original are in flavours/.
 """
+
+import os
 
 from .api import mark_visible, rasterize, rasterize_views
 from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
@@ -29,3 +32,8 @@ __all__ = [
     "rasterize_views",
     "ssim",
 ]
+
+if _flavour := os.environ.get("TILESPLAT_FLAVOUR"):  # code that expects a fork of the original imports one
+    from .flavours import names_of as _names_of
+
+    globals().update(_names_of(_flavour))

@@ -104,6 +104,10 @@ def _expect_one_of_each(given: dict) -> None:
     shs, dc, colors = given["shs"], given["dc"], given["colors_precomp"]
     if (shs is None and dc is None) == (colors is None):
         raise Exception("Please provide exactly one of either SHs or precomputed colors!")
+    _expect_one_shape(given)
+
+
+def _expect_one_shape(given: dict) -> None:
     scales, rotations, cov3d = given["scales"], given["rotations"], given["cov3D_precomp"]
     if (scales is None or rotations is None) == (cov3d is None) or (scales is None) != (rotations is None):
         raise Exception(
@@ -124,32 +128,46 @@ def _leave_snapshot(arguments: dict) -> None:
 
 def _gaussians(given: dict, settings: GaussianRasterizationSettings) -> dict:
     """Gaussians, colors and means2D."""
-    means, means2d = given["means3D"], given["means2D"]
-    _expect_points("means3D", means)
-    if means2d is not None:
-        expect_tensor("means2D", means2d)
-        if means2d.shape != means.shape:
-            raise ValueError(f"means2D must be {list(means.shape)}, got {list(means2d.shape)}")
-
-    def rows(name: str, *shape: int) -> Tensor | None:
-        value = given[name]
-        return None if value is None else _fit(name, value, means, len(means), *shape, rows=True)
-
+    shapes, means2d = _shapes(given, settings), given["means2D"]
+    _expect_carrier(means2d, len(given["means3D"]), 3)
     dc, rest, degree = _harmonics(given, settings)
+    if dc is None and rest is not None:
+        dc, rest = _SplitConstant.apply(rest)
     return {
-        "means": means, "means2d": means2d,
-        "opacities": _fit("opacities", given["opacities"], means, len(means), 1),
-        "quats": rows("rotations", 4), "scales": rows("scales", 3), "cov3d": rows("cov3D_precomp", 6),
-        "colors": rows("colors_precomp", 3), "sh_dc": dc, "sh_rest": rest, "sh_degree": degree,
-        "scale_modifier": _number("scale_modifier", settings.scale_modifier),
-        "antialiasing": bool(settings.antialiasing),
+        **shapes, "means2d": means2d, "colors": _rows(given, "colors_precomp", 3), "sh_dc": dc,
+        "sh_rest": rest, "sh_degree": degree, "antialiasing": bool(settings.antialiasing),
     }  # fmt: skip
 
 
-def _harmonics(
-    given: dict, settings: GaussianRasterizationSettings
-) -> tuple[Tensor | None, Tensor | None, int]:
-    """The constant coefficients, those of other degrees, and the degree to evaluate."""
+def _shapes(given: dict, settings: Any) -> dict:
+    """Gaussians without color."""
+    means = given["means3D"]
+    _expect_points("means3D", means)
+    return {
+        "means": means, "opacities": _fit("opacities", given["opacities"], means, len(means), 1),
+        "quats": _rows(given, "rotations", 4), "scales": _rows(given, "scales", 3),
+        "cov3d": _rows(given, "cov3D_precomp", 6),
+        "scale_modifier": _number("scale_modifier", settings.scale_modifier),
+    }  # fmt: skip
+
+
+def _rows(given: dict, name: str, *shape: int) -> Tensor | None:
+    """One row per Gaussian, if they were given."""
+    means, value = given["means3D"], given[name]
+    return None if value is None else _fit(name, value, means, len(means), *shape, rows=True)
+
+
+def _expect_carrier(means2d: Tensor | None, count: int, columns: int) -> None:
+    if means2d is None:
+        return
+    expect_tensor("means2D", means2d)
+    if means2d.shape != (count, columns):
+        raise ValueError(f"means2D must be {[count, columns]}, got {list(means2d.shape)}")
+
+
+def _harmonics(given: dict, settings: Any) -> tuple[Tensor | None, Tensor | None, int]:
+    """dc and shs, as far as they were given, and the degree to evaluate. Without dc, shs begins with the
+    constant coefficients."""
     means, dc, shs = given["means3D"], given["dc"], given["shs"]
     if given["colors_precomp"] is not None:
         return None, None, 0
@@ -164,12 +182,10 @@ def _harmonics(
     assert shs is not None
     count = max(needed, shs.shape[1] if shs.dim() == 3 else 0)
     shs = _fit("shs", shs, means, len(means), count, 3, rows=True)
-    if count > most:
-        shs = shs[:, :most]
-    return (*_SplitConstant.apply(shs), degree) if dc is None else (dc, shs, degree)
+    return dc, shs if count <= most else shs[:, :most], degree
 
 
-def _camera(settings: GaussianRasterizationSettings, means: Tensor) -> dict:
+def _camera(settings: Any, means: Tensor) -> dict:
     """World-to-camera and K from the original's two matrices, without waiting for the device.
 
     The projection matrix P has (r+l)/(r-l) in row 0, column 2: the principal point's offset from the center,
@@ -182,7 +198,8 @@ def _camera(settings: GaussianRasterizationSettings, means: Tensor) -> dict:
     projection = _fit("projmatrix", settings.projmatrix, means, 4, 4)
     with torch.no_grad():
         forward = view[:3, 2]
-        offset = (forward @ projection[:3, :2]) / (forward @ forward)  # [2]
+        # Sums, since autocast would compute matrix products in 16 bits: [2].
+        offset = (forward[:, None] * projection[:3, :2]).sum(0) / forward.square().sum()
         K = torch.zeros(3, 3, dtype=view.dtype, device=view.device)
         K[0, 0].fill_(width / (2 * _tangent("tanfovx", settings.tanfovx)))
         K[1, 1].fill_(height / (2 * _tangent("tanfovy", settings.tanfovy)))
