@@ -34,6 +34,7 @@ class Rasterizer(compatibility.GaussianRasterizer):
     """The original's class, for flavours to say what they return."""
 
     keywords: tuple[str, ...] = ()  # of forward, beside the original's
+    raster_settings: Any
 
     def __init__(self, raster_settings: Any):
         super().__init__(raster_settings)
@@ -95,8 +96,9 @@ class View(NamedTuple):
 
     def with_gradients_times(self, weights: Tensor) -> View:
         """The same, but gradients are multiplied by weights [N] on the way back to the Gaussians."""
-        screen = (_weighed(t, weights) for t in self.projected[:4])
-        projected = stages.Projected(*screen, *self.projected[4:])
+        names = ("means2d", "conics", "opacities", "depths")
+        screen = {name: _weighed(getattr(self.projected, name), weights) for name in names}
+        projected = self.projected._replace(**screen)
         return self._replace(projected=projected, colors=_weighed(self.colors, weights))
 
 
