@@ -31,6 +31,8 @@ from diff_gaussian_rasterization.flavours import (
 from features import SCENES, milliseconds
 from rasterizer import Scene, synthetic
 
+from arguments import number  # rasterizer.py finds the folder
+
 
 class Calls:
     """The same Gaussians and camera, given to one flavour or another."""
@@ -109,8 +111,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=SCENES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=int, default=10, help="calls per turn")
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--runs", type=number(int, 1), default=10, help="calls per turn")
+    parser.add_argument("--turns", type=number(int, 1), default=5)
     arguments = parser.parse_args()
 
     size = SCENES[arguments.device]
