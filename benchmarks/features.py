@@ -100,8 +100,8 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=SCENES, default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--channels", type=number(int, 1, 512), nargs="+", default=[3, 8, 16, 32, 64])
-    parser.add_argument("--runs", type=number(int, 1), default=10, help="calls per turn")
-    parser.add_argument("--turns", type=number(int, 1), default=7)
+    parser.add_argument("--runs", type=number(int, 1, 1000), default=10, help="calls per turn")
+    parser.add_argument("--turns", type=number(int, 1, 1000), default=7)
     arguments = parser.parse_args()
 
     on_gpu = arguments.device == "cuda"

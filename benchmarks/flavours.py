@@ -111,8 +111,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=SCENES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--runs", type=number(int, 1), default=10, help="calls per turn")
-    parser.add_argument("--turns", type=number(int, 1), default=5)
+    parser.add_argument("--runs", type=number(int, 1, 1000), default=10, help="calls per turn")
+    parser.add_argument("--turns", type=number(int, 1, 1000), default=5)
     arguments = parser.parse_args()
 
     size = SCENES[arguments.device]
