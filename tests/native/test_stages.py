@@ -127,13 +127,17 @@ KINDS = [(device, dtype) for device in DEVICES for dtype in numbers(device)]
 kinds = pytest.mark.parametrize("device, dtype", KINDS)
 
 
-def compare(ours, plain, truth, dtype, names, slack=4.0):
-    """Lists of tensors: float64 equals the truth, float32 is about as accurate as PyTorch's."""
-    for name, a, b, t in zip(names, ours, plain, truth, strict=True):
+def compare(ours, plain, truth, dtype, names, outputs, slack=4.0):
+    """Outputs, then gradients: float64 equals the truth, float32 is about as accurate as PyTorch's."""
+    for name, a, t in zip(names, ours, truth, strict=True):
+        assert a.dtype == dtype, name
         if dtype == torch.float64:
-            assert a.dtype == torch.float64 and relative_error(a, t) < 1e-8, name
-        else:
-            assert_as_accurate_as(a, b, t, name, slack=slack)
+            assert relative_error(a, t) < 1e-8, name
+    if dtype == torch.float64:
+        return
+    for part, what in ((slice(outputs), "outputs"), (slice(outputs, None), "gradients")):
+        if ours[part]:
+            assert_as_accurate_as(ours[part], plain[part], truth[part], what, slack=slack)
 
 
 # ---- project -------------------------------------------------------------------------------------------
@@ -161,7 +165,7 @@ def test_project(outlook, device, dtype):
     assert 50 < (radii > 0).sum(), "few are drawn"
     names = ["means2d", "conics", "opacities", "depths", *LEAVES]
     names = [n for n in names if n not in LEAVES or getattr(scene, n) is not None]
-    compare(ours, plain, truth, dtype, names)
+    compare(ours, plain, truth, dtype, names, outputs=4)
 
 
 @pytest.mark.parametrize("outlook", ["raw mip", "distorted fisheye", "orthographic", "covariances"])
@@ -255,7 +259,7 @@ def check_blend(projected, features, dtype, device, **options):
     truth, _ = blend_and_back(reference_blend, projected, features, torch.float64, "cpu", **options)
     plain, _ = blend_and_back(reference_blend, projected, features, torch.float32, "cpu", **options)
     assert_not_blank(truth[0], 0.05)
-    compare(ours, plain, truth, dtype, names)
+    compare(ours, plain, truth, dtype, names, outputs=2)
 
 
 @kinds
@@ -607,7 +611,7 @@ def test_scores(kind, device, dtype):
             continue
         assert t.abs().max() > 0, name
         if t.is_floating_point():
-            compare([a.cpu()], [b], [t], dtype, [name], slack=8.0)
+            compare([a.cpu()], [b], [t], dtype, [name], outputs=1, slack=8.0)
         elif exact:
             assert torch.equal(a.cpu(), t), name
         else:  # a pixel on a threshold
@@ -658,7 +662,8 @@ def test_depth(normalized, device, dtype):
     ours = depth(project, None, scene, dtype, device)
     truth = depth(reference_project, reference_blend, scene, torch.float64, "cpu")
     plain = depth(reference_project, reference_blend, scene, torch.float32, "cpu")
-    compare(ours, plain, truth, dtype, ["depth", "means", "quats", "scales", "opacities", "world_to_camera"])
+    names = ["depth", "means", "quats", "scales", "opacities", "world_to_camera"]
+    compare(ours, plain, truth, dtype, names, outputs=1)
 
 
 @pytest.mark.parametrize("device", DEVICES)

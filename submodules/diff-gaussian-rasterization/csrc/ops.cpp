@@ -32,7 +32,8 @@ TORCH_LIBRARY(tilesplat, m) {
           ", "
           "Tensor radii, Tensor[] state, "
           "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool[11] wanted, "
-          "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
+          "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> "
+          "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
     // bool [N]: in front of the near plane, z > near.
     m.def("mark_visible(Tensor means, Tensor world_to_camera, float near=0.2) -> Tensor");

@@ -9,6 +9,7 @@ The interfaces of other rasterizers that grew from the original are in flavours/
 
 import os
 
+from . import _fake  # noqa: F401  registers what torch.compile asks for
 from .api import mark_visible, rasterize, rasterize_views
 from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
 from .knn import knn_mean_dist2

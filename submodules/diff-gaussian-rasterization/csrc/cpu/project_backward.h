@@ -92,32 +92,6 @@ GS_INLINE ScreenGrad screen_vjp(const Gaussians<Number>& g, const Geometry& s, c
     return o;
 }
 
-// The gradient of spherical harmonics' colors: through the clamp in place, to the rest's rows, and to the offset from the
-// camera's center, which is returned.
-GS_INLINE Vec3<F> color_vjp(const Gaussians<Number>& g, const Camera<F>& camera, const Frame<Number>& f,
-                            const int32_t* ids, int lanes, Vec3<F> mean, Vec3<F>& g_color, Number* rest,
-                            int64_t first) {
-    const F zero = F(0);
-    alignas(64) Number color[3][kLanes];
-    for (int k = 0; k < kLanes; ++k) {
-        const Splat<Number>& splat = f.splats[ids[k]];
-        color[0][k] = splat.red, color[1][k] = splat.green, color[2][k] = splat.blue;
-    }
-    g_color = {zero_unless(load(color[0]) > zero, g_color.x), zero_unless(load(color[1]) > zero, g_color.y),
-               zero_unless(load(color[2]) > zero, g_color.z)};
-    if (g.sh_degree == 0) return {zero, zero, zero};
-    F inv_length;
-    const Vec3<F> d = view_direction(camera, mean, inv_length);
-    Vec3<F> g_d;
-    if (g.sh_degree == 1)
-        g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, rest, first);
-    else if (g.sh_degree == 2)
-        g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, rest, first);
-    else
-        g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, rest, first);
-    return normalize_vjp(d, inv_length, g_d);
-}
-
 // A row: mean 0..2, covariance or quat and scale from 3, opacity 10.
 GS_INLINE void put_geometry(const GaussianGrads<Number>& out, int64_t n, const Number* row) {
     put_row<3>(out.means, n, row);
@@ -191,8 +165,27 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         Vec3<F> g_color = {sum[6], sum[7], sum[8]};
         Vec3<F> g_center = {zero, zero, zero};
         if (!g.colors) {
-            const Vec3<F> g_offset = color_vjp(g, camera, f, ids, lanes, s.mean, g_color, out.sh_rest, first);
-            if (g.sh_degree > 0) g_mean = add(g_mean, g_offset), g_center = sub(g_center, g_offset);
+            alignas(64) Number color[3][kLanes];
+            for (int k = 0; k < kLanes; ++k) {
+                const Splat<Number>& splat = f.splats[ids[k]];
+                color[0][k] = splat.red, color[1][k] = splat.green, color[2][k] = splat.blue;
+            }
+            g_color = {zero_unless(load(color[0]) > zero, g_color.x), zero_unless(load(color[1]) > zero, g_color.y),
+                       zero_unless(load(color[2]) > zero, g_color.z)};
+            if (g.sh_degree > 0) {
+                F inv_length;
+                const Vec3<F> d = view_direction(camera, s.mean, inv_length);
+                Vec3<F> g_d;
+                if (g.sh_degree == 1)
+                    g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else if (g.sh_degree == 2)
+                    g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                else
+                    g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
+                const Vec3<F> g_offset = normalize_vjp(d, inv_length, g_d);
+                g_mean = add(g_mean, g_offset);
+                g_center = sub(g_center, g_offset);
+            }
         }
         if (pose) {
             const auto keep = [&](Vec3<F> a) {
