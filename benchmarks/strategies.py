@@ -1,10 +1,10 @@
 """Ways to train, side by side: scenes x ways x seeds, and one row of means for each scene and way.
 
     python benchmarks/strategies.py -s data/lego:-w data/bonsai --seeds 0 1 \
-        -w adc "mcmc --cap_max 300000" "adc --absgrad"
+        -w adc "mcmc --cap_max 300000" "adc --absgrad" "--preset best"
 
-A scene is a data set folder, with flags for train.py after colons. A way is a strategy and more flags. PSNR
-is the mean over test views after the last iteration, over the whole picture; SSIM is of the saved 8-bit
+A scene is a data set folder, with flags for train.py after colons. A way is a strategy and more flags, or
+flags alone. PSNR is the mean over test views after the last iteration, over the whole picture; SSIM is of the saved 8-bit
 renders; seconds are those of the optimization loop.
 """
 
@@ -22,12 +22,12 @@ COLUMNS = ["scene", "way", "seeds", "PSNR", "SSIM", "Gaussians", "loop s", "peak
 
 def measure(scene: str, way: str, seeds: list[int], folder: Path, iterations: int) -> list[str]:
     """One row of the table."""
-    flags = ["--strategy", *way.split()]
+    flags = way.split() if way.startswith("-") else ["--strategy", *way.split()]
     place = folder / "_".join(way.replace("--", "").split())
-    runs = [train.train(":".join([scene, *flags]), seed, place, iterations, [iterations]) for seed in seeds]
+    runs = [train.train(":".join([scene, *flags]), seed, place, iterations, []) for seed in seeds]
     for run in runs:
         print(json.dumps(run | {"way": way}), flush=True)
-    psnr = [run["scores"]["test"][str(iterations)]["psnr"] for run in runs]
+    psnr = [run["scores"]["test"][str(run["iterations"])]["psnr"] for run in runs]
     spread = f" ± {(max(psnr) - min(psnr)) / 2:.2f}" if len(runs) > 1 else ""
     name, *options = scene.split(":")
     return [
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("-s", "--scenes", nargs="+", required=True)
     parser.add_argument("-w", "--ways", nargs="+", default=["adc", "adc --absgrad", "mcmc"])
     parser.add_argument("--seeds", nargs="+", type=number(int, 0, LAST_SEED), default=[0])
-    parser.add_argument("--iterations", type=number(int, 1, MOST), default=30_000)
+    parser.add_argument("--iterations", type=number(int, 0, MOST), default=0, help="0: as the way has it")
     parser.add_argument("-o", "--output", type=Path, default=Path("output/strategies"))
     args = parser.parse_args()
     rows = [

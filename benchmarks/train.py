@@ -45,12 +45,13 @@ def folder_names(scenes: list[str]) -> dict[str, str]:
 
 
 def train(scene: str, seed: int, out: Path, iterations: int, tests: list[int]) -> dict:
-    """One row of the table."""
+    """One row of the table. Without iterations, as many as the flags say."""
     source, *flags = scene.split(":")
-    steps = [str(i) for i in tests]
+    steps = ["--iterations", str(iterations)] if iterations else []
+    steps += ["--test_iterations", *map(str, tests)] if tests else []
     run(
         "train.py", "-s", source, "-m", str(out), "--overwrite", "--eval", "--disable_viewer", "--quiet",
-        "--seed", str(seed), "--iterations", str(iterations), "--test_iterations", *steps, *flags,
+        "--seed", str(seed), *steps, *flags,
     )  # fmt: skip
     run("render.py", "-m", str(out), "--skip_train", "--quiet")
     run("metrics.py", "-m", str(out))
