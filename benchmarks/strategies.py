@@ -4,8 +4,8 @@
         -w adc "mcmc --cap_max 300000" "adc --absgrad" "--preset best"
 
 A scene is a data set folder, with flags for train.py after colons. A way is a strategy and more flags, or
-flags alone. PSNR is the mean over test views after the last iteration, over the whole picture; SSIM is of the saved 8-bit
-renders; seconds are those of the optimization loop.
+flags alone. PSNR is the mean over test views after the last iteration, over the whole picture; SSIM is of the
+saved 8-bit renders; seconds are those of the optimization loop.
 """
 
 import argparse

@@ -98,15 +98,17 @@ def disagreement(
     It is their variance times their number, times the opacity squared. What is pulled up here and down there
     is too coarse.
     """
-    count, pull, square = (torch.zeros(len(gaussians), device=gaussians.device) for _ in range(3))
-    for camera in cameras:
-        found = _pulls(gaussians, camera, pipe, background.to(count.device), lambda_dssim)
-        count, pull, square = count + found.pixels, pull + found.opacity_grad, square + found.opacity_moment
+    background = background.to(gaussians.device)
+    views = [_pulls(gaussians, camera, pipe, background, lambda_dssim) for camera in cameras]
+    count, pull, square = (torch.stack(values).sum(0) for values in zip(*views))
     return (square - pull**2 / count.clamp_min(1)).clamp_min(0) * gaussians.opacities[:, 0] ** 2
 
 
 @torch.no_grad()
-def _pulls(gaussians, camera: Camera, pipe: PipelineParams, background: Tensor, lambda_dssim: float):
+def _pulls(
+    gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, background: Tensor, lambda_dssim: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Their number, sum and sum of squares [N]."""
     picture = render(camera, gaussians, pipe, background).image.requires_grad_()
     with torch.enable_grad():
         loss = photometric_loss(picture, camera.image(), lambda_dssim, camera.mask())[0]
@@ -118,4 +120,6 @@ def _pulls(gaussians, camera: Camera, pipe: PipelineParams, background: Tensor, 
         camera_center(camera.world_to_camera),
         gaussians.active_sh_degree,
     )
-    return scores(gaussians, camera, pipe, colors=colors, background=background, gradient=gradient)
+    found = scores(gaussians, camera, pipe, colors=colors, background=background, gradient=gradient)
+    assert found.opacity_grad is not None and found.opacity_moment is not None
+    return found.pixels, found.opacity_grad, found.opacity_moment
