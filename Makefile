@@ -49,7 +49,7 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)/contact_sheet.png $(DEMO)/report.html
-	@cat $(DEMO)/metrics.txt
+	@grep -v '^Next' $(DEMO)/metrics.txt
 	@echo "Ground truth, render and error side by side: $(DEMO)/contact_sheet.png"
 	@echo "All about it on one page, for your browser: $(DEMO)/report.html"
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -141,6 +142,12 @@ def test_killed_twice_it_ends_with_the_same_table(tmp_path):
     assert (cut / "one_gaussians_seed0.json").read_bytes() == before, "what had ended is not done again"
     assert scores(cut) == scores(tmp_path / "whole") and len(scores(cut)) == 2
     assert (cut / "table.md").read_text().count("\n") == 4
+    pages = re.findall(r'href="([^"]+)"', page := (cut / "report.html").read_text())
+    assert pages == ["one_gaussians_seed0/report.html", "one_dvgo_seed0/report.html"]
+    assert all((cut / name).is_file() for name in pages)
+    psnr = json.loads((cut / "one_dvgo_seed0/results.json").read_text())["ours_60"]["PSNR"]
+    assert f"<td>{psnr:.3f}</td>" in page and page.count("<img") == 3, "photo, gaussians, dvgo"
+    assert "http" not in re.sub(r"data:[\w/]+;base64,[\w+/=]+", "", page)
     assert full_eval.main([*same, "--settings", "=-w", "-o", str(cut)]) == 1
 
 

@@ -11,8 +11,11 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
@@ -34,7 +37,7 @@ BASE64 = 4 / 3
 FOR_PICTURES, FOR_VIDEO = 0.5, 0.25  # shares of the page that these may fill
 FEWEST = 4  # views that are shown with pictures whatever the size
 DIGITS = {"PSNR": 2, "SSIM": 4, "LPIPS": 4}
-UNITS = {"PSNR": "dB", "Time of an iteration": "ms"}
+UNITS = {"PSNR": "dB", "Memory": "MB", "Time of an iteration": "ms"}
 COLORED = ("test", "train")
 HERE = Path(__file__).parent
 
@@ -43,21 +46,52 @@ def write(models: list[Facts], path: Path, megabytes: float, splats: bool, comma
     """Returns what did not fit, in words."""
     share = megabytes * 1e6 / len(models)
     left_out: list[str] = []
-    parts = [_head(models)]
+    parts = [_head(" and ".join(facts.name for facts in models))]
     if len(models) > 1:
         parts.append(_comparison(models))
     for number, facts in enumerate(models):
         parts.append(_model(facts, number, len(models) > 1, share, splats, left_out))
-    parts.append(f"<h2>This page</h2><pre>{_text(command)}</pre><p class=soft>{_text(_environment())}</p>")
-    parts.append(f"<script>{_file('report.js')}</script></body></html>")
-    data = "\n".join(parts).encode("utf-8")
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    _write(path, [*parts, _foot(command), f"<script>{_file('report.js')}</script>"])
     return "; ".join(left_out)
 
 
-def _head(models: list[Facts]) -> str:
-    title = _text(" and ".join(facts.name for facts in models))
+class Beside(NamedTuple):
+    """One view, as several runs show it."""
+
+    title: str
+    pictures: list[tuple[str, np.ndarray]]  # what it is, and uint8 [H, W, 3]
+
+
+def write_table(
+    lines: list[list[table.Cell]], links: list[str], views: list[Beside], path: Path, command: str
+) -> None:
+    """A page with a table, whose first rows lead to pages of their own, and pictures."""
+    head, *rows = lines
+    names = [str(name) for name in head]
+    cells = [[table.shown(cell, name) for name, cell in zip(names, row)] for row in rows]
+    parts = [_head("Scenes and methods"), _table(names, cells, links)]
+    for view in views:
+        figures = "".join(
+            f'<figure><img src="{_webp(pixels)}" alt="{_text(f"{what}, {view.title}")}" style="width:100%">'
+            f"<figcaption>{_text(what)}</figcaption></figure>"
+            for what, pixels in view.pictures
+        )
+        parts.append(f"<h2>{_text(view.title)}</h2><div class=row>{figures}</div>")
+    _write(path, [*parts, _foot(command)])
+
+
+def _write(path: Path, parts: list[str]) -> None:
+    data = "\n".join([*parts, "</body></html>"]).encode("utf-8")
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
+
+
+def _foot(command: str) -> str:
+    return f"<h2>This page</h2><pre>{_text(command)}</pre><p class=soft>{_text(_environment())}</p>"
+
+
+def _head(title: str) -> str:
+    title = _text(title)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_file("report.css")}'
@@ -259,9 +293,14 @@ def _value(value: Any) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: list[list[str]], links: Sequence[str] = ()) -> str:
+    """links: of the first cells of the first rows; empty where there is none."""
     cells = "".join(f"<th scope=col>{_text(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = ""
+    for row, link in zip_longest(rows, links, fillvalue=""):
+        first, *others = [_text(cell) for cell in row]
+        first = f'<a href="{_text(quote(link))}">{first}</a>' if link else first
+        body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in (first, *others))}</tr>"
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 
