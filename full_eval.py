@@ -5,10 +5,10 @@
     python full_eval.py --matrix table.json
 
 Each row is a run of train.py, render.py, metrics.py and report.py in a folder of its own below --output_path,
-with --eval. Beside the folder are its log and a .json with the command and, when it has ended, the scores. Say
-the same command again after an interruption, and it goes on where it was. As many runs go side by side as
-there are GPUs. The table is in table.md and table.csv of --output_path; report.html has it, too, with a view of
-each scene and links to the reports of the runs.
+with --eval. Beside the folder are its log and a .json with the command and, when it has ended, the scores.
+Say the same command again after an interruption, and it goes on where it was. As many runs go side by side
+as there are GPUs. The table is in table.md and table.csv of --output_path; report.html has it, too, with a
+view of each scene and links to the reports of the runs.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What files of splats cost: for each model and format, size, what it keeps of a picture, time to write and read.
+"""What files of splats cost, for each model and format: size, PSNR of a picture, time to write and to read.
 
     python -m benchmarks.formats plush.ply biker.compressed.ply
 
