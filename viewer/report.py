@@ -20,13 +20,18 @@ from urllib.parse import quote
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from scene import formats
+from scene.folder import ModelFolder
+from scene.gaussian_model import GaussianModel
 from tools import contact_sheet
 from training import table
 from utils import svg
 from utils.files import DataError, atomic_write
-from viewer.embed import embedded
+from viewer.cameras import views_of
+from viewer.clean import shown
+from viewer.embed import ENOUGH, embedded
 from viewer.facts import Facts, View, run_rows
 from viewer.page import page as splat_page
 from viewer.views import folder_view
@@ -129,13 +134,13 @@ def _comparison(models: list[Facts]) -> str:
 
 
 def _model(facts: Facts, number: int, titled: bool, share: float, splats: bool, left_out: list[str]) -> str:
-    pictures, shown = _views(facts, FOR_PICTURES * share)
+    pictures, count = _views(facts, FOR_PICTURES * share)
     parts = [f"<h2>{_text(facts.name)}</h2>" if titled else "", _best(facts), _numbers(facts), _curves(facts)]
     if pictures:
         parts += ["<h3>Test views, the worst first</h3>", f"<div class=row>{pictures}</div>"]
-    if shown < len(facts.views):
-        left_out.append(f"pictures of {shown} of {len(facts.views)} views of {facts.name}")
-        parts.append(f"<p class=soft>Pictures of {shown} of {len(facts.views)} views.</p>")
+    if count < len(facts.views):
+        left_out.append(f"pictures of {count} of {len(facts.views)} views of {facts.name}")
+        parts.append(f"<p class=soft>Pictures of {count} of {len(facts.views)} views.</p>")
     parts += [_scores(facts), _films(facts, FOR_VIDEO * share)]
     room = share - sum(len(part) for part in parts)
     parts.append(_splats(facts, number, room, left_out) if splats else "")
@@ -243,7 +248,7 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
     except (DataError, OSError) as error:  # a field has none
         return f"<p class=soft>No splats: {_text(str(error))}</p>"
     bare = len(_as_script(splat_page(facts.name, view=view)))
-    inside = embedded(model, path, "best", room - bare)
+    inside = embedded(model, path, "best", room - bare, lambda: _shown(facts.folder, model))
     if inside.lost:
         left_out.append(f"splats of {facts.name}: {inside.lost}")
     data = _as_script(splat_page(facts.name, inside.payload, view))
@@ -252,6 +257,14 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
         f"<button data-splats=splats{number}>Show them</button>"
         f"<script type=application/json id=splats{number}>{data}</script>"
     )
+
+
+def _shown(folder: ModelFolder, gaussians: GaussianModel) -> Tensor | None:
+    """None where nobody knows where the train views are."""
+    try:
+        return shown(gaussians, views_of(folder, gaussians.device), ENOUGH)
+    except DataError:
+        return None
 
 
 def _options(facts: Facts) -> str:
