@@ -69,14 +69,14 @@ class Voxels(nn.Module):
         k = torch.arange(count, dtype=torch.float32, device=self.low.device).expand(len(rays.origins), -1)
         if jitter:
             k = k + torch.rand(len(k), 1, device=k.device)
-        if self.space.unbounded:  # evenly in 1/depth; all that space holds is in the box
-            s = k / count
-            t = 1 / ((1 - s) / self.space.near + s / self.space.far)
-            index = torch.arange(t.numel(), device=t.device)
+        far = k * self.params.stepsize * self.voxel_size
+        if self.space.unbounded:
+            t, inside = self.space.walked(rays, far)
         else:
             enter, leave = self.crossing(rays)
-            t = enter + k * (self.params.stepsize * self.voxel_size) / rays.lengths
-            index = (t <= leave).flatten().nonzero()[:, 0]
+            t = enter + far / rays.lengths
+            inside = t <= leave
+        index = inside.flatten().nonzero()[:, 0]
         ray = torch.div(index, count, rounding_mode="floor")
         points = rays.origins[ray] + rays.directions[ray] * t.flatten()[index, None]
         points = self.space.inside(points)

@@ -223,6 +223,22 @@ def test_unbounded_space_is_drawn_in():
     assert torch.allclose(1 / depths, torch.linspace(1, 0.01, 5))
 
 
+def test_samples_of_an_unbounded_scene_are_half_a_voxel_apart_where_it_is_drawn_in():
+    """Else near voxels are asked so often that they hide all behind them, and far ones hardly at all."""
+    space = Space(0.1, 1000.0, -torch.ones(3), torch.ones(3), unbounded=True)
+    ends = torch.full((3,), 2.1)
+    voxels = Voxels(FieldParams(), space, -ends, ends, False, 42**3)
+    rays = random_rays(100)
+    t, index, points = voxels.samples(rays)
+    every = space.inside(rays.origins[:, None] + rays.directions[:, None] * t[..., None])
+    assert torch.allclose(every.flatten(0, 1)[index], points, atol=1e-5)
+    there = torch.zeros(t.shape, dtype=torch.bool).flatten().index_fill(0, index, True).view(t.shape)
+    gaps = every.diff(dim=1).norm(dim=-1)[there[:, 1:]]
+    assert gaps.quantile(0.01) > 0.048 and gaps.quantile(0.99) < 0.052 and gaps.max() < 0.065
+    ends = (every * there[..., None]).abs().amax(-1).amax(1)
+    assert ends.min() > 1.9, "as far as there is something"
+
+
 # Runs
 
 
