@@ -516,9 +516,8 @@ def test_the_page_of_a_run(data, tmp_path):
             tab = Tab(browser, (400, 300)).open(server.address)
             assert tab.do("source") == "training" and tab.page.is_visible("#exact")
             tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
-            tab.until(
-                "!$.curve.hasAttribute('hidden') && $.curve.lastElementChild.getAttribute('d').includes('L')"
-            )
+            tab.until("!$.curve.hasAttribute('hidden')")
+            tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
             tab.page.click("#pause")
             tab.until("$.pause.textContent === 'resume' && window.__ready")
             before = tab.do("$.exact.src")

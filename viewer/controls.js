@@ -432,7 +432,7 @@ function choices(names) {
   return names.find((name) => [...$.source.options].some((option) => option.value === name));
 }
 
-// A run that trains: what it says once a second, its loss as a curve, and a button.
+// A run that trains: what it says once a second, its loss and the number of splats as curves, and a button.
 async function watch() {
   try {
     const told = JSON.parse(new TextDecoder().decode(await fetched(`state?${query({})}`)));
@@ -453,10 +453,12 @@ async function watch() {
 function curve(points) {
   $.curve.toggleAttribute("hidden", points.length < 2);
   if (points.length < 2) return;
-  const [first, last] = [points[0][0], points[points.length - 1][0]], values = points.map((p) => p[1]);
-  const low = Math.min(...values), high = Math.max(...values);
-  const at = ([i, v]) => `${((i - first) / (last - first)).toFixed(4)},${((high - v) / (high - low || 1)).toFixed(4)}`;
-  $.curve.lastElementChild.setAttribute("d", `M${points.map(at).join("L")}`);
+  const first = points[0][0], last = points[points.length - 1][0];
+  $.curve.querySelectorAll("path").forEach((path, k) => {
+    const values = points.map((p) => p[k + 1]), low = Math.min(...values), high = Math.max(...values);
+    const at = (p) => `${((p[0] - first) / (last - first)).toFixed(4)},${((high - p[k + 1]) / (high - low || 1)).toFixed(4)}`;
+    path.setAttribute("d", `M${points.map(at).join("L")}`);
+  });
 }
 
 $.pause.onclick = async () => {
