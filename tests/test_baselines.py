@@ -16,7 +16,7 @@ from baselines import dvgo, nerf
 from baselines.rays import Photos, Rays, Space, composite, encode
 from baselines.voxels import Voxels, shift_of
 from tests import tiny_scenes
-from training import checkpoint
+from training import checkpoint, table
 
 TINY = {
     "dvgo": [
@@ -278,6 +278,9 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     scores = json.loads((whole / "results.json").read_text())["ours_60"]
     summary = json.loads((whole / "summary.json").read_text())
     assert scores["PSNR"] == pytest.approx(summary["scores"]["test"]["60"]["psnr"], abs=0.05)
+    head, row = table.compare([whole])
+    cells = dict(zip(head, row))
+    assert cells["MB"] == (whole / model).stat().st_size / 1e6 and cells["Gaussians"] is None
 
 
 @pytest.mark.parametrize("method", TINY)
