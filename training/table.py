@@ -1,8 +1,8 @@
 """Several models in one table: the settings in which they differ, and what came of each.
 
 A row is a scored folder <model>/test/<method>. PSNR, SSIM and LPIPS are those of its results.json. Gaussians
-are counted in the file that was rendered, and MB is its size; NeRF and voxel grids have none to count. The time
-is that of the optimization loop; it is known for the last iteration of a run.
+are counted in the file that was rendered, and MB is its size; NeRF and voxel grids have none to count. The
+time is that of the optimization loop; it is known for the last iteration of a run.
 """
 
 import csv
