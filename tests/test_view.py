@@ -163,6 +163,8 @@ def test_both_sources_show_the_same_in_a_browser(served, folder):
         tab.do("$.frames.checked = true, step(1)")
         assert "shot" in tab.wait().do("$.said.textContent")
         assert [o for o in tab.do("[...$.iteration.options].map((o) => o.value)")] == ["20", "10"]
+        tab.open(f"{served.address}#camera=0&mode=error")
+        assert tab.do("look.mode") == "error" and tab.page.is_visible("#exact"), "a link is the view"
         assert not tab.complaints
         assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
 

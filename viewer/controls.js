@@ -61,7 +61,7 @@ function show(view, number = -1) {
 
 function start() {
   const said = new URLSearchParams(location.hash.slice(1)), view = (said.get("view") || "").split(",").map(Number);
-  if (MODES.includes(said.get("mode"))) $.mode.value = look.mode = said.get("mode");
+  if ([...$.mode.options].some((option) => option.value === said.get("mode"))) $.mode.value = look.mode = said.get("mode");
   if (view.length === 16 && view.every(Number.isFinite) && view.slice(12).every((v) => v > 0))
     return show({ place: view.slice(0, 3), turn: view.slice(3, 12), fx: view[12], fy: view[13], width: view[14], height: view[15] });
   const number = Number(said.get("camera") ?? scene.start ?? -1);
