@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from arguments import PRESETS as TRAIN_PRESETS
 from arguments import ConfigError, number
 from arguments.flag import LAST_SEED
 from benchmarks.published import PUBLISHED, SETS
@@ -40,7 +41,8 @@ from viewer import report
 
 ROOT = Path(__file__).resolve().parent
 SHORT = {"mipnerf360": "-m360", "tanksandtemples": "-tat", "deepblending": "-db"}  # the original's flags
-PRESETS = {"published": "", "mcmc": "--strategy mcmc", "improved": "--strategy improved"}
+PRESETS = {name: f"--preset {name}" for name in TRAIN_PRESETS} | {"published": ""}
+PRESETS |= {"mcmc": "--strategy mcmc", "improved": "--strategy improved"}
 USUAL: dict[str, Any] = {
     "scenes": [], "methods": ["gaussians"], "presets": ["published"], "settings": ["="], "seeds": [0],
     "flags": "", "output_path": "eval",

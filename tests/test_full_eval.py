@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import arguments
 import full_eval
 from benchmarks.published import PUBLISHED, SETS
 from tests import tiny_scenes
@@ -48,6 +49,13 @@ def test_rows_are_all_combinations(tmp_path):
     ]  # fmt: skip
 
 
+def test_presets_are_those_of_train_py(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in set(arguments.PRESETS) - {"published"}:
+        (job,) = jobs("--scenes", tmp_path / "a", "--presets", name)
+        assert job.flags == ["--preset", name]
+
+
 def test_a_matrix_says_the_same_as_flags(tmp_path):
     (tmp_path / "a").mkdir()
     matrix = tmp_path / "m.json"
@@ -71,7 +79,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
         ([], "nothing to run"),
         (["--scenes", tmp_path / "b"], "must be the folder of a data set"),
         (["-db", tmp_path], "must have scenes of Deep Blending, such as drjohnson"),
-        (["--scenes", tmp_path / "a", "--presets", "fast"], "must be name=flags or published"),
+        (["--scenes", tmp_path / "a", "--presets", "quick"], "must be name=flags or published"),
         (["--scenes", tmp_path / "a", tmp_path / "a"], "two rows have the folder"),
     ):
         assert full_eval.main([str(word) for word in words]) == 1
