@@ -22,7 +22,7 @@ from gaussian_renderer import render
 from scene import Camera, formats
 from scene.folder import ModelFolder
 from scene.gaussian_model import GaussianModel
-from training.table import to_markdown
+from training.table import Cell, to_markdown
 from utils.files import DataError
 from utils.geometry import rotation_matrices
 from utils.image import psnr
@@ -92,7 +92,7 @@ def opened(path: Path) -> tuple[GaussianModel, list[Camera]]:
     return formats.read(folder.ply(folder.saved())), views_of(folder, torch.device("cpu")).test[:SIDES]
 
 
-def rows(path: Path, folder: Path) -> Iterator[list[str]]:
+def rows(path: Path, folder: Path) -> Iterator[list[Cell]]:
     model, views = opened(path)
     own = pictures(model, views)
     assert own.std() > 0.05, f"{path}: blank pictures have nothing to compare"
@@ -111,8 +111,11 @@ def main() -> None:
     )
     parser.add_argument("files", nargs="+", type=Path)
     args = parser.parse_args()
+    table: list[list[Cell]] = [[*HEAD]]
     with tempfile.TemporaryDirectory() as folder:
-        print("\n" + to_markdown([HEAD, *(row for path in args.files for row in rows(path, Path(folder)))]))
+        for path in args.files:
+            table += rows(path, Path(folder))
+    print("\n" + to_markdown(table))
 
 
 if __name__ == "__main__":
