@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from arguments import FieldParams
 from baselines.rays import Rays, Seen, Space, composite, encode
 
+# Alpha of coarse voxels at the start, by whether there is no box. Without one, few rays meet a voxel: at 1e-6
+# its gradient is far below Adam's epsilon, and it would stay empty for thousands of steps.
+COARSE = {False: 1e-6, True: 1e-4}
+
 
 def shift_of(alpha_init: float) -> float:
     """b: the softplus of it is the density at which one voxel hides alpha_init."""
@@ -28,7 +32,8 @@ class Voxels(nn.Module):
     def __init__(self, params: FieldParams, space: Space, low: Tensor, high: Tensor, fine: bool, voxels: int):
         super().__init__()
         self.params, self.space, self.low, self.high, self.fine = params, space, low, high, fine
-        self.shift = shift_of(params.alpha_init if fine else params.alpha_init_coarse)
+        coarse_alpha = params.alpha_init_coarse or COARSE[space.unbounded]
+        self.shift = shift_of(params.alpha_init if fine else coarse_alpha)
         size, self.voxel_size = self.resolution(voxels)
         self.base_size = self.resolution(params.num_voxels if fine else params.num_voxels_coarse)[1]
         channels = params.rgbnet_dim if fine else 3

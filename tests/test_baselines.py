@@ -77,6 +77,10 @@ def test_alpha_is_the_shifted_softplus_of_density():
 def test_alpha_init_gives_the_published_biases():
     assert shift_of(1e-2) == pytest.approx(-4.59512, abs=5e-6)
     assert shift_of(1e-6) == pytest.approx(-13.81551, abs=5e-6)
+    ends, space = torch.ones(3), Space(1.0, 9.0, -torch.ones(3), torch.ones(3), unbounded=True)
+    for params, alpha in ((FieldParams(), 1e-4), (FieldParams(alpha_init_coarse=1e-5), 1e-5)):
+        assert Voxels(params, space, -ends, ends, False, 8).shift == shift_of(alpha)
+    assert cube().shift == shift_of(1e-6)
 
 
 def test_rays_that_miss_the_box_see_the_background_exactly():
