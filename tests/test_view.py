@@ -192,6 +192,25 @@ def test_a_file_of_splats(tmp_path):
         server.close()
 
 
+def test_a_voxel_grid_is_drawn_by_us(data, tmp_path):
+    tiny = "--method dvgo --iterations 60 --coarse_iters 40 --N_rand 64 --num_voxels_coarse 4000"
+    tiny += " --alpha_init_coarse 1e-2"
+    tiny += " --num_voxels 8000 --rgbnet_width 8 --disable_viewer --quiet --device cpu"
+    assert train.main(["-s", str(data), "-m", str(tmp_path / "m"), *tiny.split()]) == 0
+    server = Served(ModelFolder(tmp_path / "m"))
+    try:
+        pictures = [
+            server.picture(f"camera=0&mode={mode}") for mode in ("color", "depth", "alpha", "normals")
+        ]
+        assert len({picture.tobytes() for picture in pictures}) == 4
+        with chromium() as browser:
+            tab = Tab(browser, SIZE).open(f"{server.address}#camera=0&mode=depth")
+            assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
+            assert not tab.page.is_visible("#scale") and "ellipsoids" not in tab.page.inner_text("#mode")
+    finally:
+        server.close()
+
+
 def test_a_normalized_model(data, tmp_path):
     """It lies elsewhere when it is loaded; the page knows the data set's coordinates alone."""
     folder = tmp_path / "m"

@@ -392,7 +392,9 @@ function fill(select, pairs) {
   select.hidden = pairs.length < 2;
 }
 
-fill($.mode, [...MODES, ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
+const isSplats = server?.splats ?? true; // a field of rays has no centers, ellipsoids, sizes and SH
+fill($.mode, [...MODES.slice(0, isSplats ? 6 : 4), ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
+$.scale.parentElement.hidden = $.degree.parentElement.hidden = !isSplats;
 fill($.camera, [[-1, "free view"], ...scene.cameras.map((c, i) => [i, `${c.test ? "test" : "train"} ${named(c)}`])]);
 fill($.iteration, (server?.iterations || []).map((i) => [i, `iteration ${i}`]));
 fill($.source, server?.sources || [["browser", ""]]);
