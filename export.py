@@ -23,8 +23,8 @@ from utils.files import DataError, read_json
 from utils.geometry import rotation_matrices
 from utils.terminal import say
 from viewer.cameras import Views, views_of
-from viewer.clean import floaters
-from viewer.embed import write_page
+from viewer.clean import floaters, shown
+from viewer.embed import ENOUGH, write_page
 from viewer.kept import Judge
 from viewer.mesh import write_centers, write_mesh
 from viewer.page import scene_view
@@ -57,6 +57,14 @@ class Export:
             say(f"The test views are not compared: {error}")
             return None
 
+    def shown(self, gaussians: GaussianModel, most: int = 0) -> torch.Tensor | None:
+        """How much of the train views each splat is; None where nobody knows where those are."""
+        try:
+            return shown(gaussians, self.views, most) if self.folder else None
+        except DataError as error:
+            say(f"What the train views show does not count: {error}")
+            return None
+
     def write(self, gaussians: GaussianModel, path: Path, turn: torch.Tensor | None) -> tuple[str, str]:
         """Returns what it is made of and what it lacks, in words. gaussians: already turned by the quaternion
         `turn`."""
@@ -68,13 +76,20 @@ class Export:
             return f"{vertices:,} vertices, {faces:,} triangles; a mesh of splats is rough", ""
         if _is_page(path):
             view = folder_view(self.folder, self.iteration, turn) if self.folder else scene_view()
-            count, lost = write_page(gaussians, path, view, self.options.quality, self.options.max_mb)
+            size = self.options.quality, self.options.max_mb
+            count, lost = write_page(
+                gaussians, path, view, *size, lambda: self._shown_turned(gaussians, turn)
+            )
             lost = lost and f"to stay below {self.options.max_mb:g} MB (--max_mb) it has {lost}"
         else:
             formats.write(gaussians, path, quality=self.options.quality, version=self.options.spz_version)
             lost = formats.loses(path) and f"this format cannot hold {formats.loses(path)}"
         each = path.stat().st_size / max(count, 1)
         return f"{count:,} splats, {each:.1f} bytes each", lost
+
+    def _shown_turned(self, gaussians: GaussianModel, turn: torch.Tensor | None) -> torch.Tensor | None:
+        back = gaussians if turn is None else edit.turn(gaussians, edit.turn_back(turn))
+        return self.shown(back, ENOUGH)
 
     def _write_mesh(self, gaussians: GaussianModel, path: Path, turn: torch.Tensor | None) -> tuple[int, int]:
         matrix = None if turn is None else rotation_matrices(turn[None])[0].numpy()
@@ -121,7 +136,9 @@ def _less(gaussians: GaussianModel, this: Export) -> GaussianModel:
     if options.clean != "none":
         wanted &= _cleaned(gaussians, this)
     gaussians = edit.limit_sh(edit.rows(gaussians, wanted), options.sh)
-    return edit.rows(gaussians, edit.most_visible(gaussians, share(options.keep)))
+    kept = share(options.keep)
+    score = this.shown(gaussians) if kept < 1 else None
+    return edit.rows(gaussians, edit.most_visible(gaussians, kept, score))
 
 
 def _cropped(gaussians: GaussianModel, options: ExportParams) -> torch.Tensor:

@@ -4,10 +4,11 @@
     python full_eval.py --scenes data/lego:-w data/fox --methods gaussians dvgo --presets published mcmc
     python full_eval.py --matrix table.json
 
-Each row is a run of train.py, render.py and metrics.py in a folder of its own below --output_path, with
---eval. Beside the folder are its log and a .json with the command and, when it has ended, the scores. Say the
-same command again after an interruption, and it goes on where it was. As many runs go side by side as there
-are GPUs. The table is in table.md and table.csv of --output_path.
+Each row is a run of train.py, render.py, metrics.py and report.py in a folder of its own below --output_path,
+with --eval. Beside the folder are its log and a .json with the command and, when it has ended, the scores.
+Say the same command again after an interruption, and it goes on where it was. As many runs go side by side
+as there are GPUs. The table is in table.md and table.csv of --output_path; report.html has it, too, with a
+view of each scene and links to the reports of the runs.
 """
 
 import argparse
@@ -25,24 +26,29 @@ from typing import Any
 
 import torch
 
+from arguments import PRESETS as TRAIN_PRESETS
 from arguments import ConfigError, number
 from arguments.flag import LAST_SEED
 from benchmarks.published import PUBLISHED, SETS
 from scene.folder import ModelFolder
+from tools import contact_sheet
 from training import table
 from utils import commands
 from utils.files import DataError, read_json, write_json
+from utils.image import photo_names
 from utils.terminal import say
+from viewer import report
 
 ROOT = Path(__file__).resolve().parent
 SHORT = {"mipnerf360": "-m360", "tanksandtemples": "-tat", "deepblending": "-db"}  # the original's flags
-PRESETS = {"published": "", "mcmc": "--strategy mcmc", "improved": "--strategy improved"}
+PRESETS = {name: f"--preset {name}" for name in TRAIN_PRESETS} | {"published": ""}
+PRESETS |= {"mcmc": "--strategy mcmc", "improved": "--strategy improved"}
 USUAL: dict[str, Any] = {
     "scenes": [], "methods": ["gaussians"], "presets": ["published"], "settings": ["="], "seeds": [0],
     "flags": "", "output_path": "eval",
 }  # fmt: skip
 LOOK_EVERY = 0.2  # seconds
-HEAD = ["PSNR", "SSIM", "LPIPS", "views", "size", "training s", "peak MB"]
+HEAD = ["PSNR", "SSIM", "LPIPS", "views", "size", "MB", "training s", "peak MB"]
 SCORES = HEAD[:3]
 
 
@@ -85,6 +91,7 @@ class Job:
         yield ["train.py", *self.train_flags(), "-m", folder, "--disable_viewer", "--quiet", *on]
         yield ["render.py", "-m", folder, "--skip_train", "--quiet"]
         yield ["metrics.py", "-m", folder]
+        yield ["report.py", "-m", folder]
 
     def read(self) -> None:
         """What an earlier call left of it."""
@@ -109,6 +116,7 @@ class Job:
         self.row = dict(read_json(self.folder / "results.json")[method]) | {
             "views": sum(value is not None for value in views.values()),
             "size": f"{run['gaussians']:,} {run['unit']}",
+            "MB": Path(run["point_cloud"]).stat().st_size / 1e6,
             "training s": run["optimization_seconds"],
             "peak MB": run["peak_memory_bytes"] >> 20,
         }
@@ -339,7 +347,34 @@ def write_table(done: list[Job], folder: Path) -> None:
         print(f"Table: {folder / name}")
 
 
-def evaluate(options: argparse.Namespace) -> None:
+def write_page(done: list[Job], folder: Path, command: str) -> None:
+    pages = [ModelFolder(job.folder).report for job in done]
+    links = [os.path.relpath(page, folder) if page.is_file() else "" for page in pages]
+    runs = [job for job in done if job.row]
+    scenes = [
+        [run for run in runs if run.source == source] for source in dict.fromkeys(j.source for j in runs)
+    ]
+    views = [side_by_side(scene) for scene in scenes]
+    report.write_table(rows(done), links, views, folder / "report.html", command)
+    print(f"Report: {folder / 'report.html'}")
+
+
+def side_by_side(runs: list[Job]) -> report.Beside:
+    """The view of a scene that its first run shows worst: the photo, and what all runs make of it."""
+    first = contact_sheet.newest(runs[0].folder)
+    psnrs = read_json(runs[0].folder / "per_view.json")[first.name]["PSNR"]
+    worst = min((file for file in psnrs if psnrs[file] is not None), key=psnrs.__getitem__)
+    name, shown = photo_names(first).get(worst, worst), []
+    for job in runs:
+        method = contact_sheet.newest(job.folder)
+        files = [file for file, photo in photo_names(method).items() if photo == name]
+        for row in (contact_sheet.read_row(method, file) for file in files):
+            shown = shown or [("photo", row.truth)]
+            shown.append((f"{job.name.removeprefix(job.scene).strip()}: {row.scores()[0]}", row.render))
+    return report.Beside(f"{runs[0].scene}, {name}", shown)
+
+
+def evaluate(options: argparse.Namespace, command: str) -> None:
     every = jobs(options)
     for job in every:
         job.read()
@@ -347,13 +382,15 @@ def evaluate(options: argparse.Namespace) -> None:
     say(f"{len(every)} runs, {len(waiting)} to do")
     run(waiting)
     write_table(every, Path(options.output_path))
+    write_page(every, Path(options.output_path), command)
     if failed := [job for job in every if job.error]:
         raise DataError(f"{len(failed)} of {len(every)} runs failed, the first: see {failed[0].log}")
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
-    return commands.run("full_eval.py", lambda: evaluate(options))
+    command = shlex.join(["python", "full_eval.py", *(sys.argv[1:] if argv is None else argv)])
+    return commands.run("full_eval.py", lambda: evaluate(options, command))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def score_models(params: MetricsParams) -> None:
             errors.append(str(error))
     if len(scored) > 1 or (scored and params.table):
         _compare(scored, params)
+    if whole := [str(model) for model in scored if (model / "point_cloud").is_dir()]:
+        say(f"Next: {shlex.join(['python', 'report.py', '-m', *whole])}")
     if errors:
         raise DataError("; ".join(errors))
 

@@ -318,7 +318,9 @@ class ExportParams:
     )
     clean: str = arg("none", "drop floaters, by how little train views show of them", choices=CLEANINGS)
     min_opacity: float = arg(0.0, "drop splats that are fainter", minimum=0.0)
-    keep: str = arg("100%", "this share of the splats, the largest and most opaque ones")
+    keep: str = arg(
+        "100%", "this share of the splats: what the train views show most of; of a file, the largest"
+    )
     psnr: bool = arg(True, "with -m: say what the test views lose in each file")
     device: str = arg("", "where to compute, as PyTorch names it; the GPU if there is one, else the CPU")
     up: str = arg("none", "what becomes up: the cameras' (auto) or an axis, as in --up=-z", choices=UPS)

@@ -37,7 +37,9 @@ class FieldParams:
     num_voxels: int = arg(4_096_000, "dvgo: voxels of the fine stage, at its end", minimum=8)
     pg_scale: list[int] = arg([1000, 2000, 3000], "dvgo: fine steps at which the number of voxels doubles")
     stepsize: float = arg(0.5, "dvgo: voxels from one sample to the next", minimum=0.01)
-    alpha_init_coarse: float = arg(1e-6, "dvgo: alpha of a voxel at the start, coarse", minimum=1e-12)
+    alpha_init_coarse: float = arg(
+        0.0, "dvgo: alpha of a voxel at the start, coarse; 0: 1e-6, for scenes without a box 1e-4", minimum=0
+    )
     alpha_init: float = arg(1e-2, "dvgo: the same, fine", minimum=1e-12)
     fast_color_thres: float = arg(1e-4, "dvgo: fine samples of less alpha or weight are skipped", minimum=0)
     bbox_thres: float = arg(1e-3, "dvgo: coarse voxels of more alpha are in the fine box", minimum=0)

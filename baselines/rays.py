@@ -3,6 +3,7 @@
 A ray is origin + t * direction. Directions have length 1 along the camera's axis, so t is the depth.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from training.checkpoint import moved
 from utils.files import DataError, atomic_write
 
 BLENDER = 2.0, 6.0  # nearest and farthest, by the convention of these data sets
+KNOTS = 256  # places by which the way of a bent ray is measured
 MIDDLE = 0.05, 0.95  # the share of the points that an unbounded scene's box has, per axis
 
 
@@ -142,6 +144,18 @@ class Space:
         if self.unbounded:
             return 1 / ((1 - s) / self.near + s / self.far)
         return self.near * (1 - s) + self.far * s
+
+    def walked(self, rays: Rays, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Depths [N, S] at which rays have come so far [N, S] in the space that is modeled, where they are
+        bent; and whether that is before their ends."""
+        knots = torch.linspace(math.log(self.near), math.log(self.far), KNOTS, device=lengths.device)
+        places = self.inside(rays.origins[:, None] + rays.directions[:, None] * knots.exp()[:, None])
+        steps = places.diff(dim=1).norm(dim=-1)
+        come = torch.cat([torch.zeros_like(steps[:, :1]), steps.cumsum(1)], dim=1)
+        after = torch.searchsorted(come, lengths.contiguous()).clamp(1, KNOTS - 1)
+        share = (lengths - come.gather(1, after - 1)) / steps.gather(1, after - 1).clamp_min(1e-12)
+        t = torch.lerp(knots[after - 1], knots[after], share.clamp(0, 1)).exp()
+        return t, lengths <= come[:, -1:]
 
     def state(self) -> dict:
         return asdict(self)

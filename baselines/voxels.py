@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from arguments import FieldParams
 from baselines.rays import Rays, Seen, Space, composite, encode
 
+# Alpha of coarse voxels at the start, by whether there is no box. Without one, few rays meet a voxel: at 1e-6
+# its gradient is far below Adam's epsilon, and it would stay empty for thousands of steps.
+COARSE = {False: 1e-6, True: 1e-4}
+
 
 def shift_of(alpha_init: float) -> float:
     """b: the softplus of it is the density at which one voxel hides alpha_init."""
@@ -28,7 +32,8 @@ class Voxels(nn.Module):
     def __init__(self, params: FieldParams, space: Space, low: Tensor, high: Tensor, fine: bool, voxels: int):
         super().__init__()
         self.params, self.space, self.low, self.high, self.fine = params, space, low, high, fine
-        self.shift = shift_of(params.alpha_init if fine else params.alpha_init_coarse)
+        coarse_alpha = params.alpha_init_coarse or COARSE[space.unbounded]
+        self.shift = shift_of(params.alpha_init if fine else coarse_alpha)
         size, self.voxel_size = self.resolution(voxels)
         self.base_size = self.resolution(params.num_voxels if fine else params.num_voxels_coarse)[1]
         channels = params.rgbnet_dim if fine else 3
@@ -69,14 +74,14 @@ class Voxels(nn.Module):
         k = torch.arange(count, dtype=torch.float32, device=self.low.device).expand(len(rays.origins), -1)
         if jitter:
             k = k + torch.rand(len(k), 1, device=k.device)
-        if self.space.unbounded:  # evenly in 1/depth; all that space holds is in the box
-            s = k / count
-            t = 1 / ((1 - s) / self.space.near + s / self.space.far)
-            index = torch.arange(t.numel(), device=t.device)
+        far = k * self.params.stepsize * self.voxel_size
+        if self.space.unbounded:
+            t, inside = self.space.walked(rays, far)
         else:
             enter, leave = self.crossing(rays)
-            t = enter + k * (self.params.stepsize * self.voxel_size) / rays.lengths
-            index = (t <= leave).flatten().nonzero()[:, 0]
+            t = enter + far / rays.lengths
+            inside = t <= leave
+        index = inside.flatten().nonzero()[:, 0]
         ray = torch.div(index, count, rounding_mode="floor")
         points = rays.origins[ray] + rays.directions[ray] * t.flatten()[index, None]
         points = self.space.inside(points)

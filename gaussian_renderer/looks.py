@@ -15,6 +15,7 @@ from gaussian_renderer import render
 from scene.gaussian_model import GaussianModel
 
 MODES = ("color", "depth", "alpha", "normals", "centers", "ellipsoids")
+OF_RAYS = ("depth", "alpha", "normals")  # those that any scene has, whatever it is made of
 DOT = 1e-4  # of the scene's size: the filter of half a pixel makes a dot of it
 FAINT = -math.log(254)  # the logit of 1/255
 PLATEAU = 100.0  # an opacity beyond 1 makes a splat solid up to three standard deviations,

@@ -106,10 +106,12 @@ def into(gaussians: GaussianModel, frame: Similarity) -> GaussianModel:
     return with_params(gaussians, params, gaussians.sh_degree)
 
 
-def most_visible(gaussians: GaussianModel, share: float) -> Tensor:
-    """Numbers of this share of the splats: those whose two longest axes and opacity cover the most."""
-    axes = gaussians.log_scales.detach().sort(1).values[:, 1:]
-    score = axes.sum(1) + torch.nn.functional.logsigmoid(gaussians.opacity_logits.detach()[:, 0])
+def most_visible(gaussians: GaussianModel, share: float, score: Tensor | None = None) -> Tensor:
+    """Numbers of this share of the splats: those with the highest score. Without scores [N], those whose two
+    longest axes and opacity cover the most."""
+    if score is None:
+        axes = gaussians.log_scales.detach().sort(1).values[:, 1:]
+        score = axes.sum(1) + torch.nn.functional.logsigmoid(gaussians.opacity_logits.detach()[:, 0])
     return score.topk(round(share * len(gaussians))).indices.sort().values
 
 

@@ -16,7 +16,7 @@ from baselines import dvgo, nerf
 from baselines.rays import Captured, Photos, Rays, Space, composite, encode
 from baselines.voxels import Voxels, shift_of
 from tests import tiny_scenes
-from training import checkpoint
+from training import checkpoint, table
 
 TINY = {
     "dvgo": [
@@ -77,6 +77,10 @@ def test_alpha_is_the_shifted_softplus_of_density():
 def test_alpha_init_gives_the_published_biases():
     assert shift_of(1e-2) == pytest.approx(-4.59512, abs=5e-6)
     assert shift_of(1e-6) == pytest.approx(-13.81551, abs=5e-6)
+    ends, space = torch.ones(3), Space(1.0, 9.0, -torch.ones(3), torch.ones(3), unbounded=True)
+    for params, alpha in ((FieldParams(), 1e-4), (FieldParams(alpha_init_coarse=1e-5), 1e-5)):
+        assert Voxels(params, space, -ends, ends, False, 8).shift == shift_of(alpha)
+    assert cube().shift == shift_of(1e-6)
 
 
 def test_rays_that_miss_the_box_see_the_background_exactly():
@@ -223,6 +227,22 @@ def test_unbounded_space_is_drawn_in():
     assert torch.allclose(1 / depths, torch.linspace(1, 0.01, 5))
 
 
+def test_samples_of_an_unbounded_scene_are_half_a_voxel_apart_where_it_is_drawn_in():
+    """Else near voxels are asked so often that they hide all behind them, and far ones hardly at all."""
+    space = Space(0.1, 1000.0, -torch.ones(3), torch.ones(3), unbounded=True)
+    ends = torch.full((3,), 2.1)
+    voxels = Voxels(FieldParams(), space, -ends, ends, False, 42**3)
+    rays = random_rays(100)
+    t, index, points = voxels.samples(rays)
+    every = space.inside(rays.origins[:, None] + rays.directions[:, None] * t[..., None])
+    assert torch.allclose(every.flatten(0, 1)[index], points, atol=1e-5)
+    there = torch.zeros(t.shape, dtype=torch.bool).flatten().index_fill(0, index, True).view(t.shape)
+    gaps = every.diff(dim=1).norm(dim=-1)[there[:, 1:]]
+    assert gaps.quantile(0.01) > 0.048 and gaps.quantile(0.99) < 0.052 and gaps.max() < 0.065
+    ends = (every * there[..., None]).abs().amax(-1).amax(1)
+    assert ends.min() > 1.9, "as far as there is something"
+
+
 # Runs
 
 
@@ -262,6 +282,9 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     scores = json.loads((whole / "results.json").read_text())["ours_60"]
     summary = json.loads((whole / "summary.json").read_text())
     assert scores["PSNR"] == pytest.approx(summary["scores"]["test"]["60"]["psnr"], abs=0.05)
+    head, row = table.compare([whole])
+    cells = dict(zip(head, row))
+    assert cells["MB"] == (whole / model).stat().st_size / 1e6 and cells["Gaussians"] is None
 
 
 @pytest.mark.gpu

@@ -234,6 +234,23 @@ def test_clean_drops_floaters_and_nothing_else(trained, tmp_path, capsys):
     assert tiny_scenes.BLOBS <= len(formats.read(tmp_path / "b.ply")) < tiny_scenes.BLOBS + 3
 
 
+def test_what_is_kept_is_what_the_views_show(trained, tmp_path):
+    """The largest splat goes first if no train view shows it; of a file alone nobody knows."""
+    dirty = shutil.copytree(trained, tmp_path / "dirty")
+    ply = dirty / "point_cloud/iteration_5/point_cloud.ply"
+    model = with_floaters(known_blobs(3))
+    n = len(known_blobs(3)) + 1
+    params = {name: value.detach()[:n].clone() for name, value in model.params.items()}
+    params["log_scales"][-1] = 1.0
+    formats.write(GaussianModel(params, model.sh_degree, model.sh_degree), ply)
+    keep = ["--keep", f"{100 * (n - 1) / n}%", "--up", "+x"]
+    exported(dirty, "--to", tmp_path / "a.ply", *keep)
+    assert len(formats.read(tmp_path / "a.ply")) == n - 1
+    assert formats.read(tmp_path / "a.ply").means.norm(dim=1).max() < 10
+    assert export.main([str(ply), "--to", str(tmp_path / "b.ply"), *keep, "--device", "cpu"]) == 0
+    assert formats.read(tmp_path / "b.ply").means.norm(dim=1).max() > 30
+
+
 def test_crop_to_what_the_cameras_are_around(trained, tmp_path):
     dirty = shutil.copytree(trained, tmp_path / "dirty")
     formats.write(with_floaters(known_blobs(3)), dirty / "point_cloud/iteration_5/point_cloud.ply")

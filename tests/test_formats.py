@@ -113,6 +113,27 @@ def test_compressed_ply_within_half_a_step(tmp_path, count, degree):
     assert formats.read(tmp_path / "a.compressed.ply").sh_degree == degree
 
 
+def test_compressed_ply_leaves_out_sh_that_its_bytes_would_spoil(tmp_path):
+    """A byte is 1/64 off at least, so degrees of a hundredth of that are better not there."""
+    model = cloud(300, 3)
+    model.params["sh_rest"].data[:, 3:] *= 1e-3
+    back = in_order(round_trip(model, tmp_path, ".compressed.ply"), model)
+    assert back.sh_degree == 1
+    assert worst(back.sh_rest, model.params["sh_rest"].detach().numpy()[:, :3]) <= 0.5 / 32 + 1e-6
+    model.params["sh_rest"].data[:] = 0
+    assert round_trip(model, tmp_path, ".compressed.ply").sh_degree == 0
+
+
+def test_compressed_ply_keeps_places_in_front_of_a_background(tmp_path):
+    """A step is a share of a chunk's box: where chunks jump between near and far, steps are large."""
+    model = cloud(10_000, 0)
+    g, near = torch.Generator().manual_seed(5), torch.arange(10_000) % 10 > 0
+    model.means.data[:] = torch.randn(10_000, 3, generator=g) * torch.where(near, 1.0, 50.0)[:, None]
+    found = round_trip(model, tmp_path, ".compressed.ply").means.detach()
+    error = torch.cdist(model.means.detach(), found).amin(1)
+    assert error[near].median() < 0.001 and error.max() < 0.5
+
+
 @pytest.mark.parametrize("count", [1, 300])
 def test_splat_within_half_a_step(tmp_path, count):
     model = cloud(count, 0)

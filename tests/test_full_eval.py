@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import arguments
 import full_eval
 from benchmarks.published import PUBLISHED, SETS
 from tests import tiny_scenes
@@ -47,6 +49,13 @@ def test_rows_are_all_combinations(tmp_path):
     ]  # fmt: skip
 
 
+def test_presets_are_those_of_train_py(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in set(arguments.PRESETS) - {"published"}:
+        (job,) = jobs("--scenes", tmp_path / "a", "--presets", name)
+        assert job.flags == ["--preset", name]
+
+
 def test_a_matrix_says_the_same_as_flags(tmp_path):
     (tmp_path / "a").mkdir()
     matrix = tmp_path / "m.json"
@@ -70,7 +79,7 @@ def test_what_is_wrong_is_said_in_a_line(tmp_path, capsys):
         ([], "nothing to run"),
         (["--scenes", tmp_path / "b"], "must be the folder of a data set"),
         (["-db", tmp_path], "must have scenes of Deep Blending, such as drjohnson"),
-        (["--scenes", tmp_path / "a", "--presets", "fast"], "must be name=flags or published"),
+        (["--scenes", tmp_path / "a", "--presets", "quick"], "must be name=flags or published"),
         (["--scenes", tmp_path / "a", tmp_path / "a"], "two rows have the folder"),
     ):
         assert full_eval.main([str(word) for word in words]) == 1
@@ -141,6 +150,12 @@ def test_killed_twice_it_ends_with_the_same_table(tmp_path):
     assert (cut / "one_gaussians_seed0.json").read_bytes() == before, "what had ended is not done again"
     assert scores(cut) == scores(tmp_path / "whole") and len(scores(cut)) == 2
     assert (cut / "table.md").read_text().count("\n") == 4
+    pages = re.findall(r'href="([^"]+)"', page := (cut / "report.html").read_text())
+    assert pages == ["one_gaussians_seed0/report.html", "one_dvgo_seed0/report.html"]
+    assert all((cut / name).is_file() for name in pages)
+    psnr = json.loads((cut / "one_dvgo_seed0/results.json").read_text())["ours_60"]["PSNR"]
+    assert f"<td>{psnr:.3f}</td>" in page and page.count("<img") == 3, "photo, gaussians, dvgo"
+    assert "http" not in re.sub(r"data:[\w/]+;base64,[\w+/=]+", "", page)
     assert full_eval.main([*same, "--settings", "=-w", "-o", str(cut)]) == 1
 
 

@@ -267,7 +267,13 @@ def test_what_does_not_fit_is_said(tmp_path):
     assert count == 4000 and said == "SH as with --quality good" and len(some) < len(whole)
     few, count, said = embedded(model, tmp_path / "x.html", "best", 0.4 * len(whole))
     assert len(few) * 4 / 3 <= 0.4 * len(whole) < 1.1 * len(few) * 4 / 3, "nearly full"
-    assert "--quality small" in said and f"{count:,} of 4,000 splats" in said
+    assert f"SH as with --quality small, and {count:,} of 4,000 splats, the largest" in said
+    score = torch.arange(4000.0)
+    few, count, said = embedded(model, tmp_path / "x.html", "best", 0.4 * len(whole), lambda: score)
+    assert said.endswith("those that the train views show most of")
+    (tmp_path / "few.spz").write_bytes(few)
+    found = formats.read(tmp_path / "few.spz").means
+    assert torch.cdist(model.means[-count:], found).amin(1).max() < 5e-3, "the highest scores"
 
 
 def many(count=300_000) -> GaussianModel:

@@ -48,6 +48,18 @@ def trained(tmp_path_factory) -> Path:
     return folder
 
 
+def test_each_command_names_the_next_one(trained, capsys):
+    folder = trained / "one"
+    last = (folder / "train.log").read_text().splitlines()[-2:]
+    assert [line.split(maxsplit=1)[1] for line in last] == [
+        f"python view.py -m {folder}",
+        f"python render.py -m {folder}",
+    ]
+    both = ["-m", str(folder), str(trained / "two")]
+    assert metrics.main([*both, "--lpips", "none", *CPU]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"Next: python report.py {' '.join(both)}"
+
+
 @pytest.fixture
 def models(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "models"))
@@ -92,7 +104,15 @@ def test_the_page_says_what_the_folder_says(models, capsys):
     ]
     assert shown == [worst_first[-1], *worst_first], "the best as the title, then the worst first"
     charts = [attrs["aria-label"] for attrs in found.of("svg")]
-    assert charts == ["Loss", "PSNR", "Gaussians", "Time of an iteration", "Test views by PSNR", ABOVE]
+    assert charts == [
+        "Loss",
+        "PSNR",
+        "Gaussians",
+        "Memory",
+        "Time of an iteration",
+        "Test views by PSNR",
+        ABOVE,
+    ]
     assert f"Report: {path}" in capsys.readouterr().out
 
 

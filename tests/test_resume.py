@@ -109,7 +109,7 @@ def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    tags = set(events.Tags()["scalars"]) - {"iter_time"}
+    tags = set(events.Tags()["scalars"]) - {"iter_time", "memory"}
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 

@@ -144,7 +144,7 @@ def test_tensorboard_has_the_originals_tags(trained, colmap):
     events.Reload()
     tags = events.Tags()
     assert set(tags["scalars"]) == {
-        "train_loss_patches/l1_loss", "train_loss_patches/total_loss", "iter_time", "total_points",
+        "train_loss_patches/l1_loss", "train_loss_patches/total_loss", "iter_time", "total_points", "memory",
         "test/loss_viewpoint - l1_loss", "test/loss_viewpoint - psnr",
         "train/loss_viewpoint - l1_loss", "train/loss_viewpoint - psnr",
     }  # fmt: skip
@@ -153,7 +153,10 @@ def test_tensorboard_has_the_originals_tags(trained, colmap):
     losses = events.Scalars("train_loss_patches/total_loss")
     assert [event.step for event in losses] == list(range(10, 301, 10))
     assert losses[-1].value < 0.6 * losses[0].value
-    assert [event.step for event in events.Scalars("total_points")] == [1, 150, 300]
+    for tag, least in (("total_points", 1), ("memory", 100)):
+        counts = events.Scalars(tag)
+        assert [event.step for event in counts] == [1, 100, 150, 200, 300]
+        assert all(event.value > least for event in counts)
     assert len(events.Images("test_view_shot 00.png/render")) == 3
     (photo,) = events.Images("test_view_shot 00.png/ground_truth")
     shown = Image.open(BytesIO(photo.encoded_image_string))

@@ -163,6 +163,8 @@ def test_both_sources_show_the_same_in_a_browser(served, folder):
         tab.do("$.frames.checked = true, step(1)")
         assert "shot" in tab.wait().do("$.said.textContent")
         assert [o for o in tab.do("[...$.iteration.options].map((o) => o.value)")] == ["20", "10"]
+        tab.open(f"{served.address}#camera=0&mode=error")
+        assert tab.do("look.mode") == "error" and tab.page.is_visible("#exact"), "a link is the view"
         assert not tab.complaints
         assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
 
@@ -186,6 +188,25 @@ def test_a_file_of_splats(tmp_path):
         assert server.picture(f"view={FREE}&w=56&h=40").std() > 10
         assert b'"middle"' in server.get("/")[1]
         assert server.get("/frame?camera=0")[0] == 400 and server.get("/photo?camera=0")[0] == 400
+    finally:
+        server.close()
+
+
+def test_a_voxel_grid_is_drawn_by_us(data, tmp_path):
+    tiny = "--method dvgo --iterations 60 --coarse_iters 40 --N_rand 64 --num_voxels_coarse 4000"
+    tiny += " --alpha_init_coarse 1e-2"
+    tiny += " --num_voxels 8000 --rgbnet_width 8 --disable_viewer --quiet --device cpu"
+    assert train.main(["-s", str(data), "-m", str(tmp_path / "m"), *tiny.split()]) == 0
+    server = Served(ModelFolder(tmp_path / "m"))
+    try:
+        pictures = [
+            server.picture(f"camera=0&mode={mode}") for mode in ("color", "depth", "alpha", "normals")
+        ]
+        assert len({picture.tobytes() for picture in pictures}) == 4
+        with chromium() as browser:
+            tab = Tab(browser, SIZE).open(f"{server.address}#camera=0&mode=depth")
+            assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
+            assert not tab.page.is_visible("#scale") and "ellipsoids" not in tab.page.inner_text("#mode")
     finally:
         server.close()
 
@@ -516,9 +537,8 @@ def test_the_page_of_a_run(data, tmp_path):
             tab = Tab(browser, (400, 300)).open(server.address)
             assert tab.do("source") == "training" and tab.page.is_visible("#exact")
             tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
-            tab.until(
-                "!$.curve.hasAttribute('hidden') && $.curve.lastElementChild.getAttribute('d').includes('L')"
-            )
+            tab.until("!$.curve.hasAttribute('hidden')")
+            tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
             tab.page.click("#pause")
             tab.until("$.pause.textContent === 'resume' && window.__ready")
             before = tab.do("$.exact.src")

@@ -268,7 +268,8 @@ def demo() -> None:
         path = Path(fill(target))
         if is_stale(path, [fill(source) for source in sources]):
             make(path, python, *map(fill, command.split()))
-    print(Path(fill(SCORES)).read_text(), end="")
+    scores = Path(fill(SCORES)).read_text().splitlines()
+    print(*[line for line in scores if not line.startswith("Next")], sep="\n")  # the report is there
     print("Ground truth, render and error side by side:", fill(SHEET))
     print("All about it on one page, for your browser:", fill(REPORT))
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from torch import Tensor
 
 from arguments import ConfigError, ModelParams, Options, PipelineParams
+from gaussian_renderer import looks
 from gaussian_renderer.network_gui import Request
 from per_view import Pair, Shown
 from scene import Scene
@@ -61,7 +62,10 @@ class Method:
 
     def viewed(self, camera: Camera, request: Request) -> Tensor:
         """The picture [3, H, W] that a live viewer asks for, from this camera."""
-        return self.shown.scene.picture(camera).image
+        rendered, background = self.shown.scene.picture(camera), self.scene.background
+        if request.mode in looks.OF_RAYS:
+            return looks.look(rendered, camera, request.mode, background)
+        return rendered.image
 
     def check(self, when: str, known_bad: bool = False) -> None:
         """Numbers that are not finite are dropped, or end the run. `when`, for the user."""

@@ -33,6 +33,7 @@ from utils.memory import out_of_memory
 from utils.terminal import plain, progress
 
 READ_EVERY = 10
+COUNT_EVERY = 100  # iterations from one point of the curves of count and memory to the next
 CURVES = {"loss": "total_loss", "l1": "l1_loss"}  # the original's names of curves
 SMOOTHING = 0.4  # weight of the newest loss in the average that is shown
 PICTURES = 5  # views of each set that go to TensorBoard
@@ -245,6 +246,7 @@ class Report:
         self._now = first - 1, 0  # iteration, number of Gaussians
         self._bad: tuple[int, float] | None = None  # the first loss that was not finite, until it is told
         self._since = time.perf_counter(), first - 1
+        self._counted = 0  # the last iteration whose count is among the curves
         self._empty = False
         self._doubts: dict[str, str] = {}  # set of views -> what is wrong with its last scores
 
@@ -258,6 +260,8 @@ class Report:
         if not count and not self._empty:
             self._empty = True
             self.log(f"Warning: iteration {iteration}: no Gaussian is left. {LOOK}")
+        if iteration % COUNT_EVERY == 0 or iteration == self._last:
+            self._board_count(iteration, count)
         if iteration % READ_EVERY == 0 or iteration == self._last:
             self._show(self._deferred.receive())
             self._deferred.send()
@@ -297,6 +301,12 @@ class Report:
             )
         self._draw("add_scalar", "iter_time", milliseconds, step)
 
+    def _board_count(self, iteration: int, count: int) -> None:
+        if self._board and iteration != self._counted:
+            self._counted = iteration
+            self._draw("add_scalar", "total_points", count, iteration)
+            self._draw("add_scalar", "memory", memory_in_use(self._device) / 1e6, iteration)
+
     def evaluate(
         self,
         iteration: int,
@@ -322,7 +332,7 @@ class Report:
             self._doubt(name, scores.psnr, torch.stack(one_color).nanmean().item())
             self._draw("add_scalar", f"{name}/loss_viewpoint - l1_loss", scores.l1, iteration)
             self._draw("add_scalar", f"{name}/loss_viewpoint - psnr", scores.psnr_by_channel, iteration)
-        self._draw("add_scalar", "total_points", count, iteration)
+        self._board_count(iteration, count)
         for name, values in histograms.items():
             if values.numel():
                 self._draw("add_histogram", name, values, iteration)
@@ -421,6 +431,7 @@ class Summary:
             scores = by_iteration[last]
             lines.append(f"  PSNR {name:<6} {scores.psnr:.3f} dB at {last:,} ({scores.views} views)")
         lines += [f"  {warning}" for warning in self.warnings]
+        model = shlex.quote(self.model_path)
         return [
             *lines,
             f"  time        {self.optimization_seconds:.1f} s optimization, "
@@ -428,7 +439,8 @@ class Summary:
             f"{self.total_seconds:.1f} s in all",
             f"  peak memory {_megabytes(self.peak_memory_bytes)}",
             f"  model       {self.point_cloud}",
-            f"  next        python render.py -m {shlex.quote(self.model_path)}",
+            f"  look        python view.py -m {model}",
+            f"  next        python render.py -m {model}",
         ]
 
 

@@ -1,8 +1,8 @@
 """Several models in one table: the settings in which they differ, and what came of each.
 
 A row is a scored folder <model>/test/<method>. PSNR, SSIM and LPIPS are those of its results.json. Gaussians
-are counted in the file that was rendered, and MB is its size. The time is that of the optimization loop; it
-is known for the last iteration of a run.
+are counted in the file that was rendered, and MB is its size; NeRF and voxel grids have none to count. The
+time is that of the optimization loop; it is known for the last iteration of a run.
 """
 
 import csv
@@ -22,6 +22,7 @@ from arguments import (
     RunParams,
     saved_options,
 )
+from scene.folder import MODELS
 from scene.formats.ply import count_in
 from utils.files import DataError, atomic_write, read_json
 from utils.terminal import say
@@ -132,7 +133,8 @@ def _rendered_file(model: Path, method: str, settings: dict[str, Cell]) -> Path:
     if settings.get("ply"):
         return Path(str(settings["ply"]))
     saved = _model_of(method).replace("ours_", "iteration_")
-    return model / "point_cloud" / saved / "point_cloud.ply"
+    files = [model / "point_cloud" / saved / name for name in MODELS]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def _model_of(method: str) -> str:

@@ -1,5 +1,6 @@
-"""Floaters: splats that hang in front of cameras or far from everything, and that hardly any view needs."""
+"""What the views show of each splat; and floaters, which hang in front of cameras or far from everything."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -7,9 +8,12 @@ from diff_gaussian_rasterization import knn_mean_dist2
 from torch import Tensor
 
 from arguments import PipelineParams
+from scene import edit
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.scores import shares
+from viewer.cameras import Views
+from viewer.pictures import resized
 
 FEW_VIEWS = 3
 HUGE = 0.999  # of the splats have no longer axis
@@ -29,6 +33,25 @@ LEVELS = {
 }
 
 
+def parts(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams) -> Iterator[Tensor]:
+    """Of each view: how many pixels' worth of it each splat is, [N]."""
+    for camera in cameras:
+        everywhere = torch.ones(1, camera.height, camera.width, device=gaussians.device)
+        yield shares(gaussians, camera, pipe, everywhere)[:, 0]
+
+
+@torch.no_grad()
+def shown(gaussians: GaussianModel, views: Views, most: int = 0) -> Tensor:
+    """[N]: how much of the train views each splat of the data set's frame is. `most`: pixels of a side that
+    are enough to tell, if given."""
+    total = torch.zeros(len(gaussians), device=gaussians.device)
+    longest = [max(camera.width, camera.height) for camera in views.train]
+    cameras = [resized(c, min(1.0, most / side)) if most else c for c, side in zip(views.train, longest)]
+    for part in parts(edit.into(gaussians, views.frame), cameras, views.pipe):
+        total += part
+    return total
+
+
 def floaters(
     gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams, level: str
 ) -> dict[str, Tensor]:
@@ -37,9 +60,7 @@ def floaters(
         return {}
     limits, most = LEVELS[level], torch.zeros(len(gaussians), device=gaussians.device)
     shown_by = torch.zeros_like(most)
-    for camera in cameras:
-        everywhere = torch.ones(1, camera.height, camera.width, device=most.device)
-        part = shares(gaussians, camera, pipe, everywhere)[:, 0]
+    for part in parts(gaussians, cameras, pipe):
         most = torch.maximum(most, part)
         shown_by += part > SEEN
     with torch.no_grad():

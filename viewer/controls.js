@@ -61,7 +61,7 @@ function show(view, number = -1) {
 
 function start() {
   const said = new URLSearchParams(location.hash.slice(1)), view = (said.get("view") || "").split(",").map(Number);
-  if (MODES.includes(said.get("mode"))) $.mode.value = look.mode = said.get("mode");
+  if ([...$.mode.options].some((option) => option.value === said.get("mode"))) $.mode.value = look.mode = said.get("mode");
   if (view.length === 16 && view.every(Number.isFinite) && view.slice(12).every((v) => v > 0))
     return show({ place: view.slice(0, 3), turn: view.slice(3, 12), fx: view[12], fy: view[13], width: view[14], height: view[15] });
   const number = Number(said.get("camera") ?? scene.start ?? -1);
@@ -392,7 +392,9 @@ function fill(select, pairs) {
   select.hidden = pairs.length < 2;
 }
 
-fill($.mode, [...MODES, ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
+const isSplats = server?.splats ?? true; // a field of rays has no centers, ellipsoids, sizes and SH
+fill($.mode, [...MODES.slice(0, isSplats ? 6 : 4), ...(server?.photos ? ["error"] : [])].map((mode) => [mode, mode]));
+$.scale.parentElement.hidden = $.degree.parentElement.hidden = !isSplats;
 fill($.camera, [[-1, "free view"], ...scene.cameras.map((c, i) => [i, `${c.test ? "test" : "train"} ${named(c)}`])]);
 fill($.iteration, (server?.iterations || []).map((i) => [i, `iteration ${i}`]));
 fill($.source, server?.sources || [["browser", ""]]);
@@ -432,7 +434,7 @@ function choices(names) {
   return names.find((name) => [...$.source.options].some((option) => option.value === name));
 }
 
-// A run that trains: what it says once a second, its loss as a curve, and a button.
+// A run that trains: what it says once a second, its loss and the number of splats as curves, and a button.
 async function watch() {
   try {
     const told = JSON.parse(new TextDecoder().decode(await fetched(`state?${query({})}`)));
@@ -453,10 +455,12 @@ async function watch() {
 function curve(points) {
   $.curve.toggleAttribute("hidden", points.length < 2);
   if (points.length < 2) return;
-  const [first, last] = [points[0][0], points[points.length - 1][0]], values = points.map((p) => p[1]);
-  const low = Math.min(...values), high = Math.max(...values);
-  const at = ([i, v]) => `${((i - first) / (last - first)).toFixed(4)},${((high - v) / (high - low || 1)).toFixed(4)}`;
-  $.curve.lastElementChild.setAttribute("d", `M${points.map(at).join("L")}`);
+  const first = points[0][0], last = points[points.length - 1][0];
+  $.curve.querySelectorAll("path").forEach((path, k) => {
+    const values = points.map((p) => p[k + 1]), low = Math.min(...values), high = Math.max(...values);
+    const at = (p) => `${((p[0] - first) / (last - first)).toFixed(4)},${((high - p[k + 1]) / (high - low || 1)).toFixed(4)}`;
+    path.setAttribute("d", `M${points.map(at).join("L")}`);
+  });
 }
 
 $.pause.onclick = async () => {

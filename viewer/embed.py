@@ -1,9 +1,11 @@
 """A model as one HTML file that shows it: the page with the splats inside, in the numbers of an SPZ file."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from scene import edit
 from scene.formats import QUALITIES, arrays, spz
@@ -16,6 +18,8 @@ BASE64 = 4 / 3
 TRIES = 6  # to meet the size
 SAMPLE = 20_000  # splats, by which it is estimated
 MARGIN = 1.2  # that an estimate may be too high
+ENOUGH = 400  # pixels of a side of a view, to tell how much of it each splat is
+Score = Callable[[], Tensor | None]  # what the views show of each splat [N], or nobody knows
 
 
 class Embedded(NamedTuple):
@@ -25,21 +29,29 @@ class Embedded(NamedTuple):
 
 
 def write_page(
-    gaussians: GaussianModel, path: Path, view: dict, quality: str, megabytes: float
+    gaussians: GaussianModel,
+    path: Path,
+    view: dict,
+    quality: str,
+    megabytes: float,
+    score: Score = lambda: None,
 ) -> tuple[int, str]:
     """Returns how many splats are in it, and in words what did not fit."""
     bare = len(page(path.stem, view=view))
-    payload, count, lost = embedded(gaussians, path, quality, megabytes * 1e6 - bare)
+    payload, count, lost = embedded(gaussians, path, quality, megabytes * 1e6 - bare, score)
     text = page(path.stem, payload, view).encode("utf-8")
     with atomic_write(path, len(text)) as file:
         file.write(text)
     return count, lost
 
 
-def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) -> Embedded:
+def embedded(
+    gaussians: GaussianModel, path: Path, quality: str, most: float, score: Score = lambda: None
+) -> Embedded:
     """The splats for a page, in at most so many characters: first SH loses bits, then the splats that show
     least stay away."""
-    model = edit.rows(gaussians, morton_codes(gaussians.means.detach()).argsort())  # neighbors compress
+    order = morton_codes(gaussians.means.detach()).argsort()  # neighbors compress
+    model = edit.rows(gaussians, order)
     for coarser in QUALITIES[QUALITIES.index(quality) :: -1]:
         if _estimated(model, path, coarser) > MARGIN * most:
             continue
@@ -47,17 +59,19 @@ def embedded(gaussians: GaussianModel, path: Path, quality: str, most: float) ->
         if len(payload) * BASE64 <= most:
             lost = "" if coarser == quality else f"SH as with --quality {coarser}"
             return Embedded(payload, len(model), lost)
-    kept, size = model, _estimated(model, path, QUALITIES[0])
-    payload = b""
+    kept, size, payload = model, _estimated(model, path, QUALITIES[0]), b""
+    shown = None if (found := score()) is None else found[order]
     for _ in range(TRIES):
         share = min(1.0, max(0.98 * most / size, 1 / len(kept)))
-        kept = edit.rows(kept, edit.most_visible(kept, share))
+        chosen = edit.most_visible(kept, share, shown)
+        kept, shown = edit.rows(kept, chosen), None if shown is None else shown[chosen]
         payload = spz.packed(arrays.from_model(kept, path), path, QUALITIES[0])
         size = len(payload) * BASE64
         if size <= most:
             break
-    largest = f"{len(kept):,} of {len(model):,} splats, the largest and most opaque ones"
-    return Embedded(payload, len(kept), f"SH as with --quality {QUALITIES[0]}, and {largest}")
+    which = "the largest and most opaque ones" if shown is None else "those that the train views show most of"
+    some = f"{len(kept):,} of {len(model):,} splats, {which}"
+    return Embedded(payload, len(kept), f"SH as with --quality {QUALITIES[0]}, and {some}")
 
 
 def _estimated(model: GaussianModel, path: Path, quality: str) -> float:

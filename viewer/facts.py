@@ -32,6 +32,7 @@ CURVES = {  # tag of TensorBoard -> curve, name of the line
     "test/loss_viewpoint - psnr": ("PSNR", "test"),
     "train/loss_viewpoint - psnr": ("PSNR", "train"),
     "total_points": ("Gaussians", ""),
+    "memory": ("Memory", ""),
     "iter_time": ("Time of an iteration", ""),
 }
 Points = list[tuple[float, float]]

@@ -37,7 +37,7 @@ class Trainer:
         self._free_at = 0.0  # from when the trainer may be bothered again
         self.paused = False
         self.stats: dict = {}
-        self.curve: list[tuple[int, float]] = []
+        self.curve: list[tuple[int, float, int]] = []  # iteration, loss, number of Gaussians
 
     def there(self) -> bool:
         """Does a run say that it can be looked at?"""
@@ -115,7 +115,7 @@ class Trainer:
             raise OSError(f"another run is there: {path}")
         loss = self.stats.get("losses", {}).get("loss")
         if loss and (not self.curve or self.curve[-1][0] < self.stats["iteration"]):
-            self.curve.append((self.stats["iteration"], loss))
+            self.curve.append((self.stats["iteration"], loss, self.stats.get("gaussians", 0)))
             if len(self.curve) > CURVE:
                 del self.curve[1::2]
 

@@ -55,6 +55,11 @@ class Pictures:
         """Those that are saved, the newest first; -1 for a file."""
         return self.folder.saved_iterations()[::-1] if self.folder else [-1]
 
+    @property
+    def of_splats(self) -> bool:
+        """Else of a NeRF or a voxel grid, which browsers cannot draw."""
+        return self.folder is None or self.model.method == "gaussians"
+
     def shown(self, iteration: int) -> Shown:
         """The last one that was looked at stays in memory."""
         if self._kept is None or self._kept[0] != iteration:
@@ -90,9 +95,9 @@ class Pictures:
             return looks.error(shown.picture(camera).image.clamp(0, 1), self._photo(ask, camera))
         as_trained = ask.mode == "color" and ask.scale == 1 and ask.degree == 3
         if as_trained or not isinstance(shown.scene, Splats):
-            return (
-                shown.picture(camera) if isinstance(ask.where, int) else shown.scene.picture(camera)
-            ).image
+            own = shown if isinstance(ask.where, int) else shown.scene
+            rendered, flat = own.picture(camera), ask.mode not in looks.OF_RAYS
+            return rendered.image if flat else looks.look(rendered, camera, ask.mode, self.background)
         splats = shown.scene
         asked = ask.mode, ask.scale, ask.degree
         return looks.picture(camera, splats.gaussians, splats.pipe, self.background, *asked)
@@ -106,7 +111,7 @@ class Pictures:
 
     def splats(self, iteration: int) -> GaussianModel:
         """The Gaussians in the data set's coordinates, for browsers."""
-        if self.folder and self.model.method != "gaussians":
+        if not self.of_splats:
             raise DataError("this model is not made of splats: a browser cannot draw it")
         gaussians = formats.read(self.folder.ply(iteration) if self.folder else self._file, self.device)
         gaussians.antialiased |= self.pipe.antialiasing

@@ -11,19 +11,27 @@ import json
 import math
 import platform
 import time
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
 from scene import formats
+from scene.folder import ModelFolder
+from scene.gaussian_model import GaussianModel
 from tools import contact_sheet
 from training import table
 from utils import svg
 from utils.files import DataError, atomic_write
-from viewer.embed import embedded
+from viewer.cameras import views_of
+from viewer.clean import shown
+from viewer.embed import ENOUGH, embedded
 from viewer.facts import Facts, View, run_rows
 from viewer.page import page as splat_page
 from viewer.views import folder_view
@@ -34,7 +42,7 @@ BASE64 = 4 / 3
 FOR_PICTURES, FOR_VIDEO = 0.5, 0.25  # shares of the page that these may fill
 FEWEST = 4  # views that are shown with pictures whatever the size
 DIGITS = {"PSNR": 2, "SSIM": 4, "LPIPS": 4}
-UNITS = {"PSNR": "dB", "Time of an iteration": "ms"}
+UNITS = {"PSNR": "dB", "Memory": "MB", "Time of an iteration": "ms"}
 COLORED = ("test", "train")
 HERE = Path(__file__).parent
 
@@ -43,21 +51,52 @@ def write(models: list[Facts], path: Path, megabytes: float, splats: bool, comma
     """Returns what did not fit, in words."""
     share = megabytes * 1e6 / len(models)
     left_out: list[str] = []
-    parts = [_head(models)]
+    parts = [_head(" and ".join(facts.name for facts in models))]
     if len(models) > 1:
         parts.append(_comparison(models))
     for number, facts in enumerate(models):
         parts.append(_model(facts, number, len(models) > 1, share, splats, left_out))
-    parts.append(f"<h2>This page</h2><pre>{_text(command)}</pre><p class=soft>{_text(_environment())}</p>")
-    parts.append(f"<script>{_file('report.js')}</script></body></html>")
-    data = "\n".join(parts).encode("utf-8")
-    with atomic_write(path, len(data)) as file:
-        file.write(data)
+    _write(path, [*parts, _foot(command), f"<script>{_file('report.js')}</script>"])
     return "; ".join(left_out)
 
 
-def _head(models: list[Facts]) -> str:
-    title = _text(" and ".join(facts.name for facts in models))
+class Beside(NamedTuple):
+    """One view, as several runs show it."""
+
+    title: str
+    pictures: list[tuple[str, np.ndarray]]  # what it is, and uint8 [H, W, 3]
+
+
+def write_table(
+    lines: list[list[table.Cell]], links: list[str], views: list[Beside], path: Path, command: str
+) -> None:
+    """A page with a table, whose first rows lead to pages of their own, and pictures."""
+    head, *rows = lines
+    names = [str(name) for name in head]
+    cells = [[table.shown(cell, name) for name, cell in zip(names, row)] for row in rows]
+    parts = [_head("Scenes and methods"), _table(names, cells, links)]
+    for view in views:
+        figures = "".join(
+            f'<figure><img src="{_webp(pixels)}" alt="{_text(f"{what}, {view.title}")}" style="width:100%">'
+            f"<figcaption>{_text(what)}</figcaption></figure>"
+            for what, pixels in view.pictures
+        )
+        parts.append(f"<h2>{_text(view.title)}</h2><div class=row>{figures}</div>")
+    _write(path, [*parts, _foot(command)])
+
+
+def _write(path: Path, parts: list[str]) -> None:
+    data = "\n".join([*parts, "</body></html>"]).encode("utf-8")
+    with atomic_write(path, len(data)) as file:
+        file.write(data)
+
+
+def _foot(command: str) -> str:
+    return f"<h2>This page</h2><pre>{_text(command)}</pre><p class=soft>{_text(_environment())}</p>"
+
+
+def _head(title: str) -> str:
+    title = _text(title)
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_file("report.css")}'
@@ -95,13 +134,13 @@ def _comparison(models: list[Facts]) -> str:
 
 
 def _model(facts: Facts, number: int, titled: bool, share: float, splats: bool, left_out: list[str]) -> str:
-    pictures, shown = _views(facts, FOR_PICTURES * share)
+    pictures, count = _views(facts, FOR_PICTURES * share)
     parts = [f"<h2>{_text(facts.name)}</h2>" if titled else "", _best(facts), _numbers(facts), _curves(facts)]
     if pictures:
         parts += ["<h3>Test views, the worst first</h3>", f"<div class=row>{pictures}</div>"]
-    if shown < len(facts.views):
-        left_out.append(f"pictures of {shown} of {len(facts.views)} views of {facts.name}")
-        parts.append(f"<p class=soft>Pictures of {shown} of {len(facts.views)} views.</p>")
+    if count < len(facts.views):
+        left_out.append(f"pictures of {count} of {len(facts.views)} views of {facts.name}")
+        parts.append(f"<p class=soft>Pictures of {count} of {len(facts.views)} views.</p>")
     parts += [_scores(facts), _films(facts, FOR_VIDEO * share)]
     room = share - sum(len(part) for part in parts)
     parts.append(_splats(facts, number, room, left_out) if splats else "")
@@ -209,7 +248,7 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
     except (DataError, OSError) as error:  # a field has none
         return f"<p class=soft>No splats: {_text(str(error))}</p>"
     bare = len(_as_script(splat_page(facts.name, view=view)))
-    inside = embedded(model, path, "best", room - bare)
+    inside = embedded(model, path, "best", room - bare, lambda: _shown(facts.folder, model))
     if inside.lost:
         left_out.append(f"splats of {facts.name}: {inside.lost}")
     data = _as_script(splat_page(facts.name, inside.payload, view))
@@ -218,6 +257,14 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
         f"<button data-splats=splats{number}>Show them</button>"
         f"<script type=application/json id=splats{number}>{data}</script>"
     )
+
+
+def _shown(folder: ModelFolder, gaussians: GaussianModel) -> Tensor | None:
+    """None where nobody knows where the train views are."""
+    try:
+        return shown(gaussians, views_of(folder, gaussians.device), ENOUGH)
+    except DataError:
+        return None
 
 
 def _options(facts: Facts) -> str:
@@ -259,9 +306,14 @@ def _value(value: Any) -> str:
     return ("on" if value else "off") if isinstance(value, bool) else str(value)
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def _table(head: list[str], rows: list[list[str]], links: Sequence[str] = ()) -> str:
+    """links: of the first cells of the first rows; empty where there is none."""
     cells = "".join(f"<th scope=col>{_text(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    body = ""
+    for row, link in zip_longest(rows, links, fillvalue=""):
+        first, *others = [_text(cell) for cell in row]
+        first = f'<a href="{_text(quote(link))}">{first}</a>' if link else first
+        body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in (first, *others))}</tr>"
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
 
 

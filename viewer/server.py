@@ -86,15 +86,17 @@ class Site:
             "sources": self._sources(live, bool(iterations)),
             "photos": bool(self._pictures.photos),
             "live": live,
+            "splats": self._pictures.of_splats,
             "saves": folder is not None,
         }
-        if iterations and len(view["cameras"]) < 2:
+        if iterations and self._pictures.of_splats and len(view["cameras"]) < 2:
             own |= self._pictures.reach(iterations[0])
         text = page(f"{self._pictures.source}", view=view | {"server": own})
         return Reply("text/html; charset=utf-8", text.encode())
 
     def _sources(self, live: bool, saved: bool) -> list[tuple[str, str]]:
         browser = [("browser", "drawn by the browser"), ("floats", "by the browser, all digits")]
+        browser *= self._pictures.of_splats
         exact = [("exact", "drawn by our rasterizer")]
         finished = [*exact, *browser] if self._pictures.device.type == "cuda" else [*browser, *exact]
         return [("training", "the run as it trains")] * live + finished * saved

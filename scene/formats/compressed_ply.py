@@ -3,13 +3,11 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 from plyfile import PlyData, PlyElement
 
 from scene.formats.arrays import REST, Splats, drop_largest, with_largest
 from scene.formats.ply import ANTIALIASED, antialiased, read_elements
 from utils.files import DataError, atomic_write
-from utils.geometry import morton_codes
 from utils.sh import rgb_to_sh, sh_to_rgb
 
 CHUNK = 256
@@ -23,10 +21,11 @@ PACKED = [f"packed_{name}" for name in ("position", "rotation", "scale", "color"
 PLACES = (11, 10, 11)  # bits of x, y and z
 LARGEST_LOG = 20
 SH_RANGE = 8
+LEAST_PART = 16  # of the chunks, at least, are on either side of a cut, so that cuts are few
 
 
 def write(splats: Splats, path: Path) -> None:
-    splats = splats.rows(np.argsort(morton_codes(torch.from_numpy(splats.means)).numpy(), kind="stable"))
+    splats = splats.rows(_in_small_boxes(splats.means))
     position, position_bounds = _in_chunks(splats.means)
     scale, scale_bounds = _in_chunks(np.clip(splats.log_scales, -LARGEST_LOG, LARGEST_LOG))
     color, color_bounds = _in_chunks(sh_to_rgb(splats.sh_dc))
@@ -36,8 +35,8 @@ def write(splats: Splats, path: Path) -> None:
         _element("chunk", BOUNDS, "<f4", bounds),
         _element("vertex", PACKED, "<u4", np.stack(vertices, axis=1)),
     ]
-    if splats.sh_degree:
-        by_channel = splats.sh_rest.transpose(0, 2, 1).reshape(len(splats), 3 * splats.sh_rest.shape[1])
+    if rest := _coefficients_worth_a_byte(splats.sh_rest):
+        by_channel = splats.sh_rest[:, :rest].transpose(0, 2, 1).reshape(len(splats), 3 * rest)
         elements.append(_element("sh", _rest_names(by_channel.shape[1]), "u1", _sh(by_channel)))
     comments = [ANTIALIASED] if splats.antialiased else []
     with atomic_write(path, sum(element.data.nbytes for element in elements)) as file:
@@ -81,9 +80,7 @@ def _read_sh(ply: PlyData, count: int, path: Path) -> np.ndarray:
     if rest not in [3 * n for n in REST.values()] or len(ply["sh"].data) != count:
         raise DataError(f"{path}: the element sh must have 9, 24 or 45 numbers for each vertex")
     data = _columns(ply, "sh", _rest_names(rest), "u1", path)
-    values = ((data + np.float32(0.5)) / 256 - np.float32(0.5)) * SH_RANGE
-    values = np.where(data == 0, -SH_RANGE / 2, np.where(data == 255, SH_RANGE / 2, values))
-    return values.astype(np.float32).reshape(count, 3, rest // 3).transpose(0, 2, 1)
+    return _sh_values(data).reshape(count, 3, rest // 3).transpose(0, 2, 1)
 
 
 def _columns(ply: PlyData, element: str, names: list[str], kind: str, path: Path) -> np.ndarray:
@@ -104,6 +101,39 @@ def _rest_names(count: int) -> list[str]:
 
 
 # Numbers
+
+
+def _in_small_boxes(points: np.ndarray) -> np.ndarray:
+    """An order [N] in which each chunk is a small box, as steps are a share of its sides: cut in two where
+    that makes the boxes smallest, again and again. (On a Morton curve, chunks jump between near and far.)"""
+    waiting, done = [np.arange(len(points))], []
+    while waiting:
+        part = waiting.pop()
+        if len(part) <= CHUNK:
+            done.append(part)
+            continue
+        cost, cut, order = min(
+            (_best_cut(points[part], axis) for axis in range(3)), key=lambda found: found[0]
+        )
+        waiting += [part[order[cut:]], part[order[:cut]]]
+    return np.concatenate(done)
+
+
+def _best_cut(points: np.ndarray, axis: int) -> tuple[float, int, np.ndarray]:
+    """Along an axis, after whole chunks: the sides of both boxes, times the splats in each; how many are
+    before the cut; and the order along the axis."""
+    order = np.argsort(points[:, axis])
+    chunks = -(-len(points) // CHUNK)
+    cuts = CHUNK * np.arange(max(chunks // LEAST_PART, 1), chunks - chunks // LEAST_PART)
+    before, after = _sides(points[order])[cuts - 1], _sides(points[order][::-1])[len(points) - cuts - 1]
+    costs = cuts * before + (len(points) - cuts) * after
+    best = costs.argmin()
+    return costs[best], cuts[best], order
+
+
+def _sides(points: np.ndarray) -> np.ndarray:
+    """Of the box of the first one, two, ... points: the sum of its three sides."""
+    return (np.maximum.accumulate(points) - np.minimum.accumulate(points)).sum(1)
 
 
 def _in_chunks(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,3 +182,23 @@ def _colors(inside: np.ndarray, opacities: np.ndarray) -> np.ndarray:
 
 def _sh(values: np.ndarray) -> np.ndarray:
     return np.clip(np.trunc((values / SH_RANGE + 0.5) * 256), 0, 255)
+
+
+def _sh_values(data: np.ndarray) -> np.ndarray:
+    """No byte means 0: the nearest are 1/64 away from it."""
+    values = ((data + np.float32(0.5)) / 256 - np.float32(0.5)) * SH_RANGE
+    values = np.where(data == 0, -SH_RANGE / 2, np.where(data == 255, SH_RANGE / 2, values))
+    return values.astype(np.float32)
+
+
+def _coefficients_worth_a_byte(rest: np.ndarray) -> int:
+    """How many of the SH coefficients [N, K-1, 3] the file gets: the last degrees are left out if they are
+    nearer to nothing than to what their bytes say, as in a model that was hardly trained."""
+    counts = sorted(count for count in REST.values() if count <= rest.shape[1])
+    while counts[-1]:
+        band = rest[:, counts[-2] :]
+        if np.square(_sh_values(_sh(band)) - band).sum() <= np.square(band).sum():
+            break
+        rest = rest[:, : counts[-2]]
+        counts.pop()
+    return counts[-1]
