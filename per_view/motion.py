@@ -27,6 +27,8 @@ POSES = {"linear": 2, "spline": 4}  # of a path
 MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 1, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 1, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
 SHORTEN = 0.2  # of a step: by so much a path shortens at each visit, as long as its photo does not mind
+PENALTY = 0.0
+MIDDLE = 0.0
 COUNT_EVERY = 100  # steps after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
@@ -89,6 +91,22 @@ class Motion(PerPhoto):
         if self.active and iteration % COUNT_EVERY == 0:
             lengths = self.lengths()
             self.counts = [count_for(length, self.samples) for length in lengths.tolist()]
+
+    def loss_terms(self):
+        return [self.restraint]
+
+    def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int):
+        if (row := self.row(camera)) is None or not self.active:
+            return 0.0
+        return PENALTY * ((1 + (2 * self.values[row, 1:]).square().sum()).sqrt() - 1)
+
+    def rates(self) -> Tensor:
+        rates = self.values.new_full((len(self.values), len(self.modes), 1), self.rate)
+        if MIDDLE == "length":
+            rates[:, 0] *= self.values[:, 1:].norm(dim=(1, 2)).clamp_max(1)[:, None]
+        else:
+            rates[:, 0] *= MIDDLE
+        return rates
 
     @torch.no_grad()
     def step(self) -> None:
