@@ -319,7 +319,15 @@ def test_a_picture_of_many_renders_is_one_visit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", (["--poses", "--blur", "defocus"], ["--blur", "motion"], ["--blur", "kernel"])
+    "options",
+    (
+        ["--poses", "--blur", "defocus"],
+        ["--blur", "motion"],
+        ["--blur", "kernel"],
+        ["--appearance", "exposure"],
+        ["--appearance", "ppisp", "--blur", "motion"],
+        ["--appearance", "bilateral"],
+    ),
 )
 def test_resuming_changes_nothing(options, tmp_path):
     data = tiny_scenes.colmap_scene(tmp_path / "data")
@@ -335,7 +343,13 @@ def test_resuming_changes_nothing(options, tmp_path):
         (resumed.path / path.relative_to(whole.path)).unlink(missing_ok=True) if path.is_file() else None
     assert train.main(["-m", str(resumed), "--resume", "--quiet"]) == 0
     files = sorted(path.name for path in whole.ply(24).parent.iterdir())
-    assert "point_cloud.ply" in files and {"poses.json", "blur.json", "blur.pth"} & set(files)
+    assert "point_cloud.ply" in files and {
+        "poses.json",
+        "blur.json",
+        "blur.pth",
+        "appearance.json",
+        "appearance.pth",
+    } & set(files)
     for name in files:
         assert (resumed.ply(24).with_name(name)).read_bytes() == whole.ply(24).with_name(name).read_bytes()
 
