@@ -6,7 +6,6 @@ import torch
 from diff_gaussian_rasterization import Rendered
 from torch import Tensor
 
-CLAMP = False
 GAMMA = 2.2  # light = number ** GAMMA
 DARK = 1 / 1024  # below it no photo tells numbers apart, and the curve becomes too steep
 
@@ -21,5 +20,5 @@ def mean(pictures: Sequence[Rendered], space: str) -> Rendered:
 
 def _mean(images: Tensor, space: str) -> Tensor:
     if space == "srgb":
-        return (images.clamp_max(1) if CLAMP else images).mean(0)
+        return images.clamp_max(1).mean(0)
     return images.clamp(DARK, 1).pow(GAMMA).mean(0).pow(1 / GAMMA)

@@ -53,11 +53,7 @@ class PerPhoto(PerView):
         for moment, beta, value in zip((self.mean, self.square), BETAS, (grad, grad.square())):
             moment.copy_(torch.where(trained, torch.lerp(value, moment, beta), moment))
         mean, square = (m / (1 - beta**steps) for m, beta in zip((self.mean, self.square), BETAS))
-        self.values -= self.rates() * torch.where(trained, mean / (square.sqrt() + EPS), 0.0)
-
-    def rates(self) -> float | Tensor:
-        """By which the numbers move at most."""
-        return self.rate
+        self.values -= self.rate * torch.where(trained, mean / (square.sqrt() + EPS), 0.0)
 
     def state_dict(self) -> dict:
         moments = {"mean": self.mean, "square": self.square, "steps": self.steps}

@@ -74,6 +74,7 @@ def module(kind: str, size: float):
         found.values = torch.nn.Parameter(size * torch.randn(1, 2).double())
     else:
         start = size * torch.randn(1, 4 if kind == "spline" else 2, 6).double() / 3
+        start[:, :1] = 0
         found = Motion(["a"], start, torch.ones(1, 6).double(), 5, "linear" if kind == "spline" else "srgb")
     return found
 
