@@ -7,7 +7,7 @@ mean of the path: left free, all paths drift a little, and with them the scene. 
 wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,8 +28,7 @@ POSES = {"linear": 2, "spline": 4}  # of a path
 # A path's poses are these mixtures of its mean, which stays, its half length and how it bends.
 MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 11, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 11, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
-SHORTEN = 0.2  # of a step: by so much a path shortens at each visit, as long as its photo does not mind
-PENALTY = 0.0
+PENALTY = 1e-3  # of the loss: for each pixel of a path, and less below one
 COUNT_EVERY = 100  # steps after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
@@ -92,23 +91,14 @@ class Motion(PerPhoto):
             lengths = self.lengths()
             self.counts = [count_for(length, self.samples) for length in lengths.tolist()]
 
-    def loss_terms(self):
+    def loss_terms(self) -> list[Callable]:
         return [self.restraint]
 
-    def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int):
+    def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
+        """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
         return PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
-
-    @torch.no_grad()
-    def step(self) -> None:
-        """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
-        before = self.steps.clone()
-        super().step()
-        if SHORTEN and self.rate > 0:
-            trained = (self.steps > before)[:, None, None]
-            length = self.values.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-            self.values *= torch.where(trained, (1 - SHORTEN * self.rate / length).clamp_min(0), 1.0)
 
     @torch.no_grad()
     def lengths(self) -> Tensor:

@@ -21,7 +21,7 @@ from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
 from utils.rigid import cross_matrices, se3_exp
 
-PULL, NEAR = 1e-3, 0.1  # of the loss: how far a pose is from the given one; nearer, less
+PULL, NEAR = 5e-3, 0.1  # of the loss: how far a pose is from the given one; nearer, less
 
 
 class Poses(PerPhoto):
@@ -52,7 +52,7 @@ class Poses(PerPhoto):
         return [self.restraint]
 
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
-        """What bends the scene and all poses alike changes few pictures: without need they stay."""
+        """Poses that bend the scene along with them change no train picture: without need they stay."""
         if (row := self.row(camera)) is None:
             return 0.0
         return PULL * ((NEAR**2 + self.values[row].square().sum()).sqrt() - NEAR)

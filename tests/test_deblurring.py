@@ -18,7 +18,7 @@ from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
 from per_view.kernel import SIDE, drift, mix
 from per_view.mean import mean
-from per_view.motion import SHORTEN, along, count_for, pixels
+from per_view.motion import along, count_for, pixels
 from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate
 from per_view.poses import common, gauge
 from scene import Scene
@@ -256,19 +256,29 @@ def test_poses_rest_at_first_and_after_opacity_resets():
 
 
 def test_paths_shorten_where_photos_do_not_mind():
-    """By a part of each step, down to nothing; their middle stays."""
-    motion = Motion(["a", "b"], torch.full((2, 2, 6), 0.01), torch.ones(2, 6))
-    motion.gauge = torch.zeros(12, 7)
-    motion.rate = 0.5
-    for _ in range(3):
-        motion.values.grad = torch.zeros(2, 2, 6)
-        motion.values.grad[0, 0] = 1e-9
-        before = motion.values.detach().clone()
+    """A path that brings nothing goes; its mean stays, and other photos rest."""
+    motion = Motion(["a", "b"], torch.full((2, 4, 6), 0.02), torch.ones(2, 6))
+    motion.rate = 0.005
+    before = motion.all_poses()
+    for _ in range(40):
+        motion.restraint(None, camera(), None, 1).backward()
         motion.step()
-        gone = (before - motion.values.detach())[:, 1].norm(dim=1)
-        assert gone[0] == pytest.approx(min(SHORTEN * 0.5, before[0, 1].norm().item()), abs=1e-6)
-        assert gone[1] == 0
-    assert motion.values[0, 1].norm() == 0 and motion.values[1, 1].norm() > 0
+    after = motion.all_poses()
+    assert motion.values[0].norm() < 0.02 and torch.equal(before[1], after[1])
+    times = torch.linspace(0, 1, 1001)
+    mean = along(after[0], times)[:, :3, 3].mean(0)  # of where the camera is, nearly
+    torch.testing.assert_close(mean, along(before[0], times)[:, :3, 3].mean(0), atol=2e-3, rtol=0)
+
+
+def test_poses_stay_where_photos_do_not_mind():
+    poses = Poses(["a", "b"], torch.ones(2, 6))
+    torch.nn.init.constant_(poses.values, 0.3)
+    poses.rate = 0.02
+    for _ in range(40):
+        poses.restraint(None, camera(), None, 1).backward()
+        poses.step()
+    assert poses.values[0].norm() < 0.05 and poses.values[1].eq(0.3).all()
+    assert poses.restraint(None, camera("z"), None, 1) == 0
 
 
 def test_files(tmp_path):
@@ -426,6 +436,16 @@ def test_sharpness_comes_back(tmp_path):
         for key, motions in (("found", found), ("true", truth.motions[view])):
             lengths[key] += pixels(motions[None], K, depth).item()
     assert lengths["found"] == pytest.approx(lengths["true"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_sharp_photos_in_place_lose_nothing(tmp_path):
+    """Paths and poses that are free drift, and test views no longer fit."""
+    blurred_scenes.make(tmp_path / "data", count=16)
+    plain, _ = trained(tmp_path / "data", tmp_path / "plain")
+    for name, flags in (("motion", ["--blur", "motion"]), ("poses", ["--poses"])):
+        score, _ = trained(tmp_path / "data", tmp_path / name, *flags)
+        assert score > plain - 0.25, (name, score, plain)
 
 
 @pytest.mark.slow
