@@ -2,7 +2,9 @@
 
 Affine color transforms [3, 4] that depend on the place in the picture and on how bright the render is there:
 a grid of 16 x 16 places and 8 levels of gray, read with linear interpolation. It explains what a camera's
-processing does locally; it can also explain shading that belongs to the scene, so it is kept smooth.
+processing does locally; it can also explain shading that belongs to the scene, so it is kept smooth. What the
+whole photo has in common is learned apart and added, at a higher rate, and what all photos have in common
+belongs to the scene.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,6 +17,7 @@ from torch.nn import functional as F
 
 from arguments import ConfigError, Options
 from per_view.appearance import Appearance
+from per_view.per_photo import PerPhoto
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -23,7 +26,9 @@ from utils.files import DataError, atomic_write
 
 SHAPE = 12, 8, 16, 16  # of a grid: 3x4 transform, gray, y, x
 GRAY = 0.299, 0.587, 0.114
-SMOOTH = 10.0  # of the loss: how much neighbors in the grid differ
+OTHER = 0.2  # the rate of what mixes channels and of shifts, against that of gains
+SLOWER = 0.03  # the rate of grids, against that of the whole photo
+SMOOTH = 100.0  # of the loss: how much neighbors in the grid differ
 
 
 class Bilateral(Appearance):
@@ -32,6 +37,7 @@ class Bilateral(Appearance):
     def __init__(self, names: Sequence[str], device: torch.device):
         start = torch.eye(3, 4, device=device).view(12, 1, 1, 1).expand(len(names), *SHAPE)
         super().__init__(names, start)
+        self.whole = PerPhoto(names, start.new_zeros(len(names), 12, 1, 1, 1))
 
     @classmethod
     def attached(cls, options: Options, scene: Scene) -> "Bilateral":
@@ -41,6 +47,11 @@ class Bilateral(Appearance):
         bilateral = cls(scene.exposure_names, device)
         bilateral.options = options
         return bilateral
+
+    def of(self, camera: Camera) -> Tensor:
+        if (row := self.row(camera)) is None:
+            return (self.values + self._whole()).detach().median(0).values
+        return self.values[row] + self._whole()[row]
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         (rendered,) = pictures
@@ -52,10 +63,31 @@ class Bilateral(Appearance):
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor:
         return SMOOTH * roughness(self.of(camera))
 
+    def _whole(self) -> Tensor:
+        units = OTHER * torch.ones(3, 4) + (1 - OTHER) * torch.eye(3, 4)
+        return self.whole.values * units.to(self.values).view(12, 1, 1, 1)
+
+    def parameters(self) -> list[Tensor]:
+        return [self.values, self.whole.values]
+
+    def step(self) -> None:
+        self.whole.rate, self.rate = self.rate, SLOWER * self.rate
+        self.whole.step()
+        super().step()
+        with torch.no_grad():
+            self.whole.values -= self.whole.values.mean(0)
+
+    def state_dict(self) -> dict:
+        return super().state_dict() | {"whole": self.whole.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.whole.load_state_dict(state["whole"])
+
     # Files
 
     def save(self, folder: ModelFolder, iteration: int) -> None:
-        state = {"names": list(self.rows), "grids": self.values.detach().cpu()}
+        state = {"names": list(self.rows), "grids": (self.values + self._whole()).detach().cpu()}
         with atomic_write(folder.ply(iteration).with_name("appearance.pth")) as file:
             torch.save(state, file)
 

@@ -42,6 +42,7 @@ class Ppisp(Appearance):
         """start [V, 9]: e and eight latents; cameras: as in camera_of()."""
         super().__init__(names, start)
         self.lenses = PerPhoto(cameras, start.new_zeros(len(cameras), 3, 5))  # center (x, y), a1, a2, a3
+        self._taken_by: dict[str, int | None] = {}  # by the name of a view: row of its camera
 
     @classmethod
     def attached(cls, options: Options, scene: Scene) -> "Ppisp":
@@ -49,6 +50,8 @@ class Ppisp(Appearance):
         cameras = list(dict.fromkeys(camera_of(camera) for camera in scene.train_cameras))
         ppisp = cls(names, cameras, torch.zeros(len(names), 9, device=scene.background.device))
         ppisp.options = options
+        for camera in scene.train_cameras:  # as they are, not yet smaller
+            ppisp.lens(camera)
         return ppisp
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
@@ -59,7 +62,9 @@ class Ppisp(Appearance):
         return rendered._replace(image=balanced(image, homography(photo[1:])))
 
     def lens(self, camera: Camera) -> Tensor | None:
-        row = self.lenses.rows.get(camera_of(camera))
+        if camera.name not in self._taken_by:
+            self._taken_by[camera.name] = self.lenses.rows.get(camera_of(camera))
+        row = self._taken_by[camera.name]
         return None if row is None else self.lenses.values[row]
 
     # Training
@@ -114,7 +119,7 @@ class Ppisp(Appearance):
 
 
 def camera_of(camera: Camera) -> str:
-    """Photos with the same size and focal lengths are of one camera."""
+    """Photos with the same size and focal lengths are of one camera. It waits for the GPU."""
     fx, fy = camera.K[0, 0].item(), camera.K[1, 1].item()
     return f"{camera.width}x{camera.height}, focal lengths {fx:.6g} {fy:.6g}"
 
