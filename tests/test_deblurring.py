@@ -378,7 +378,8 @@ def test_blurred_and_sharp_views(tmp_path, monkeypatch):
     about = json.loads(blur.read_text())
     far = [[0.2, 0, 0, 0, 0, 0], [-0.2, 0, 0, 0, 0, 0]]
     blur.write_text(json.dumps(about | {"paths": dict.fromkeys(about["paths"], far)}))
-    for flags in ([], ["--views", "sharp"], ["--align_test_poses"], ["--refine_test_poses"]):
+    refined = ["--refine_test_poses", "--fit_test_colors"]
+    for flags in ([], ["--views", "sharp"], ["--align_test_poses"], refined[:1], refined):
         assert render.main(["-m", str(model), *flags, *cpu]) == 0
     photographed, sharp = (
         read_image(model / "train" / name / "renders" / "00003.png").float()
@@ -391,9 +392,13 @@ def test_blurred_and_sharp_views(tmp_path, monkeypatch):
     )
     found = json.loads((model / "results.json").read_text())
     assert found["ours_12_refined"]["PSNR"] > found["ours_12"]["PSNR"]
+    assert found["ours_12_refined_colors"]["PSNR"] > found["ours_12_refined"]["PSNR"]
     assert all(name in (model / "t.md").read_text() for name in ("ours_12_aligned", "ours_12_refined"))
     assert contact_sheet.main(["-m", str(model), "--blur"]) == 0
-    assert read_image(model / "blur_sheet.png").float().std() > 10
+    sheet = read_image(model / "blur_sheet.png")
+    assert sheet.float().std() > 10
+    drawn = (sheet == torch.tensor(contact_sheet.TRAIL)[:, None, None]).all(0).nonzero()
+    assert len(drawn) > 100 and drawn[:, 1].max() < sheet.shape[2] // 3, "paths, in the photos"
 
 
 def trained(data: Path, model: Path, *options: str) -> tuple[float, ModelFolder]:
