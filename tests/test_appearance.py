@@ -10,6 +10,7 @@ import metrics
 import render
 from arguments import Options, parse_train
 from per_view import Bilateral, Exposure, PerView, Ppisp, attached, saved
+from per_view.appearance import color_rate
 from per_view.bilateral import SHAPE, recolored, roughness
 from per_view.exposure import apply_exposure
 from per_view.ppisp import POINTS, balanced, camera_of, falloff, homography
@@ -174,6 +175,14 @@ def test_what_photos_share_is_the_scenes():
     found.whole.values.grad[2] = 1.0
     found.step()
     assert found.whole.values[2].max() < 0 and found.whole.values.mean(0).abs().max() < 1e-8
+
+
+def test_rates_ease_in_and_rest_after_opacity_resets():
+    options = parse_train(["-s", "data", "--iterations", "6000", "--appearance", "ppisp"])
+    rates = {step: color_rate(options, step, 1 / 60) for step in (1, 100, 3000, 3001, 3300, 3301, 6000)}
+    assert rates[1] < 0.1 * rates[100] and rates[100] == pytest.approx(0.05 * 0.01 ** (1 / 60))
+    assert [step for step, value in rates.items() if value == 0] == [3001, 3300]
+    assert rates[6000] == pytest.approx(0.0005)
 
 
 @pytest.mark.parametrize("kind", ("ppisp", "bilateral"))
