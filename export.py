@@ -38,7 +38,7 @@ class Export:
         self.options, self.device = options, pick_device(options.device)
         self.folder = ModelFolder(options.model_path) if options.model_path else None
         self.iteration = self.folder.saved(options.iteration) if self.folder else -1
-        self.source = self.folder.ply(self.iteration) if self.folder else Path(options.file)
+        self.source = self.folder.splats(self.iteration) if self.folder else Path(options.file)
 
     @cached_property
     def views(self) -> Views:

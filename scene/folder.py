@@ -40,6 +40,12 @@ class ModelFolder:
     def ply(self, iteration: int) -> Path:
         return self.path / "point_cloud" / f"iteration_{iteration}" / "point_cloud.ply"
 
+    def splats(self, iteration: int) -> Path:
+        """As ply(), for those who can use nothing else."""
+        if self.field(iteration).is_file():
+            raise DataError(f"{self}: is a NeRF or a voxel grid, it has no splats")
+        return self.ply(iteration)
+
     def field(self, iteration: int) -> Path:
         """Of a method that has no Gaussians: its model."""
         return self.ply(iteration).with_name("field.pth")

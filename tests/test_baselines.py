@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import export
 import metrics
 import render
 import train
@@ -261,7 +262,7 @@ def same(one, other) -> bool:
 
 
 @pytest.mark.parametrize("method", TINY)
-def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_path):
+def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     flags = [*SHORT, *TINY[method], "--method", method, "-s", str(scenes[method]), "--checkpoint_iterations"]
     assert train.main([*flags, "37", "60", "-m", str(whole)]) == 0
@@ -284,6 +285,8 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     assert scores["PSNR"] == pytest.approx(summary["scores"]["test"]["60"]["psnr"], abs=0.05)
     head, row = table.compare([whole])
     cells = dict(zip(head, row))
+    assert export.main(["-m", str(whole), "--to", str(tmp_path / "a.spz")]) == 1
+    assert "is a NeRF or a voxel grid, it has no splats" in capsys.readouterr().err
     assert cells["MB"] == (whole / model).stat().st_size / 1e6 and cells["Gaussians"] is None
 
 

@@ -242,11 +242,11 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
     """The page that draws splats, in this one; a click starts it."""
     try:
         iteration = facts.folder.saved()
-        path = facts.folder.ply(iteration)
+        path = facts.folder.splats(iteration)
         model = formats.read(path)
         view = folder_view(facts.folder, iteration)
     except (DataError, OSError) as error:  # a field has none
-        return f"<p class=soft>No splats: {_text(str(error))}</p>"
+        return f"<p class=soft>No splats to show: {_text(str(error))}</p>"
     bare = len(_as_script(splat_page(facts.name, view=view)))
     inside = embedded(model, path, "best", room - bare, lambda: _shown(facts.folder, model))
     if inside.lost:
