@@ -8,8 +8,9 @@ names, and beside them names.json: which photo each file shows. Where photos do 
 masks/, too. --outputs depth normals alpha adds folders of that name; depth/levels.json says which distance a
 level of those 16-bit pictures stands for. The options of the run are read from the model folder.
 
-With --refine_test_poses or --align_test_poses, test views go to ours_<iteration>_refined or _aligned, and
-train views of --views sharp to ours_<iteration>_sharp; metrics.py scores each of them under that name.
+With --refine_test_poses or --align_test_poses, test views go to ours_<iteration>_refined or _aligned, with
+--fit_test_colors to ours_<iteration>_colors (both: _refined_colors), and train views of --views sharp to
+ours_<iteration>_sharp; metrics.py scores each of them under that name.
 
 Pictures of another data set (-s) go to <model>/on_<data set>/{train,test}/..., those of a file (--ply) to
 <model>/<file>_on_<data set>/{train,test}/<file>, or to output/<file>_on_<data set>/... without -m. Such a
@@ -64,16 +65,17 @@ def render_sets(model: ModelParams, pipe: PipelineParams, options: RenderParams)
     if place.path != Path(model.model_path):
         _describe(place, model, pipe, options.ply, shown)
     scene = Scene(replace(model, model_path=str(place)), device, for_training=False, quiet=options.quiet)
-    test, poses = _test_cameras(shown, scene, options)
-    shown.sharp = options.views == "sharp"
-    for name, cameras, skip, how in [
+    test, how = _test_cameras(shown, scene, options)
+    shown.sharp, shown.fits_colors = options.views == "sharp", options.fit_test_colors
+    how += "_colors" * shown.fits_colors
+    for name, cameras, skip, fitted in [
         ("train", scene.train_cameras, options.skip_train, "_sharp" if shown.sharp else ""),
-        ("test", test, options.skip_test, poses),
+        ("test", test, options.skip_test, how),
     ]:
         if not cameras and not skip and not options.quiet:
             say(f"There are no {name} views" + (" (--eval holds some out)" if name == "test" else ""))
         if cameras and not skip:
-            _render_set(place.path / name / f"{title}{how}", name, cameras, shown, options)
+            _render_set(place.path / name / f"{title}{fitted}", name, cameras, shown, options)
     is_scored = scene.test_cameras and not options.skip_test
     if place.path != Path(model.model_path) and is_scored and not options.quiet:
         say(f"To score the test views: python metrics.py -m {shlex.quote(str(place))}")

@@ -272,6 +272,9 @@ class RenderParams:
     refine_test_poses: bool = arg(
         False, "fit the pose of each test view to its photo first, the scene as it is; say so with scores"
     )
+    fit_test_colors: bool = arg(
+        False, "fit the colors of each test view to its photo by an affine transform; say so with scores"
+    )
     skip_train: bool = arg(False, "leave out the train views")
     skip_test: bool = arg(False, "leave out the test views")
     outputs: list[str] = arg(["rgb"], "what to write of each view: rgb, depth, normals, alpha")
@@ -426,6 +429,10 @@ def parse_train(argv: list[str] | None = None) -> Options:
                 "the folder to write to with -m"
             )
         _check_schedules(opt, views)
+        if model.train_test_exp and views.appearance not in ("none", "exposure"):
+            raise ConfigError(
+                f"train_test_exp must go with --appearance exposure or none, got {views.appearance}"
+            )
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)

@@ -1,4 +1,4 @@
-"""Flags of what each photo adds to the picture: where it was taken from, and how it is blurred."""
+"""Flags of what each photo adds to the picture: where it was taken from, its blur and its colors."""
 
 from dataclasses import dataclass
 
@@ -7,11 +7,12 @@ from arguments.flag import arg
 BLURS = ("none", "motion", "defocus", "kernel")
 PATHS = ("linear", "spline")
 SPACES = ("srgb", "linear")
+APPEARANCES = ("none", "exposure", "ppisp", "bilateral")
 
 
 @dataclass
 class PhotoParams:
-    """Poses and blur of the photos (stored with the model)"""
+    """Poses, blur and colors of the photos (stored with the model)"""
 
     poses: bool = arg(False, "refine where the train photos were taken from")
     pose_lr_init: float = arg(
@@ -36,4 +37,10 @@ class PhotoParams:
     )
     blur_space: str = arg(
         "srgb", "numbers that are averaged: those of the photos, or of the light", choices=SPACES
+    )
+    appearance: str = arg(
+        "none",
+        "colors that each photo has of its own: an affine transform; a camera's exposure, vignetting and "
+        "white balance; a grid of transforms over the picture",
+        choices=APPEARANCES,
     )

@@ -229,6 +229,7 @@ def refuse(options: Options) -> None:
         "depths": options.model.depths,
         "poses": options.views.poses,
         "blur": options.views.blur != "none",
+        "appearance": options.views.appearance != "none",
     }
     for name, is_on in wanted.items():
         if is_on:

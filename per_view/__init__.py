@@ -11,18 +11,21 @@ from pathlib import Path
 import torch
 
 from arguments import ModelParams, Options
+from per_view.bilateral import Bilateral
 from per_view.defocus import Defocus
 from per_view.exposure import Exposure
 from per_view.kernel import Kernel
 from per_view.module import PerView
 from per_view.motion import Motion
 from per_view.poses import Poses
+from per_view.ppisp import Ppisp
 from per_view.shown import Pair, Shown
 from scene import Scene
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json
 
 __all__ = [
+    "Bilateral",
     "Defocus",
     "Exposure",
     "Kernel",
@@ -30,19 +33,23 @@ __all__ = [
     "Pair",
     "PerView",
     "Poses",
+    "Ppisp",
     "Shown",
     "attached",
     "saved",
 ]
 BLURS = {"motion": Motion, "defocus": Defocus, "kernel": Kernel}
+APPEARANCES = {"ppisp": Ppisp, "bilateral": Bilateral}
 
 
 def attached(options: Options, scene: Scene) -> list[PerView]:
     """The modules of a run with these options, from the photo inwards."""
     views, device = scene.exposure_names, scene.background.device  # names of the train photos
     modules: list[PerView] = []
-    if options.model.train_test_exp:
-        modules.append(Exposure(views, device, options.opt))
+    if options.model.train_test_exp or options.views.appearance == "exposure":
+        modules.append(Exposure(views, device, options.opt, median=not options.model.train_test_exp))
+    if options.views.appearance in APPEARANCES:
+        modules.append(APPEARANCES[options.views.appearance].attached(options, scene))
     if options.views.poses:
         modules.append(Poses.attached(options, scene))
     if options.views.blur in BLURS:
@@ -52,14 +59,32 @@ def attached(options: Options, scene: Scene) -> list[PerView]:
 
 def saved(model: ModelParams, ply: Path, folder: ModelFolder | None, device: torch.device) -> list[PerView]:
     """The modules that rendered views need, as they were saved with the model in this file."""
-    exposures = [Exposure.load(ply, folder, device)] if model.train_test_exp else []
     poses, blur, kernels = (ply.with_name(name) for name in ("poses.json", "blur.json", "blur.pth"))
-    found: list[PerView] = [Poses.read(poses, device)] if poses.is_file() else []
+    found = _saved_colors(model, ply, folder, device)
+    found += [Poses.read(poses, device)] if poses.is_file() else []
     if blur.is_file():
         found.append(_kind(blur).read(blur, device))
     if kernels.is_file():
         found.append(Kernel.read(kernels, device))
-    return [*exposures, *found]
+    return found
+
+
+def _saved_colors(
+    model: ModelParams, ply: Path, folder: ModelFolder | None, device: torch.device
+) -> list[PerView]:
+    about, grids = ply.with_name("appearance.json"), ply.with_name("appearance.pth")
+    if model.train_test_exp:
+        return [Exposure.load(ply, folder, device)]
+    if grids.is_file():
+        return [Bilateral.read(grids, device)]
+    if not about.is_file():
+        return []
+    kind = read_json(about).get("appearance")
+    if kind not in ("exposure", "ppisp"):
+        raise DataError(f"{about}: appearance must be exposure or ppisp, got {str(kind)[:50]!r}")
+    if kind == "ppisp":
+        return [Ppisp.read(about, device)]
+    return [Exposure.load(ply, folder, device, median=True)]
 
 
 def _kind(path: Path) -> type[Motion] | type[Defocus]:

@@ -1,7 +1,8 @@
-"""Exposure: an affine color transform for each photo, as the published code has it (--train_test_exp).
+"""Exposure: an affine color transform for each photo, as the published code has it.
 
-Colors go through A[:, :3] and get A[:, 3] added, A [3, 4] starting at the identity. Test views train on their
-left half, so that they have an exposure to be scored with on their right one.
+Colors go through A[:, :3] and get A[:, 3] added, A [3, 4] starting at the identity. With --train_test_exp,
+test views train on their left half, so that they have an exposure to be scored with on their right one. With
+--appearance exposure, views other than the train photos are shown with the median of all exposures.
 """
 
 from pathlib import Path
@@ -23,11 +24,17 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 class Exposure(PerView):
     name = "exposure"
 
-    def __init__(self, names: list[str], device: torch.device, opt: OptimizationParams | None = None):
+    def __init__(
+        self,
+        names: list[str],
+        device: torch.device,
+        opt: OptimizationParams | None = None,
+        median: bool = False,
+    ):
         names = list(dict.fromkeys(names))  # train and test images of Blender scenes share names
         self.rows = {name: row for row, name in enumerate(names)}  # image name -> row
         self.values = nn.Parameter(torch.eye(3, 4, device=device).repeat(len(names), 1, 1))  # [V, 3, 4]
-        self._opt = opt or OptimizationParams()
+        self._opt, self.median = opt or OptimizationParams(), median
         self.optimizer = FusedAdam([self.values], lr=self._opt.exposure_lr_init)
 
     def of(self, name: str) -> Tensor:
@@ -41,7 +48,9 @@ class Exposure(PerView):
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         (rendered,) = pictures
-        return rendered._replace(image=apply_exposure(rendered.image, self.of(camera.name)))
+        others = self.median and (camera.is_test or camera.name not in self.rows)
+        exposure = self.values.detach().median(0).values if others else self.of(camera.name)
+        return rendered._replace(image=apply_exposure(rendered.image, exposure))
 
     # Training
 
@@ -83,7 +92,7 @@ class Exposure(PerView):
             if tensor.shape != (len(names), 3, 4) or tensor.dtype != torch.float32:
                 raise ValueError(f"exposures must be [{len(names)}, 3, 4] floats, got {list(tensor.shape)}")
         device = self.values.device
-        self.__init__(names, device, self._opt)
+        self.__init__(names, device, self._opt, self.median)
         with torch.no_grad():
             self.values.copy_(values)
         if moments:
@@ -99,21 +108,26 @@ class Exposure(PerView):
         self._write(folder.exposures)
         if (self.values != torch.eye(3, 4, device=self.values.device)).any():
             self._write(beside(folder.ply(iteration)))
+        if self.median:
+            path = folder.ply(iteration).with_name("appearance.json")
+            write_json(path, {"appearance": "exposure"}, indent=1)
 
     def _write(self, path: Path) -> None:
         values = self.values.detach().cpu().tolist()
         write_json(path, {name: values[row] for name, row in self.rows.items()}, indent=2)
 
     @classmethod
-    def load(cls, ply: Path, folder: ModelFolder | None, device: torch.device) -> "Exposure":
+    def load(
+        cls, ply: Path, folder: ModelFolder | None, device: torch.device, median: bool = False
+    ) -> "Exposure":
         """As saved beside this model, else those of its folder: the original has only the latter."""
         for path in (beside(ply), *([folder.exposures] if folder else [])):
             if path.is_file():
-                return cls.read(path, device)
+                return cls.read(path, device, median)
         return cls([], device)
 
     @classmethod
-    def read(cls, path: Path, device: torch.device) -> "Exposure":
+    def read(cls, path: Path, device: torch.device, median: bool = False) -> "Exposure":
         data = read_json(path)
         try:
             values = torch.tensor(list(data.values()), dtype=torch.float32).reshape(len(data), 3, 4)
@@ -121,7 +135,7 @@ class Exposure(PerView):
             raise DataError(f"{path}: must hold a 3x4 list of numbers for each image name") from None
         if not values.isfinite().all():
             raise DataError(f"{path}: must hold finite numbers")
-        exposure = cls(list(data), device)
+        exposure = cls(list(data), device, median=median)
         with torch.no_grad():
             exposure.values.copy_(values)
         return exposure

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from per_view.module import PerView
 from scene.cameras import Camera
+from utils.image import to_float, with_colors_of
 
 
 class Representation(Protocol):
@@ -31,6 +32,7 @@ class Shown:
     def __init__(self, scene: Representation, modules: Sequence[PerView] = (), right_half: bool = False):
         self.scene, self.modules = scene, list(modules)
         self.right_half = right_half  # views are judged there: the left half of test views was trained on
+        self.fits_colors = False  # test views are, before they are judged
         self.sharp = False  # views are shown without what blurred their photos
 
     def __len__(self) -> int:
@@ -64,4 +66,6 @@ class Shown:
             half = image.shape[-1] // 2
             image, truth = image[..., half:], truth[..., half:]
             mask = None if mask is None else mask[:, half:]
+        if self.fits_colors and camera.is_test:
+            image = with_colors_of(to_float(truth), image, mask)
         return Pair(image, truth, mask)

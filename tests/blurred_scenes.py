@@ -45,9 +45,12 @@ def picture(world_to_camera: torch.Tensor, K: torch.Tensor) -> np.ndarray:
     return out.image.permute(1, 2, 0).clamp(0, 1).numpy()
 
 
-def make(folder: Path, motions_of=None, misplaced: float = 0.0, count: int = 32) -> Truth:
+def make(
+    folder: Path, motions_of=None, misplaced: float = 0.0, count: int = 32, exposures: float = 0.0
+) -> Truth:
     """motions_of(random): motions [n, 4, 4] for a train photo. `misplaced`: by how much the poses that the
-    data set has are wrong, per axis, in radians and in units of the world."""
+    data set has are wrong, per axis, in radians and in units of the world. `exposures`: how much brighter
+    photos are, and their channels, as a factor."""
     random = torch.Generator().manual_seed(1)
     K = torch.tensor([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]]).double()
     truth, views = Truth({}, {}), []
@@ -64,6 +67,9 @@ def make(folder: Path, motions_of=None, misplaced: float = 0.0, count: int = 32)
         camera = Camera(name, WIDTH, HEIGHT, K.numpy(), given.numpy())
         truth.motions[name] = motions
         truth.cameras[name] = Camera(name, WIDTH, HEIGHT, K.numpy(), pose.numpy())
+        if exposures:
+            gains = exposures * (2 * torch.rand(4, generator=random) - 1) * torch.tensor([1, 0.3, 0.3, 0.3])
+            image = np.clip(image * (gains[0] + gains[1:]).exp().numpy(), 0, 1)
         image = np.uint8(image * 255 + 0.5)
         blank = np.zeros((HEIGHT, WIDTH))
         views.append(View(camera, image, blank.astype(np.float32), blank == 0, np.eye(3, 4), is_test, {}))

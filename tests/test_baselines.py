@@ -304,7 +304,7 @@ def test_pictures_get_better(method, scenes, tmp_path):
     assert last > first + 5, f"PSNR went from {first:.2f} to {last:.2f} dB"
 
 
-@pytest.mark.parametrize("flag", ("--train_test_exp", "--poses", "--blur motion"))
+@pytest.mark.parametrize("flag", ("--train_test_exp", "--poses", "--blur motion", "--appearance ppisp"))
 def test_what_only_gaussians_know_is_refused(flag, scenes, tmp_path, capsys):
     flags = [
         "--method",

@@ -30,11 +30,11 @@ INPUTS = re.compile(r"config\.json|cfg_args|split\.json|cameras\.json|input\.ply
 RESULTS = re.compile(
     rf"chkpnt{N}\.pth|summary\.json|train\.log|events\.out\.tfevents\.[0-9]{{10}}\..+|"
     rf"exposure\.json|point_cloud/iteration_{N}/"
-    r"(point_cloud\.ply|field\.pth|blur\.pth|(exposure|poses|blur|cameras)\.json)"
+    r"(point_cloud\.ply|field\.pth|(blur|appearance)\.pth|(exposure|appearance|poses|blur|cameras)\.json)"
 )
 # What render.py, metrics.py and tools.contact_sheet made of them, and would tell of a model that is gone.
 VIEWS = re.compile(
-    rf"(on_[^/]+/)?((train|test)/ours_{N}(_sharp|_aligned|_refined)?/"
+    rf"(on_[^/]+/)?((train|test)/ours_{N}(_sharp|_aligned|_refined)?(_colors)?/"
     r"(names\.json|(renders|gt|masks)/[0-9]{5,}\.png)|"
     r"results\.json|per_view\.json|(contact|blur)_sheet\.png)|on_[^/]+/config\.json"
 )

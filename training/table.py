@@ -136,8 +136,8 @@ def _rendered_file(model: Path, method: str, settings: dict[str, Cell]) -> Path:
 
 
 def _model_of(method: str) -> str:
-    """ours_7000 of ours_7000_refined, whose test poses are not those given."""
-    return method.removesuffix("_refined").removesuffix("_aligned")
+    """ours_7000 of ours_7000_refined_colors, whose test views were fitted."""
+    return method.removesuffix("_colors").removesuffix("_refined").removesuffix("_aligned")
 
 
 def _json(path: Path) -> dict[str, Any]:

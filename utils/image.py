@@ -46,6 +46,19 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
     return -10.0 * masked_mean((image - truth).square(), mask).mean().log10()
 
 
+def with_colors_of(truth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The picture after the affine color transform that fits it best to the truth, where that counts."""
+    image = image.clamp(0, 1)
+    ones = torch.ones_like(image[:1])
+    weights = (ones if mask is None else mask[None]).flatten()
+    colors = torch.cat([image, ones]).flatten(1).double()  # [4, H W]
+    weighted = colors * weights
+    products, targets = weighted @ colors.T, weighted @ truth.flatten(1).double().T
+    damped = products + 1e-6 * products.diagonal().mean() * torch.eye(4).to(products)  # of one color, too
+    transform = torch.linalg.solve(damped, targets)
+    return (transform.T @ colors).view_as(image).to(image.dtype)
+
+
 def psnr_of_one_color(truth: Tensor, mask: Tensor | None = None) -> Tensor:
     """What a picture of a single color can reach, at most 30 dB."""
     mean = masked_mean(truth, mask)[:, None, None]
