@@ -2,10 +2,12 @@
 
 As BAD-Gaussians has it (Zhao et al. 2024). A path has two poses, straight between, or four that steer a cubic
 B-spline. A pose is (shift, rotation vector) from where the data set has the camera, in its own axes: position
-and rotation go along the path apart. The sharp view is that from the middle.
+and rotation go along the path apart. The sharp view is that from the middle. The data set's pose stays the
+mean of the path: left free, all paths drift a little, and with them the scene. --poses is for poses that are
+wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 from arguments import Options
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, Seen, rate, seen
-from per_view.poses import common, gauge, moved, numbers
+from per_view.poses import moved, numbers
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -23,10 +25,10 @@ from utils.files import DataError, read_json, write_json
 from utils.rigid import rigid, so3_exp, so3_log
 
 POSES = {"linear": 2, "spline": 4}  # of a path
-# A path's poses are these mixtures of its middle, its half length and how it bends: each is learned apart.
-MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 1, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 1, 1]]}
+# A path's poses are these mixtures of its mean, which stays, its half length and how it bends.
+MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 11, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 11, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
-SHORTEN = 0.2  # of a step: by so much a path shortens at each visit, as long as its photo does not mind
+PENALTY = 1e-3  # of the loss: for each pixel of a path, and less below one
 COUNT_EVERY = 100  # steps after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
@@ -39,12 +41,12 @@ class Motion(PerPhoto):
         self, names: Sequence[str], start: Tensor, units: Tensor, samples: int = 10, space: str = "srgb"
     ):
         """start [V, 2 or 4, 6]: as MODES has it, in units [V, 6] that move the picture by about a pixel."""
-        super().__init__(names, start)
+        super().__init__(names, start[:, 1:])
+        self.means = start[: len(self.rows), :1]
         self.modes = torch.tensor(MODES[start.shape[1]]).to(start)
         self.units, self.samples, self.space = units, samples, space
         self.counts = [samples] * len(self.rows)  # pictures of each photo's path
         self.active = True
-        self.gauge: Tensor | None = None
 
     @classmethod
     def attached(cls, options: Options, scene: Scene) -> "Motion":
@@ -56,15 +58,14 @@ class Motion(PerPhoto):
         start = start.to(known.K.device)
         motion = cls(names, start, known.units, views.blur_samples, views.blur_space)
         motion.options, motion.seen = options, known
-        motion.gauge = gauge(known.world_to_camera, known.units)
         return motion
 
     def poses(self, row: int) -> Tensor:
         """Of this photo's path, [2 or 4, 6]."""
-        return self.modes @ self.values[row] * self.units[row]
+        return self.modes @ torch.cat([self.means[row], self.values[row]]) * self.units[row]
 
     def all_poses(self) -> Tensor:
-        return self.modes @ self.values.detach() * self.units[:, None]
+        return self.modes @ torch.cat([self.means, self.values.detach()], 1) * self.units[:, None]
 
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
@@ -90,17 +91,14 @@ class Motion(PerPhoto):
             lengths = self.lengths()
             self.counts = [count_for(length, self.samples) for length in lengths.tolist()]
 
-    @torch.no_grad()
-    def step(self) -> None:
+    def loss_terms(self) -> list[Callable]:
+        return [self.restraint]
+
+    def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
         """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
-        before = self.steps.clone()
-        super().step()
-        if self.gauge is not None and self.rate > 0:
-            self.values[:, 0] -= common(self.values[:, 0], self.gauge)
-            trained = (self.steps > before)[:, None, None]
-            form = self.values[:, 1:]
-            length = form.norm(dim=(1, 2), keepdim=True).clamp_min(1e-12)
-            form *= torch.where(trained, (1 - SHORTEN * self.rate / length).clamp_min(0), 1.0)
+        if (row := self.row(camera)) is None or not self.active:
+            return 0.0
+        return PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
@@ -129,6 +127,8 @@ class Motion(PerPhoto):
         about = {"blur": "motion", "samples": self.samples, "space": self.space}
         about["paths"] = {name: paths[row] for name, row in self.rows.items()}
         about["pixels"] = {name: round(lengths[row], 3) for name, row in self.rows.items()}
+        depths = self.seen.inverse_depths.tolist()
+        about["inverse_depths"] = {name: depths[row] for name, row in self.rows.items()}
         write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
 
     @classmethod
@@ -143,6 +143,21 @@ class Motion(PerPhoto):
         poses = numbers(path, paths, shape).to(device)
         start = torch.linalg.solve(torch.tensor(MODES[shape[0]]).to(poses), poses)
         return cls(list(paths), start, torch.ones_like(start[:, 0]), max(samples, 2), space)
+
+
+def drawn(blur: Path, cameras: Path) -> dict[str, Tensor]:
+    """By photo: where nine points of it go, as parts of its size, [9, n, 2]; of blur.json and cameras.json.
+    Nothing of another blur than motion."""
+    about, found = read_json(blur), {}
+    lenses = {camera["img_name"]: camera for camera in read_json(cameras, list)}
+    for name, path in about.get("paths", {}).items():
+        lens = lenses[name]
+        size = torch.tensor([lens["width"], lens["height"]])
+        K = torch.tensor([[lens["fx"], 0, size[0] / 2], [0, lens["fy"], size[1] / 2], [0, 0, 1]])
+        motions = along(torch.tensor(path), torch.linspace(0, 1, 9))[None]
+        pixels = trails(motions, K[None], torch.tensor([about["inverse_depths"][name]]))
+        found[name] = pixels[0].permute(2, 0, 1) / size
+    return found
 
 
 def count_for(length: float, most: int) -> int:
@@ -177,6 +192,11 @@ def _spline(u: Tensor) -> tuple[Tensor, Tensor]:
 def pixels(motions: Tensor, K: Tensor, inverse_depths: Tensor) -> Tensor:
     """How far points move in the picture along motions [V, n, 4, 4] of cameras K [V, 3, 3], on average over
     the picture, where they are at these depths [V]: [V]."""
+    return trails(motions, K, inverse_depths).diff(dim=1).norm(dim=2).sum(1).mean(-1)
+
+
+def trails(motions: Tensor, K: Tensor, inverse_depths: Tensor) -> Tensor:
+    """Where nine points of the picture go, [V, n, 2, 9] pixels."""
     at = torch.tensor([0.2, 0.5, 0.8], device=K.device)
     size = 2 * K[:, :2, 2]  # near enough
     x, y = (part.flatten() for part in torch.meshgrid(at, at, indexing="xy"))
@@ -187,5 +207,4 @@ def pixels(motions: Tensor, K: Tensor, inverse_depths: Tensor) -> Tensor:
     # a point at depth z moves to R (z ray) + t: in the picture, as R ray + t / z
     there = motions[..., :3, :3] @ rays[:, None] + motions[..., :3, 3:] * inverse_depths[:, None, None, None]
     shown = K[:, None] @ there
-    steps = (shown[..., :2, :] / shown[..., 2:, :]).diff(dim=1)
-    return steps.norm(dim=2).sum(1).mean(-1)
+    return shown[..., :2, :] / shown[..., 2:, :]

@@ -5,11 +5,12 @@ what moves the picture by about a pixel, so that one rate suits all. What all ca
 similarity of the world, changes no picture: it is taken out after each step, so that test views fit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diff_gaussian_rasterization import Rendered
 from torch import Tensor
 
 from arguments import Options
@@ -19,6 +20,8 @@ from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
 from utils.rigid import cross_matrices, se3_exp
+
+PULL, NEAR = 5e-3, 0.1  # of the loss: how far a pose is from the given one; nearer, less
 
 
 class Poses(PerPhoto):
@@ -44,6 +47,15 @@ class Poses(PerPhoto):
 
     def sharp_camera(self, camera: Camera) -> Camera:
         return self.cameras(camera)[0]
+
+    def loss_terms(self) -> list[Callable]:
+        return [self.restraint]
+
+    def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
+        """Poses that bend the scene along with them change no train picture: without need they stay."""
+        if (row := self.row(camera)) is None:
+            return 0.0
+        return PULL * ((NEAR**2 + self.values[row].square().sum()).sqrt() - NEAR)
 
     def schedule(self, iteration: int) -> None:
         self.rate = pose_rate(self.options, iteration)

@@ -18,7 +18,7 @@ from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
 from per_view.kernel import SIDE, drift, mix
 from per_view.mean import mean
-from per_view.motion import SHORTEN, along, count_for, pixels
+from per_view.motion import along, count_for, pixels
 from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate
 from per_view.poses import common, gauge
 from scene import Scene
@@ -74,6 +74,7 @@ def module(kind: str, size: float):
         found.values = torch.nn.Parameter(size * torch.randn(1, 2).double())
     else:
         start = size * torch.randn(1, 4 if kind == "spline" else 2, 6).double() / 3
+        start[:, :1] = 0
         found = Motion(["a"], start, torch.ones(1, 6).double(), 5, "linear" if kind == "spline" else "srgb")
     return found
 
@@ -255,19 +256,29 @@ def test_poses_rest_at_first_and_after_opacity_resets():
 
 
 def test_paths_shorten_where_photos_do_not_mind():
-    """By a part of each step, down to nothing; their middle stays."""
-    motion = Motion(["a", "b"], torch.full((2, 2, 6), 0.01), torch.ones(2, 6))
-    motion.gauge = torch.zeros(12, 7)
-    motion.rate = 0.5
-    for _ in range(3):
-        motion.values.grad = torch.zeros(2, 2, 6)
-        motion.values.grad[0, 0] = 1e-9
-        before = motion.values.detach().clone()
+    """A path that brings nothing goes; its mean stays, and other photos rest."""
+    motion = Motion(["a", "b"], torch.full((2, 4, 6), 0.02), torch.ones(2, 6))
+    motion.rate = 0.005
+    before = motion.all_poses()
+    for _ in range(40):
+        motion.restraint(None, camera(), None, 1).backward()
         motion.step()
-        gone = (before - motion.values.detach())[:, 1].norm(dim=1)
-        assert gone[0] == pytest.approx(min(SHORTEN * 0.5, before[0, 1].norm().item()), abs=1e-6)
-        assert gone[1] == 0
-    assert motion.values[0, 1].norm() == 0 and motion.values[1, 1].norm() > 0
+    after = motion.all_poses()
+    assert motion.values[0].norm() < 0.02 and torch.equal(before[1], after[1])
+    times = torch.linspace(0, 1, 1001)
+    mean = along(after[0], times)[:, :3, 3].mean(0)  # of where the camera is, nearly
+    torch.testing.assert_close(mean, along(before[0], times)[:, :3, 3].mean(0), atol=2e-3, rtol=0)
+
+
+def test_poses_stay_where_photos_do_not_mind():
+    poses = Poses(["a", "b"], torch.ones(2, 6))
+    torch.nn.init.constant_(poses.values, 0.3)
+    poses.rate = 0.02
+    for _ in range(40):
+        poses.restraint(None, camera(), None, 1).backward()
+        poses.step()
+    assert poses.values[0].norm() < 0.05 and poses.values[1].eq(0.3).all()
+    assert poses.restraint(None, camera("z"), None, 1) == 0
 
 
 def test_files(tmp_path):
@@ -319,7 +330,15 @@ def test_a_picture_of_many_renders_is_one_visit(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", (["--poses", "--blur", "defocus"], ["--blur", "motion"], ["--blur", "kernel"])
+    "options",
+    (
+        ["--poses", "--blur", "defocus"],
+        ["--blur", "motion"],
+        ["--blur", "kernel"],
+        ["--appearance", "exposure"],
+        ["--appearance", "ppisp", "--blur", "motion"],
+        ["--appearance", "bilateral"],
+    ),
 )
 def test_resuming_changes_nothing(options, tmp_path):
     data = tiny_scenes.colmap_scene(tmp_path / "data")
@@ -335,7 +354,13 @@ def test_resuming_changes_nothing(options, tmp_path):
         (resumed.path / path.relative_to(whole.path)).unlink(missing_ok=True) if path.is_file() else None
     assert train.main(["-m", str(resumed), "--resume", "--quiet"]) == 0
     files = sorted(path.name for path in whole.ply(24).parent.iterdir())
-    assert "point_cloud.ply" in files and {"poses.json", "blur.json", "blur.pth"} & set(files)
+    assert "point_cloud.ply" in files and {
+        "poses.json",
+        "blur.json",
+        "blur.pth",
+        "appearance.json",
+        "appearance.pth",
+    } & set(files)
     for name in files:
         assert (resumed.ply(24).with_name(name)).read_bytes() == whole.ply(24).with_name(name).read_bytes()
 
@@ -353,7 +378,8 @@ def test_blurred_and_sharp_views(tmp_path, monkeypatch):
     about = json.loads(blur.read_text())
     far = [[0.2, 0, 0, 0, 0, 0], [-0.2, 0, 0, 0, 0, 0]]
     blur.write_text(json.dumps(about | {"paths": dict.fromkeys(about["paths"], far)}))
-    for flags in ([], ["--views", "sharp"], ["--align_test_poses"], ["--refine_test_poses"]):
+    refined = ["--refine_test_poses", "--fit_test_colors"]
+    for flags in ([], ["--views", "sharp"], ["--align_test_poses"], refined[:1], refined):
         assert render.main(["-m", str(model), *flags, *cpu]) == 0
     photographed, sharp = (
         read_image(model / "train" / name / "renders" / "00003.png").float()
@@ -366,9 +392,13 @@ def test_blurred_and_sharp_views(tmp_path, monkeypatch):
     )
     found = json.loads((model / "results.json").read_text())
     assert found["ours_12_refined"]["PSNR"] > found["ours_12"]["PSNR"]
+    assert found["ours_12_refined_colors"]["PSNR"] > found["ours_12_refined"]["PSNR"]
     assert all(name in (model / "t.md").read_text() for name in ("ours_12_aligned", "ours_12_refined"))
     assert contact_sheet.main(["-m", str(model), "--blur"]) == 0
-    assert read_image(model / "blur_sheet.png").float().std() > 10
+    sheet = read_image(model / "blur_sheet.png")
+    assert sheet.float().std() > 10
+    drawn = (sheet == torch.tensor(contact_sheet.TRAIL)[:, None, None]).all(0).nonzero()
+    assert len(drawn) > 100 and drawn[:, 1].max() < sheet.shape[2] // 3, "paths, in the photos"
 
 
 def trained(data: Path, model: Path, *options: str) -> tuple[float, ModelFolder]:
@@ -411,6 +441,16 @@ def test_sharpness_comes_back(tmp_path):
         for key, motions in (("found", found), ("true", truth.motions[view])):
             lengths[key] += pixels(motions[None], K, depth).item()
     assert lengths["found"] == pytest.approx(lengths["true"], rel=0.1)
+
+
+@pytest.mark.slow
+def test_sharp_photos_in_place_lose_nothing(tmp_path):
+    """Paths and poses that are free drift, and test views no longer fit."""
+    blurred_scenes.make(tmp_path / "data", count=16)
+    plain, _ = trained(tmp_path / "data", tmp_path / "plain")
+    for name, flags in (("motion", ["--blur", "motion"]), ("poses", ["--poses"])):
+        score, _ = trained(tmp_path / "data", tmp_path / name, *flags)
+        assert score > plain - 0.25, (name, score, plain)
 
 
 @pytest.mark.slow

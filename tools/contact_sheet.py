@@ -5,7 +5,8 @@
 
 The error is the absolute difference, averaged over the channels, on a scale from dark (equal) to bright
 (0.25 or more). With --blur it shows train views, rendered both ways (render.py, and render.py --views sharp):
-photo | render with the blur that was learned | sharp render.
+photo | render with the blur that was learned | sharp render. Lines in the photo say where nine points of it
+went while it was exposed, as far as --blur motion has found out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from arguments import number
 from arguments.flag import MOST
+from per_view import motion
+from scene.folder import ModelFolder
 from utils import commands
 from utils.files import DataError, picture_path
 from utils.image import photo_names, read_image
@@ -29,7 +32,7 @@ FULL_SCALE = 0.25  # this error is drawn in the brightest color
 HEATS = np.array(
     [[10, 8, 22], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], float
 )  # dark to bright
-PAPER, INK = (248, 247, 244), (40, 40, 40)
+PAPER, INK, TRAIL = (248, 247, 244), (40, 40, 40), (255, 60, 160)
 GAP, HEAD, LABEL = 6, 34, 22  # pixels: between pictures, of the heading, of the line below each row
 NARROWEST = 230  # pixels that the line below a picture takes
 
@@ -90,12 +93,25 @@ def draw_blur(photographed: Path, count: int) -> Image.Image:
     top = HEAD
     for k, title in enumerate(("photo", "render, blurred alike", "sharp render")):
         pen.text((GAP + k * column, 7), title, INK, large)
+    lines = _paths(photographed)
     for name, pictures in rows:
         for k, picture in enumerate(pictures):
             sheet.paste(Image.fromarray(picture), (GAP + k * column, top))
+        h, w = pictures[0].shape[:2]
+        for line in lines.get(name, []):
+            pen.line([(GAP + x * w, top + y * h) for x, y in line], TRAIL, 2)
         top += pictures[0].shape[0] + LABEL
         pen.text((GAP, top - LABEL + 2), name, INK, small)
     return sheet
+
+
+def _paths(photographed: Path) -> dict[str, list]:
+    """By photo, with --blur motion: where nine points of it go, as parts of its size, [9][n][2]."""
+    model = ModelFolder(photographed.parents[1])
+    file = model.ply(_iteration(photographed.name)).with_name("blur.json")
+    if not file.is_file():
+        return {}
+    return {name: trails.tolist() for name, trails in motion.drawn(file, model.cameras).items()}
 
 
 class Row(NamedTuple):
