@@ -150,12 +150,15 @@ def drawn(blur: Path, cameras: Path) -> dict[str, Tensor]:
     Nothing of another blur than motion."""
     about, found = read_json(blur), {}
     lenses = {camera["img_name"]: camera for camera in read_json(cameras, list)}
+    depths = about.get("inverse_depths", {})
     for name, path in about.get("paths", {}).items():
+        if name not in lenses or name not in depths:
+            continue
         lens = lenses[name]
         size = torch.tensor([lens["width"], lens["height"]])
         K = torch.tensor([[lens["fx"], 0, size[0] / 2], [0, lens["fy"], size[1] / 2], [0, 0, 1]])
         motions = along(torch.tensor(path), torch.linspace(0, 1, 9))[None]
-        pixels = trails(motions, K[None], torch.tensor([about["inverse_depths"][name]]))
+        pixels = trails(motions, K[None], torch.tensor([depths[name]]))
         found[name] = pixels[0].permute(2, 0, 1) / size
     return found
 
