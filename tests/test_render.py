@@ -143,7 +143,8 @@ def test_an_edited_model_keeps_the_models_options(here, capsys):
     assert pictures(here / "model" / "test") == before
     assert len(list(Path("model/edited_on_one/test/edited/renders").iterdir())) == 2, "--llffhold 4 of 8"
     assert metrics.main(["-m", "model", "model/edited_on_one", "--lpips", "none", *CPU]) == 0
-    *_, first, second = capsys.readouterr().out.splitlines()
+    *_, first, second, following = capsys.readouterr().out.splitlines()
+    assert following.startswith("Next: ")
     assert "| edited.ply |" in second.replace("  ", "") and "edited.ply" not in first
     assert f"| {tiny_scenes.BLOBS} " in second
 

@@ -11,7 +11,7 @@ from arguments import PipelineParams
 from scene import edit
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
-from strategies.scores import shares
+from strategies.scores import scores
 from viewer.cameras import Views
 from viewer.pictures import resized
 
@@ -36,8 +36,7 @@ LEVELS = {
 def parts(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams) -> Iterator[Tensor]:
     """Of each view: how many pixels' worth of it each splat is, [N]."""
     for camera in cameras:
-        everywhere = torch.ones(1, camera.height, camera.width, device=gaussians.device)
-        yield shares(gaussians, camera, pipe, everywhere)[:, 0]
+        yield scores(gaussians, camera, pipe).weight_sum
 
 
 @torch.no_grad()
