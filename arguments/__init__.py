@@ -206,6 +206,11 @@ class OptimizationParams:
     update_every: list[int] = arg(
         [1], "views that make one step: up to densify_until_iter, in half of the rest, then", minimum=1
     )
+    views_per_step: int = arg(
+        1,
+        "views that make one step, at rates times the root of their number; intervals count views",
+        minimum=1,
+    )
     rates_final: float = arg(
         1.0,
         "what is left at the end of all rates but the positions', down from half of the run",
@@ -798,8 +803,9 @@ def _check_schedules(opt: OptimizationParams, views: PhotoParams) -> None:
             )
     if not 1 <= len(opt.update_every) <= 3:
         raise ConfigError(f"update_every must be 1 to 3 numbers, got {len(opt.update_every)}")
-    if opt.optimizer_type != "default" and max(opt.update_every) > 1:
-        raise ConfigError(f"update_every must be 1 with --optimizer_type {opt.optimizer_type}")
+    for name, most in {"update_every": max(opt.update_every), "views_per_step": opt.views_per_step}.items():
+        if opt.optimizer_type != "default" and most > 1:
+            raise ConfigError(f"{name} must be 1 with --optimizer_type {opt.optimizer_type}, got {most}")
 
 
 def _parser(description: str, groups: tuple) -> argparse.ArgumentParser:

@@ -18,12 +18,13 @@ from scene.points import PointCloud
 from utils.files import DataError
 from utils.geometry import covariances
 from utils.memory import in_short, out_of_memory
-from utils.schedules import log_linear, sh_degree_at
+from utils.schedules import for_views, log_linear, sh_degree_at
 from utils.sh import rgb_to_sh
 
 INITIAL_OPACITY = 0.1
 RESET_OPACITY = 0.01
 FAINTEST = 1e-12  # opacity whose logit is kept
+ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PROBES = 32  # rows on which the activations are tried
@@ -63,6 +64,7 @@ class GaussianModel:
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
         self.extent = extent  # radius of the scene, to which position learning rates are relative
+        self.rates_for = 1.0  # views of a step, by which the learning rates of this time are larger
         self._own_rates: dict[str, float] = {}  # attributes of one's own -> learning rate
         self._standard: bool | None = None  # see standard_activations()
 
@@ -207,17 +209,17 @@ class GaussianModel:
         adam = SparseGaussianAdam if self.sparse else FusedAdam
         self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
 
-    def schedule(self, iteration: int) -> None:
-        """Learning rates and SH degree of this step (counted from 1)."""
-        opt = self._opt
+    def schedule(self, iteration: int, views: float = 1.0) -> None:
+        """Learning rates and SH degree of this step (counted from 1), which is of so many views."""
+        opt, self.rates_for = self._opt, views
+        late = max(iteration - opt.iterations // 2, 0)
+        part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
         for group in self.optimizer.param_groups:
+            rate = part * self._rates[group["name"]]
             if group["name"] == "means":
                 start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
-                group["lr"] = log_linear(iteration, start, end, opt.position_lr_max_steps)
-            elif opt.rates_final < 1:
-                late = max(iteration - opt.iterations // 2, 0)
-                part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
-                group["lr"] = part * self._rates[group["name"]]
+                rate = log_linear(iteration, start, end, opt.position_lr_max_steps)
+            group |= for_views(views, rate, ADAM_BETAS, ADAM_EPS)
         degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
         if degree != self.active_sh_degree:
             self.active_sh_degree, self._standard = degree, None

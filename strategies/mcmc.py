@@ -108,7 +108,8 @@ class MarkovChain(Strategy):
         rates = {group["name"]: group["lr"] for group in gaussians.optimizer.param_groups}
         if self.noise_lr == 0 or rates["means"] == 0:
             return
-        factor = self.noise_lr * rates["means"] * (USUAL_EXTENT / gaussians.extent) ** 2
+        rate = rates["means"] / math.sqrt(gaussians.rates_for)  # of one view, as noise comes for each
+        factor = self.noise_lr * rate * (USUAL_EXTENT / gaussians.extent) ** 2
         named = (gaussians.params[key] for key in ("means", "opacity_logits", "log_scales", "raw_quats"))
         for means, logits, log_scales, quats in zip(*(value.split(PIECE) for value in named)):
             normal = torch.randn(means.shape, generator=self.generator, device=means.device)

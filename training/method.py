@@ -26,6 +26,8 @@ class Method:
 
     shown: Shown
     unit = "Gaussians"  # what its length counts
+    views_per_step = 1
+    views = 1  # of the step that comes: the last ones of a run may be fewer
     last_view = ""  # name of the photo of the last step
 
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
@@ -39,7 +41,8 @@ class Method:
         """Once, before the first step of a run that does not go on from a file."""
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        """Learn from one view. Returns scalars on the device, "loss" being what was minimized."""
+        """Learn from `views` views, the last of them being the one of this number. Returns scalars on the
+        device, "loss" being what was minimized."""
         raise NotImplementedError
 
     def refine(self, iteration: int) -> None:
@@ -80,7 +83,11 @@ class Method:
 
 
 def trainer(scene: Scene, options: Options, say: Callable[[str], None]) -> Method:
-    return _module(options.model.method).Trainer(scene, options, say)
+    method, views = options.model.method, options.opt.views_per_step
+    made = _module(method).Trainer(scene, options, say)
+    if views != made.views_per_step:
+        raise ConfigError(f"views_per_step must be {made.views_per_step} with --method {method}, got {views}")
+    return made
 
 
 def load(model: ModelParams, pipe: PipelineParams, iteration: int, background: Tensor) -> tuple[Shown, int]:

@@ -30,6 +30,7 @@ from utils import commands
 from utils.files import DataError, open_own, write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, psnr_of_one_color, to_float, to_uint8
 from utils.memory import out_of_memory
+from utils.schedules import reaches
 from utils.terminal import plain, progress
 
 READ_EVERY = 10
@@ -254,11 +255,12 @@ class Report:
         Returns the first of the iterations read back now whose loss is not finite, and that loss.
         """
         self._deferred.put(iteration, {name: value.detach() for name, value in losses.items()})
+        views = iteration - self._now[0]
         self._now = iteration, count
         if not count and not self._empty:
             self._empty = True
             self.log(f"Warning: iteration {iteration}: no Gaussian is left. {LOOK}")
-        if iteration % READ_EVERY == 0 or iteration == self._last:
+        if reaches(READ_EVERY, iteration, views) or iteration == self._last:
             self._show(self._deferred.receive())
             self._deferred.send()
             if iteration == self._last or self._device.type == "cpu":

@@ -19,6 +19,7 @@ from training import checkpoint
 from training.checkpoint import Part
 from training.report import READ_EVERY
 from utils.files import DataError, open_own
+from utils.schedules import reaches
 from utils.terminal import say
 
 KEPT = 2  # checkpoints that nobody asked for by number
@@ -58,14 +59,15 @@ class Checkpoints:
         self._parts, self._device, self._data = parts, device, data
         self._last = time.monotonic()
 
-    def due(self, iteration: int) -> bool:
-        """By the clock only where no loss waits to be shown: curves then go on as if nothing had happened."""
-        if iteration in self._run.checkpoint_iterations:
+    def due(self, iteration: int, views: int = 1) -> bool:
+        """After a step of so many views. By the clock only where no loss waits to be shown: curves then go on
+        as if nothing had happened."""
+        if any(iteration - views < asked <= iteration for asked in self._run.checkpoint_iterations):
             return True
         if self._run.checkpoint_every > 0:
-            return iteration % self._run.checkpoint_every == 0
+            return reaches(self._run.checkpoint_every, iteration, views)
         late = time.monotonic() - self._last > SECONDS_BETWEEN
-        return self._run.checkpoint_every == 0 and late and iteration % READ_EVERY == 0
+        return self._run.checkpoint_every == 0 and late and reaches(READ_EVERY, iteration, views)
 
     def write(self, iteration: int) -> Path:
         path = self._folder.checkpoint(iteration)

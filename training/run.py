@@ -39,6 +39,7 @@ from training.report import (
 from utils import commands
 from utils.files import write_json
 from utils.memory import grow_in_place, out_of_memory
+from utils.schedules import reaches
 from utils.terminal import say
 
 
@@ -86,18 +87,20 @@ class Run:
     # The loop
 
     def iterations(self, trainer: Method) -> Iterator[int]:
-        """The numbers of the iterations that are left, from 1 if there is nothing to resume."""
+        """The numbers of the iterations that are left, from 1 if there is nothing to resume. An iteration is
+        a view; of a step of several, it is the last one's number."""
         done = self._begin(trainer)
         last, viewer = self.options.opt.iterations, self._start_viewer()
         signals = self._open.enter_context(commands.Patience())
-        for iteration in range(done + 1, last + 1):
+        while done < last:
             if viewer:
                 with suppress(commands.Stopped), signals.at_once():
-                    told = partial(self._stats, iteration - 1, trainer)
-                    viewer.serve(partial(self._view, trainer), stats=told)
+                    viewer.serve(partial(self._view, trainer), stats=partial(self._stats, done, trainer))
             if signals.asked:
-                self._stop_early(trainer, iteration - 1, signals.asked)
-            yield iteration
+                self._stop_early(trainer, done, signals.asked)
+            self._views = trainer.views = min(trainer.views_per_step, last - done)
+            done += trainer.views
+            yield done
         for note in trainer.closing_notes():
             self.say(note)
         self.summary = self._summarize(last, trainer)
@@ -173,24 +176,28 @@ class Run:
         if bad:
             view = dict(self._shown).get(bad[0], "?")
             trainer.check(f"iteration {bad[0]}, view {view}, loss {bad[1]}", known_bad=True)
-        elif iteration % CHECK_EVERY == 0:
+        elif reaches(CHECK_EVERY, iteration, self._views):
             trainer.check(f"iteration {iteration}")
 
     def evaluate_and_save(self, iteration: int, trainer: Method) -> None:
         """When it is time."""
         run, last = self.options.run, iteration == self.options.opt.iterations
-        if iteration in run.test_iterations or last:
+        if self._asked_for(run.test_iterations, iteration) or last:
             with self._watch.leave_out():
                 self._evaluate(iteration, trainer)
         self._saved = len(trainer)
-        if iteration in run.save_iterations or last:
+        if self._asked_for(run.save_iterations, iteration) or last:
             with self._watch.leave_out(), nullcontext() if last else self._report.spare_the_run():
                 trainer.check(f"iteration {iteration}")
                 self._model = trainer.save(self.folder, iteration)
 
+    def _asked_for(self, numbers: list[int], iteration: int) -> bool:
+        """Is one of these numbers that of a view of this step?"""
+        return any(iteration - self._views < number <= iteration for number in numbers)
+
     def checkpoint(self, iteration: int, trainer: Method) -> None:
         """When it is due."""
-        if self._checkpoints.due(iteration):
+        if self._checkpoints.due(iteration, self._views):
             with self._watch.leave_out(), self._report.spare_the_run():
                 trainer.check(f"iteration {iteration}")
                 self._report.flush()

@@ -33,6 +33,7 @@ from training.losses import depth, mean_opacity, mean_scale, photometric
 from training.memory import step_that_fits
 from training.method import Method
 from training.queue import ViewQueue
+from utils.schedules import reaches
 
 COMPARE_EVERY = 500  # iterations: does the native step still do what render() and the loss terms say?
 BLUR_EVERY = 100  # iterations
@@ -57,6 +58,7 @@ class Trainer(Method):
         self.losses = [photometric, *held, *([depth] if model.depths else []), *self.strategy.loss_terms()]
         self.losses += [term for module in self.modules for term in module.loss_terms()]
         self.queue = ViewQueue(len(scene.train_cameras), run.seed)
+        self.views_per_step = self.views = self.opt.views_per_step
         self.native: FusedIteration | None = None
         self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
         if can_fuse(self.gaussians, options) and self.losses == [photometric, *held] and not self.modules:
@@ -68,32 +70,60 @@ class Trainer(Method):
 
     def step(self, iteration: int) -> dict[str, Tensor]:
         """If memory runs out, the step is taken again, with fewer Gaussians."""
-        self.pipe.debug |= iteration - 1 == self.options.run.debug_from
-        self.gaussians.schedule(iteration)  # learning rates, SH degree
+        self.pipe.debug |= iteration - self.views <= self.options.run.debug_from < iteration
+        shared_by = self._shared_by(iteration)
+        self.gaussians.schedule(iteration, max(self.views / shared_by, 1))  # learning rates, SH degree
         for module in self.modules:
+            module.views = self.views
             module.schedule(iteration)
-        view, background = self.queue.next(), self._background()
-        learn = partial(self._learn, iteration, view, background)
+        moves = reaches(shared_by, iteration, self.views) or iteration == self.opt.iterations
+        views = [(number, self.queue.next(), self._background()) for number in self._numbers(iteration)]
+        learn = partial(self._learn, iteration, views, moves)
         return step_that_fits(learn, iteration, self.gaussians, self.strategy, self.say)
 
-    def _learn(self, iteration: int, view: int, background: Tensor) -> dict[str, Tensor]:
-        """Render, compare, backward and step; nothing has moved if it fails."""
-        camera = self._camera(view, iteration)
-        self.last_view = camera.name
-        moves = iteration % self._shared_by(iteration) == 0 or iteration == self.opt.iterations
-        self.scene.train_cameras[self.queue.peek()].prefetch()
+    def _numbers(self, iteration: int) -> range:
+        """Of the views of the step that ends with this one."""
+        return range(iteration - self.views + 1, iteration + 1)
+
+    def _learn(self, iteration: int, views: list[tuple[int, int, Tensor]], moves: bool) -> dict[str, Tensor]:
+        """Render, compare and backward for each view, and step; nothing has moved if it fails. Views: their
+        numbers, which ones they are, and their backgrounds."""
+        for module in self.modules:
+            module.forget_gradients()
         self._blur(iteration)
-        stats = self.strategy.stats(self.gaussians, iteration)
-        if native := self._truthful(iteration, camera, background):
-            loss, l1, *_ = native(view, camera, self.gaussians, background, stats, moves)
-            return {"loss": loss, "l1": l1}
+        cameras = [self._camera(view, iteration) for _, view, _ in views]
+        self.last_view = ", ".join(camera.name for camera in cameras)
+        upcoming = [*cameras[1:], self.scene.train_cameras[self.queue.peek()]]
+        losses = []
+        for (number, view, background), camera, after in zip(views, cameras, upcoming):
+            after.prefetch()
+            stats = self.strategy.stats(self.gaussians, number)
+            last = number == iteration
+            if native := self._truthful(iteration, camera, background):
+                loss, l1, *_ = native(view, camera, self.gaussians, background, stats, moves and last)
+                losses.append({"loss": loss, "l1": l1})
+            else:
+                visible = self._collect(iteration, camera, background, stats, losses)
+                if last:
+                    move(self.gaussians if moves else None, self.modules, visible, self.views)
+        return mean_of(losses)
+
+    def _collect(
+        self,
+        iteration: int,
+        camera: Camera,
+        background: Tensor,
+        stats: ScreenStats | None,
+        losses: list[dict[str, Tensor]],
+    ) -> Tensor:
+        """The gradients of one view more. Returns which Gaussians it shows [N]."""
         visits = stats.visits.clone() if stats and self.modules else None
         loss, visible = self.loss(iteration, camera, background, stats)
         self.gaussians.collect(loss)
         if stats and visits is not None:  # however many renders one picture was made of
             torch.minimum(stats.visits, visits + 1, out=stats.visits)
-        move(self.gaussians if moves else None, self.modules, visible)
-        return {"loss": loss} | self.parts_shown
+        losses.append({"loss": loss} | self.parts_shown)
+        return visible
 
     def loss(
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
@@ -110,7 +140,8 @@ class Trainer(Method):
         self.parts_shown |= parts
 
     def refine(self, iteration: int) -> None:
-        self.strategy.after_step(self.gaussians, iteration)
+        for number in self._numbers(iteration):
+            self.strategy.after_step(self.gaussians, number)
 
     def _shared_by(self, iteration: int) -> int:
         """How many views a step is made from at this time."""
@@ -125,7 +156,7 @@ class Trainer(Method):
         opt, cameras = self.opt, self.scene.train_cameras
         late = opt.densify_until_iter <= iteration <= opt.iterations - BLUR_EVERY
         if self.pipe.filter_3d and (
-            self.gaussians.smallest is None or (late and iteration % BLUR_EVERY == 0)
+            self.gaussians.smallest is None or (late and reaches(BLUR_EVERY, iteration, self.views))
         ):
             self.gaussians.smallest = smallest_scales(self.gaussians.means, cameras)
 
@@ -250,9 +281,19 @@ def within_budget(options: Options, scene: Scene) -> Options:
     return options._replace(opt=replace(opt, cap_max=count))
 
 
-def move(gaussians: GaussianModel | None, modules: list[PerView], visible: Tensor) -> None:
-    """Everything along its gradient; if memory is lacking, nothing."""
+def mean_of(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Of some views. A part that a view does not have counts as 0."""
+    if len(losses) == 1:
+        return losses[0]
+    names = dict.fromkeys(name for row in losses for name in row)
+    found = {name: torch.stack([row[name].detach() for row in losses if name in row]) for name in names}
+    return {name: values.sum() / len(losses) for name, values in found.items()}
+
+
+def move(gaussians: GaussianModel | None, modules: list[PerView], visible: Tensor, views: int = 1) -> None:
+    """Everything along its mean gradient over the views; if memory is lacking, nothing."""
     for module in modules:
+        module.average_gradients(views)
         module.prepare()
     if gaussians is not None:
         gaussians.step(visible)
