@@ -95,7 +95,10 @@ def fail(sentence: str) -> NoReturn:
 
 def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
-    glue = ["ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp"]
+    glue = [
+        "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
+        "ops_stages_cuda.cpp",
+    ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
             f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing in {CSRC}: this copy of "
@@ -290,7 +293,11 @@ class NinjaFile:
         by_isa = []
         for source in sorted(CSRC.rglob("*.cpp")) + sorted(CSRC.rglob("*.cu")):
             name = source.relative_to(CSRC).as_posix()
-            is_cuda = name.startswith("cuda/") or name.endswith(".cu") or name == "ops_cuda.cpp"
+            is_cuda = (
+                name.startswith("cuda/")
+                or name.endswith(".cu")
+                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp")
+            )
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
             extra = EXTRA_FLAGS.get(name, [])

@@ -1,6 +1,6 @@
 // The operators of TileSplat: their schemas, and the checks both backends make before they touch a pointer.
 //
-// Start here: this is the whole native interface. ops_cpu.cpp and ops_cuda.cpp implement these operators for their device
+// Start here: this is the whole native interface, but for the stages one by one, which are in ops_stages.cpp. ops_cpu.cpp and ops_cuda.cpp implement these operators for their device
 // (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the device of the tensors, and the autograd formulas are in
 // diff_gaussian_rasterization/api.py. Shapes are in ops.h; reference.py says in plain PyTorch what each one computes.
 #include "ops.h"
@@ -167,23 +167,36 @@ void check_tensor(const OptionalTensor& tensor, const char* name, at::IntArrayRe
     if (tensor) check_tensor(*tensor, name, shape, dtype, device);
 }
 
-void check_inputs(const RasterizeInputs& in, bool allow_double) {
-    const auto& [means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
-                 background, width, height, sh_degree] = in;
+void check_gaussians(const RasterizeInputs& in, bool allow_double) {
+    const Tensor &means = in.means, &opacities = in.opacities;
+    const OptionalTensor &quats = in.quats, &scales = in.scales, &cov3d = in.cov3d;
     check_points(means, "means", allow_double);
     const int64_t N = means.size(0);
     TILESPLAT_CHECK(quats.has_value() == scales.has_value() && quats.has_value() != cov3d.has_value(),
                     "exactly one of (quats and scales) and cov3d must be given, got quats ",
                     describe(quats.value_or(Tensor())), ", scales ", describe(scales.value_or(Tensor())), ", cov3d ",
                     describe(cov3d.value_or(Tensor())));
-    TILESPLAT_CHECK(sh_dc.has_value() != colors.has_value(),
-                    "exactly one of sh_dc and colors must be given, got sh_dc ", describe(sh_dc.value_or(Tensor())),
-                    ", colors ", describe(colors.value_or(Tensor())));
-    TILESPLAT_CHECK(!sh_rest || sh_dc, "sh_rest must come with sh_dc, got sh_dc None");
     CHECK_TENSOR(quats, means, N, 4);
     CHECK_TENSOR(scales, means, N, 3);
     CHECK_TENSOR(cov3d, means, N, 6);
     check_opacities(opacities, means);
+}
+
+void check_size(int64_t width, int64_t height) {
+    constexpr int64_t kMaxSize = 1 << 16;
+    TILESPLAT_CHECK(width >= 1 && width <= kMaxSize, "width must be 1 to ", kMaxSize, ", got ", width);
+    TILESPLAT_CHECK(height >= 1 && height <= kMaxSize, "height must be 1 to ", kMaxSize, ", got ", height);
+}
+
+void check_inputs(const RasterizeInputs& in, bool allow_double) {
+    check_gaussians(in, allow_double);
+    const auto& [means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
+                 background, width, height, sh_degree] = in;
+    const int64_t N = means.size(0);
+    TILESPLAT_CHECK(sh_dc.has_value() != colors.has_value(),
+                    "exactly one of sh_dc and colors must be given, got sh_dc ", describe(sh_dc.value_or(Tensor())),
+                    ", colors ", describe(colors.value_or(Tensor())));
+    TILESPLAT_CHECK(!sh_rest || sh_dc, "sh_rest must come with sh_dc, got sh_dc None");
     CHECK_TENSOR(sh_dc, means, N, 1, 3);
     CHECK_TENSOR(colors, means, N, 3);
     TILESPLAT_CHECK(sh_degree >= 0 && sh_degree <= 3, "sh_degree must be 0, 1, 2 or 3, got ", sh_degree);
@@ -197,9 +210,7 @@ void check_inputs(const RasterizeInputs& in, bool allow_double) {
     CHECK_TENSOR(K, means, 3, 3);
     CHECK_TENSOR(camera_center, means, 3);
     CHECK_TENSOR(background, means, 3);
-    constexpr int64_t kMaxSize = 1 << 16;
-    TILESPLAT_CHECK(width >= 1 && width <= kMaxSize, "width must be 1 to ", kMaxSize, ", got ", width);
-    TILESPLAT_CHECK(height >= 1 && height <= kMaxSize, "height must be 1 to ", kMaxSize, ", got ", height);
+    check_size(width, height);
 }
 
 void check_near(double near_depth) {
@@ -222,10 +233,9 @@ int64_t state_rows(const std::vector<Tensor>& state, size_t i) {
     return i < state.size() && state[i].defined() && state[i].dim() ? state[i].size(0) : 0;
 }
 
-void check_backward(const RasterizeInputs& in, const Tensor& radii, const Tensor& grad_image,
-                    const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
-                    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
-                    const OptionalTensor& abs_grad_norm_sum) {
+void check_backward(const BackwardCall& call) {
+    const auto& [in, scale_modifier, antialiasing, raw, radii, state, grad_image, grad_alpha, grad_inv_depth, wanted,
+                 grad_norm_sum, visits, abs_grad_norm_sum] = call;
     const Tensor& means = in.means;
     const int64_t N = in.count();
     CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);

@@ -10,6 +10,7 @@
 #include <array>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 namespace gs {
@@ -59,6 +60,12 @@ struct RasterizeInputs {
     int64_t rest() const { return sh_rest ? sh_rest->size(1) : 0; }
 };
 
+// The first five of them.
+void check_gaussians(const RasterizeInputs& in, bool allow_double);
+
+// Width and height of a picture.
+void check_size(int64_t width, int64_t height);
+
 // Everything above, checked against `means`, which must be float32 (or float64 where `allow_double`).
 void check_inputs(const RasterizeInputs& in, bool allow_double);
 
@@ -81,10 +88,8 @@ void check_state(const std::vector<Tensor>& state, const StateLayout& expected, 
 int64_t state_rows(const std::vector<Tensor>& state, size_t i);
 
 // Radii, cotangents and statistics of `rasterize_backward`.
-void check_backward(const RasterizeInputs& in, const Tensor& radii, const Tensor& grad_image,
-                    const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth,
-                    const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
-                    const OptionalTensor& abs_grad_norm_sum);
+struct BackwardCall;
+void check_backward(const BackwardCall& call);
 
 // a and b are [B, C, H, W]; at least 11 x 11 when `valid`.
 void check_ssim(const Tensor& a, const Tensor& b, bool valid, bool allow_double);
@@ -114,5 +119,77 @@ void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorLis
 
 // points [N, 3].
 void check_points(const Tensor& points, const char* name, bool allow_double);
+
+// ---- operators with long signatures --------------------------------------------------------------------------------
+//
+// What they are given, checked and in one piece: so each backend has `rasterize(const RasterizeCall&)`, registers
+// rasterize_op<rasterize, doubles>, and the dispatcher's signatures are written down once. Double only where `kDoubles`.
+
+struct RasterizeCall {
+    RasterizeInputs in;
+    double scale_modifier;
+    bool antialiasing, raw, keep;
+    double near_depth;
+};
+using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+template <auto Backend, bool kDoubles>
+Rasterized rasterize_op(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
+                        const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
+                        const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
+                        const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
+                        int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+                        bool keep, double near_depth) {
+    const RasterizeCall call = {{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
+                                 camera_center, background, width, height, sh_degree},
+                                scale_modifier,
+                                antialiasing,
+                                raw,
+                                keep,
+                                near_depth};
+    check_inputs(call.in, kDoubles);
+    check_near(near_depth);
+    return Backend(call);
+}
+
+struct BackwardCall {
+    RasterizeInputs in;
+    double scale_modifier;
+    bool antialiasing, raw;
+    const Tensor& radii;
+    const std::vector<Tensor>& state;  // the backend checks it
+    const Tensor& grad_image;
+    const OptionalTensor &grad_alpha, &grad_inv_depth;
+    GradsWanted wanted;
+    const OptionalTensor &grad_norm_sum, &visits, &abs_grad_norm_sum;
+};
+
+template <auto Backend, bool kDoubles>
+std::vector<Tensor> rasterize_backward_op(
+    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
+    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
+    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
+    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
+    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
+    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
+    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+    const BackwardCall call = {{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
+                                camera_center, background, width, height, sh_degree},
+                               scale_modifier,
+                               antialiasing,
+                               raw,
+                               radii,
+                               state,
+                               grad_image,
+                               grad_alpha,
+                               grad_inv_depth,
+                               wanted,
+                               grad_norm_sum,
+                               visits,
+                               abs_grad_norm_sum};
+    check_inputs(call.in, kDoubles);
+    check_backward(call);
+    return Backend(call);
+}
 
 }  // namespace gs

@@ -2,11 +2,10 @@
 //
 // Here tensors become pointers and memory is laid out; the work is in cpu/, whose stages.h is its table of contents. Results
 // and what the backward wants again live in blocks that return to a pool (cpu/memory.h) with their tensor.
-#include "ops.h"
+#include "ops_cpu.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mul.h>
 #include <torch/library.h>
@@ -16,8 +15,6 @@
 
 #include "common/constants.h"
 #include "cpu/clock.h"
-#include "cpu/memory.h"
-#include "cpu/stages.h"
 #include "cpu/threads.h"
 
 namespace gs::cpu {
@@ -51,54 +48,41 @@ void run_tasks(int64_t count, void (*body)(void*, int64_t), void* context) {
 }  // namespace gs::cpu
 
 namespace gs {
+
+// Whether every index in a state leads into the state: whoever kept it may have written to it.
+template <typename T>
+bool within_bounds(const cpu::Frame<T>& f, int64_t entries) {
+    const auto below = [](int64_t value, int64_t limit) { return uint64_t(value) < uint64_t(limit); };
+    bool tiles = f.tile_begin[0] == 0 && f.tile_begin[f.tiles()] == entries;
+    for (int64_t t = 0; t < f.tiles(); ++t)
+        tiles &= f.tile_begin[t] <= f.tile_begin[t + 1] && below(f.tile_order[t], f.tiles());
+    std::atomic<bool> all{tiles};
+    constexpr int64_t kTask = 1 << 14;
+    cpu::parallel((entries + kTask - 1) / kTask, [&](int64_t task) {
+        bool good = true;
+        for (int64_t i = task * kTask; i < std::min(entries, (task + 1) * kTask); ++i)
+            good &= below(f.entries[i].splat, f.count) & below(f.entries[i].slot, entries);
+        if (!good) all = false;
+    });
+    cpu::parallel(f.chunks(), [&](int64_t chunk) {
+        const int64_t first = chunk * cpu::kChunk, rows = std::min<int64_t>(cpu::kChunk, f.count - first);
+        const int32_t* visible = f.visible + first;
+        bool good = below(f.visible_count[chunk], rows + 1);
+        for (int32_t i = 0; good && i < f.visible_count[chunk]; ++i) {
+            good = below(visible[i] - first, rows);
+            if (good) good = f.slots[visible[i]].begin <= f.slots[visible[i]].end && f.slots[visible[i]].end <= entries;
+        }
+        if (!good) all = false;
+    });
+    return all;
+}
+
+template bool within_bounds(const cpu::Frame<float>&, int64_t);
+template bool within_bounds(const cpu::Frame<double>&, int64_t);
+
 namespace {
 
 using gs::cpu::Frame;
-
-// A tensor whose memory comes from the pool and goes back to it.
-Tensor pooled(at::IntArrayRef shape, at::ScalarType dtype) {
-    int64_t bytes = int64_t(c10::elementSize(dtype));
-    for (const int64_t n : shape) bytes *= n;
-    if (bytes == 0) return at::empty(shape, at::TensorOptions().dtype(dtype));
-    void* block = gs::cpu::acquire(size_t(bytes));
-    return at::from_blob(block, shape, [](void* p) { gs::cpu::release(p); }, at::TensorOptions().dtype(dtype));
-}
-
-template <typename T>
-T* data(const OptionalTensor& tensor) {
-    return tensor && tensor->defined() ? const_cast<T*>(tensor->template const_data_ptr<T>()) : nullptr;
-}
-
-template <typename T>
-gs::Gaussians<T> gaussians(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
-    gs::Gaussians<T> g;
-    g.count = in.count();
-    g.means = data<T>(in.means);
-    g.quats = data<T>(in.quats);
-    g.scales = data<T>(in.scales);
-    g.cov3d = data<T>(in.cov3d);
-    g.opacities = data<T>(in.opacities);
-    g.sh_dc = data<T>(in.sh_dc);
-    g.sh_rest = data<T>(in.sh_rest);
-    g.colors = data<T>(in.colors);
-    g.rest_count = int(in.rest());
-    g.sh_degree = int(in.sh_degree);
-    g.scale_modifier = T(scale_modifier);
-    g.antialiasing = antialiasing;
-    g.raw = raw;
-    return g;
-}
-
-template <typename T>
-gs::View<T> view(const RasterizeInputs& in, double near_depth = gs::kNearDepth) {
-    return {data<T>(in.world_to_camera),
-            data<T>(in.K),
-            data<T>(in.camera_center),
-            data<T>(in.background),
-            int(in.width),
-            int(in.height),
-            T(near_depth)};
-}
 
 // The order of the tensors in `state`.
 enum State {
@@ -160,34 +144,6 @@ std::vector<Tensor> new_state(const RasterizeInputs& in) {
     return state;
 }
 
-// Whether every index in a state leads into the state: whoever kept it may have written to it.
-template <typename T>
-bool within_bounds(const Frame<T>& f, int64_t entries) {
-    const auto below = [](int64_t value, int64_t limit) { return uint64_t(value) < uint64_t(limit); };
-    bool tiles = f.tile_begin[0] == 0 && f.tile_begin[f.tiles()] == entries;
-    for (int64_t t = 0; t < f.tiles(); ++t)
-        tiles &= f.tile_begin[t] <= f.tile_begin[t + 1] && below(f.tile_order[t], f.tiles());
-    std::atomic<bool> all{tiles};
-    constexpr int64_t kTask = 1 << 14;
-    cpu::parallel((entries + kTask - 1) / kTask, [&](int64_t task) {
-        bool good = true;
-        for (int64_t i = task * kTask; i < std::min(entries, (task + 1) * kTask); ++i)
-            good &= below(f.entries[i].splat, f.count) & below(f.entries[i].slot, entries);
-        if (!good) all = false;
-    });
-    cpu::parallel(f.chunks(), [&](int64_t chunk) {
-        const int64_t first = chunk * cpu::kChunk, rows = std::min<int64_t>(cpu::kChunk, f.count - first);
-        const int32_t* visible = f.visible + first;
-        bool good = below(f.visible_count[chunk], rows + 1);
-        for (int32_t i = 0; good && i < f.visible_count[chunk]; ++i) {
-            good = below(visible[i] - first, rows);
-            if (good) good = f.slots[visible[i]].begin <= f.slots[visible[i]].end && f.slots[visible[i]].end <= entries;
-        }
-        if (!good) all = false;
-    });
-    return all;
-}
-
 // Project, bin, blend. Entries get their memory as soon as their number is known.
 template <typename T>
 void render(const gs::Gaussians<T>& g, const gs::View<T>& v, Frame<T>& f, std::vector<Tensor>& state,
@@ -211,13 +167,11 @@ void render(const gs::Gaussians<T>& g, const gs::View<T>& v, Frame<T>& f, std::v
     kernels.blend(f, v.background, out);
 }
 
-using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
 template <typename T>
-Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
-                        double near_depth) {
-    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
-    const gs::View<T> v = view<T>(in, near_depth);
+Rasterized rasterize_as(const RasterizeCall& call) {
+    const RasterizeInputs& in = call.in;
+    const gs::Gaussians<T> g = gaussians<T>(in, call.scale_modifier, call.antialiasing, call.raw);
+    const gs::View<T> v = view<T>(in, call.near_depth);
     const at::ScalarType number = in.means.scalar_type();
     const int64_t N = in.count(), H = in.height, W = in.width;
 
@@ -230,18 +184,8 @@ Rasterized rasterize_as(const RasterizeInputs& in, double scale_modifier, bool a
     return {color, alpha, inv_depth, radii, state};
 }
 
-Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                     const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
-                     const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
-                     const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-                     bool /*keep*/, double near_depth) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, true);
-    check_near(near_depth);
-    return means.scalar_type() == at::kDouble ? rasterize_as<double>(in, scale_modifier, antialiasing, raw, near_depth)
-                                              : rasterize_as<float>(in, scale_modifier, antialiasing, raw, near_depth);
+Rasterized rasterize(const RasterizeCall& call) {
+    return call.in.means.scalar_type() == at::kDouble ? rasterize_as<double>(call) : rasterize_as<float>(call);
 }
 
 // The order of the tensors that rasterize_backward returns.
@@ -261,10 +205,13 @@ enum Grads {
 };
 
 template <typename T>
-std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw,
-                                const std::vector<Tensor>& state, const gs::ImageGrads<T>& image_grads,
-                                const GradsWanted& wanted, const cpu::Statistics& statistics) {
-    const gs::Gaussians<T> g = gaussians<T>(in, scale_modifier, antialiasing, raw);
+std::vector<Tensor> backward_as(const BackwardCall& call) {
+    const auto& [in, state, wanted] = std::tie(call.in, call.state, call.wanted);
+    const gs::ImageGrads<T> image_grads = {data<T>(call.grad_image), data<T>(call.grad_alpha),
+                                           data<T>(call.grad_inv_depth)};
+    const cpu::Statistics statistics = {data<float>(call.grad_norm_sum), data<float>(call.visits),
+                                        data<float>(call.abs_grad_norm_sum)};
+    const gs::Gaussians<T> g = gaussians<T>(in, call.scale_modifier, call.antialiasing, call.raw);
     const gs::View<T> v = view<T>(in);
     const auto& kernels = cpu::kernels<T>();
     const Frame<T> f = frame_of<T>(in, state);
@@ -307,27 +254,10 @@ std::vector<Tensor> backward_as(const RasterizeInputs& in, double scale_modifier
     return grads;
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
-    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, true);
-    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
-    check_state(state, state_layout(in, state_rows(state, kEntries)), means.device());
-    const cpu::Statistics statistics = {data<float>(grad_norm_sum), data<float>(visits),
-                                        data<float>(abs_grad_norm_sum)};
-    const auto run = [&](auto zero) {
-        using T = decltype(zero);
-        return backward_as<T>(in, scale_modifier, antialiasing, raw, state,
-                              {data<T>(grad_image), data<T>(grad_alpha), data<T>(grad_inv_depth)}, wanted, statistics);
-    };
-    return means.scalar_type() == at::kDouble ? run(0.0) : run(0.0f);
+std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+    const Tensor& means = call.in.means;
+    check_state(call.state, state_layout(call.in, state_rows(call.state, kEntries)), means.device());
+    return means.scalar_type() == at::kDouble ? backward_as<double>(call) : backward_as<float>(call);
 }
 
 Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera, double near_depth) {
@@ -556,8 +486,8 @@ void set_cpu_isa(std::string name) {
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
-    m.impl("rasterize", gs::rasterize);
-    m.impl("rasterize_backward", gs::rasterize_backward);
+    m.impl("rasterize", gs::rasterize_op<gs::rasterize, true>);
+    m.impl("rasterize_backward", gs::rasterize_backward_op<gs::rasterize_backward, true>);
     m.impl("mark_visible", gs::mark_visible);
     m.impl("ssim", gs::ssim);
     m.impl("ssim_backward", gs::ssim_backward);

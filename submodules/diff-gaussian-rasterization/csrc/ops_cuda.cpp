@@ -3,149 +3,18 @@
 // Here tensors become pointers and buffers are allocated, from PyTorch's allocator; the work is in cuda/, whose stages.h
 // is its table of contents. Everything is enqueued on the current stream. The host waits once per image, for the number
 // of (tile, splat) entries, and spends that time while the GPU sorts; in a training step only if it has no guess.
-#include "ops.h"
+#include "ops_cuda.h"
 
-#include <ATen/Context.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/clone.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/index_select.h>
 #include <ATen/ops/sum.h>
-#include <ATen/ops/zeros.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <optional>
 
-#include "cuda/stages.h"
-
 namespace gs {
 namespace {
-
-// The device of a call, made current while it lasts, and its stream.
-struct Device {
-    explicit Device(const Tensor& tensor)
-        : guard(tensor.device()),
-          stream(c10::cuda::getCurrentCUDAStream(tensor.device().index()).stream()),
-          device(tensor.device()) {}
-
-    Tensor empty(at::IntArrayRef shape, at::ScalarType dtype = at::kFloat) const {
-        return at::empty(shape, at::TensorOptions().dtype(dtype).device(device));
-    }
-    Tensor zeros(at::IntArrayRef shape) const {
-        return at::zeros(shape, at::TensorOptions().dtype(at::kFloat).device(device));
-    }
-    Tensor bytes(size_t count) const { return empty({int64_t(count)}, at::kByte); }
-
-    c10::cuda::CUDAGuard guard;
-    cudaStream_t stream;
-    at::Device device;
-};
-
-template <typename T>
-T* data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.data_ptr());
-}
-
-template <typename T>
-T* data(const OptionalTensor& tensor) {
-    return tensor && tensor->defined() ? data<T>(*tensor) : nullptr;
-}
-
-Gaussians<float> gaussians(const RasterizeInputs& in, double scale_modifier, bool antialiasing, bool raw) {
-    Gaussians<float> g;
-    g.count = in.count();
-    g.means = data<float>(in.means);
-    g.quats = data<float>(in.quats);
-    g.scales = data<float>(in.scales);
-    g.cov3d = data<float>(in.cov3d);
-    g.opacities = data<float>(in.opacities);
-    g.sh_dc = data<float>(in.sh_dc);
-    g.sh_rest = data<float>(in.sh_rest);
-    g.colors = data<float>(in.colors);
-    g.rest_count = int(in.rest());
-    g.sh_degree = int(in.sh_degree);
-    g.scale_modifier = float(scale_modifier);
-    g.antialiasing = antialiasing;
-    g.raw = raw;
-    return g;
-}
-
-View<float> view(const RasterizeInputs& in, double near_depth = kNearDepth) {
-    return {data<float>(in.world_to_camera),
-            data<float>(in.K),
-            data<float>(in.camera_center),
-            data<float>(in.background),
-            int(in.width),
-            int(in.height),
-            float(near_depth)};
-}
-
-// Gaussians as one camera sees them.
-struct Projected {
-    Tensor splats, radii, keys, indices, tile_sets, totals, published, ranges;
-    cuda::Screen screen;
-    int64_t count;
-
-    // `entries`, in pinned memory, is set as soon as they are counted.
-    Projected(const Device& device, const Gaussians<float>& g, const View<float>& v, const cuda::TileGrid& grid,
-              int64_t* entries)
-        : count(g.count) {
-        splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
-        radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
-        indices = device.empty({count}, at::kInt), totals = device.empty({4}, at::kLong);
-        tile_sets = device.bytes(count * sizeof(cuda::TileSet));
-        published = device.empty({cuda::emit_blocks(count)}, at::kLong);
-        ranges = device.empty({grid.tiles(), 2}, at::kInt);
-        screen = {data<cuda::Splat>(splats), data<int32_t>(radii),           data<uint32_t>(keys),
-                  data<uint32_t>(indices),   data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals)};
-        cuda::preprocess(g, v, screen, device.stream);
-        cuda::begin_lists({count, grid, screen.totals, data<uint64_t>(published), data<uint32_t>(ranges), entries},
-                          device.stream);
-    }
-};
-
-// Indices of the splats, front to back.
-Tensor depth_order(const Device& device, const Projected& p) {
-    const Tensor keys_sorted = device.empty({p.count}, at::kInt), order = device.empty({p.count}, at::kInt);
-    const size_t bytes = cuda::depth_sort_workspace(p.count);
-    const Tensor scratch = device.bytes(bytes);
-    cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
-                        data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
-    return order;
-}
-
-// torch.use_deterministic_algorithms(True): the backward adds up in a fixed order, at the price of time and memory.
-bool deterministic() { return at::globalContext().deterministicAlgorithms(); }
-
-// The splats of every tile, front to back.
-struct TileLists {
-    Tensor ids;
-    Tensor pairs, offsets;  // to add up in a fixed order, else undefined: see cuda::BlendBackward
-
-    TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const Tensor& order,
-              int64_t capacity, bool ordered) {
-        const int64_t id_bytes = int64_t(cuda::tile_id_bytes(grid));
-        const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
-        const Tensor unsorted = device.empty({capacity}, at::kInt), sorted = device.empty({capacity}, at::kInt);
-        if (ordered) offsets = device.empty({p.count}, at::kInt);
-        cuda::emit({p.count, data<uint32_t>(order), p.screen.tile_sets, p.screen.splats, p.screen.totals, grid,
-                    capacity, tiles.data_ptr(), data<uint32_t>(unsorted), ordered ? data<uint32_t>(offsets) : nullptr,
-                    p.screen.depth_keys, data<uint64_t>(p.published)},
-                   device.stream);
-        const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
-        const Tensor scratch = device.bytes(bytes),
-                     values = ordered ? at::arange(capacity, unsorted.options()) : unsorted;
-        cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(values),
-                            data<uint32_t>(sorted), data<uint32_t>(p.ranges), scratch.data_ptr(), bytes},
-                           device.stream);
-        if (ordered) pairs = sorted;
-        ids = ordered ? at::index_select(unsorted, 0, sorted) : sorted;
-    }
-};
 
 // Fills what cuda::BlendBackward needs to add up in a fixed order; returns the memory that it does so in.
 Tensor in_order(cuda::BlendBackward& call, const Device& device, const Tensor& pairs, const Tensor& offsets,
@@ -158,33 +27,6 @@ Tensor in_order(cuda::BlendBackward& call, const Device& device, const Tensor& p
     call.count = order.numel();
     return records;
 }
-
-// The number of entries. The host waits for it while the GPU goes on with what has been enqueued since.
-class Counted {
-  public:
-    explicit Counted(cudaStream_t stream) : stream_(stream) {
-        host_ = at::empty({1}, at::TensorOptions().dtype(at::kLong).pinned_memory(true));
-        C10_CUDA_CHECK(cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming));
-    }
-    ~Counted() {
-        cudaEventSynchronize(ready_);  // the number must not outlive its place
-        cudaEventDestroy(ready_);
-    }
-    int64_t* place() const { return data<int64_t>(host_); }
-    void enqueued() { C10_CUDA_CHECK(cudaEventRecord(ready_, stream_)); }
-    int64_t wait() {
-        C10_CUDA_CHECK(cudaEventSynchronize(ready_));
-        const int64_t entries = *place();
-        TORCH_CHECK(entries <= cuda::kMaxEntries, "an image may have at most ", cuda::kMaxEntries,
-                    " pairs of tile and splat, got ", entries, ": render it at a smaller size or with fewer Gaussians");
-        return entries;
-    }
-
-  private:
-    Tensor host_;
-    cudaStream_t stream_;
-    cudaEvent_t ready_;
-};
 
 // The order of the tensors in `state`. The last three are there if the backward is to add up in a fixed order.
 enum State {
@@ -222,23 +64,17 @@ StateLayout state_layout(const RasterizeInputs& in, int64_t entries, bool ordere
 
 constexpr int kCameraGrad = 8, kBackgroundGrad = 9;  // among the gradients of rasterize_backward
 
-using Rasterized = std::tuple<Tensor, Tensor, Tensor, Tensor, std::vector<Tensor>>;
-
-Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
-                     const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
-                     const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
-                     const Tensor& K, const OptionalTensor& camera_center, const Tensor& background, int64_t width,
-                     int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw, bool keep,
-                     double near_depth) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, false);
-    check_near(near_depth);
-    const Device device(means);
+Rasterized rasterize(const RasterizeCall& call) {
+    const RasterizeInputs& in = call.in;
+    const int64_t width = in.width, height = in.height;
+    const bool keep = call.keep;
+    const Device device(in.means);
     const cuda::TileGrid grid{int(width), int(height)};
     Counted counted(device.stream);
-    const Projected projected(device, gaussians(in, scale_modifier, antialiasing, raw), view(in, near_depth), grid,
-                              counted.place());
+    const Gaussians<float> g = gaussians(in, call.scale_modifier, call.antialiasing, call.raw);
+    const View<float> v = view(in, call.near_depth);
+    const Projected projected(device, g.count, grid, counted.place(),
+                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     counted.enqueued();
     const Tensor order = depth_order(device, projected);
     const int64_t entries = counted.wait();
@@ -249,7 +85,7 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     const Tensor inv_depth = device.empty({1, height, width});
     cuda::blend_forward(
         {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(projected.ranges),
-         data<float>(background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
+         data<float>(in.background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
          keep ? cuda::trace_in(trace.data_ptr(), grid, entries, true) : cuda::Trace{}, projected.screen.totals},
         device.stream);
     std::vector<Tensor> state;
@@ -260,21 +96,14 @@ Rasterized rasterize(const Tensor& means, const OptionalTensor& quats, const Opt
     return {color, alpha, inv_depth, projected.radii, state};
 }
 
-std::vector<Tensor> rasterize_backward(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
-    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
-    const RasterizeInputs in{means,           quats, scales,        cov3d,      opacities, sh_dc,  sh_rest,  colors,
-                             world_to_camera, K,     camera_center, background, width,     height, sh_degree};
-    check_inputs(in, false);
-    check_backward(in, radii, grad_image, grad_alpha, grad_inv_depth, grad_norm_sum, visits, abs_grad_norm_sum);
+std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+    const RasterizeInputs& in = call.in;
+    const std::vector<Tensor>& state = call.state;
+    const GradsWanted& wanted = call.wanted;
+    const int64_t width = in.width, height = in.height;
     const bool ordered = state.size() == kOrderedStateCount;
-    check_state(state, state_layout(in, state_rows(state, kIds), ordered), means.device());
-    const Device device(means);
+    check_state(state, state_layout(in, state_rows(state, kIds), ordered), in.means.device());
+    const Device device(in.means);
     const int64_t N = in.count();
     const cuda::TileGrid grid{int(width), int(height)};
 
@@ -289,20 +118,20 @@ std::vector<Tensor> rasterize_backward(
                                  entries,
                                  trace,
                                  data<cuda::Totals>(state[kTotals]),
-                                 data<float>(background),
+                                 data<float>(in.background),
                                  data<float>(state[kImage]),
                                  data<float>(state[kInvDepth]),
-                                 data<float>(grad_image),
-                                 data<float>(grad_alpha),
-                                 data<float>(grad_inv_depth),
-                                 abs_grad_norm_sum.has_value(),
+                                 data<float>(call.grad_image),
+                                 data<float>(call.grad_alpha),
+                                 data<float>(call.grad_inv_depth),
+                                 call.abs_grad_norm_sum.has_value(),
                                  data<float>(splat_grads)};
     const Tensor records = ordered ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder]) : Tensor();
     cuda::check_kept(blend, N, device.stream);
     cuda::blend_backward(blend, device.stream);
 
-    const OptionalTensor inputs[] = {means,   quats,  scales,          cov3d,      opacities, sh_dc,
-                                     sh_rest, colors, world_to_camera, background, means};
+    const OptionalTensor inputs[] = {in.means,   in.quats,  in.scales,          in.cov3d,      in.opacities, in.sh_dc,
+                                     in.sh_rest, in.colors, in.world_to_camera, in.background, in.means};
     std::vector<Tensor> grads;
     for (size_t i = 0; i < wanted.size(); ++i)
         grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
@@ -321,13 +150,14 @@ std::vector<Tensor> rasterize_backward(
                                       at(8),
                                       at(9),
                                       at(10),
-                                      data<float>(grad_norm_sum),
-                                      data<float>(visits),
-                                      data<float>(abs_grad_norm_sum)};
-    if (out.background) cuda::background_grad(grid, trace, data<float>(grad_image), out.background, device.stream);
-    cuda::preprocess_backward({gaussians(in, scale_modifier, antialiasing, raw), view(in), data<int32_t>(radii), splats,
-                               data<float>(splat_grads), grad_inv_depth.has_value(), out},
-                              device.stream);
+                                      data<float>(call.grad_norm_sum),
+                                      data<float>(call.visits),
+                                      data<float>(call.abs_grad_norm_sum)};
+    if (out.background) cuda::background_grad(grid, trace, data<float>(call.grad_image), out.background, device.stream);
+    cuda::preprocess_backward(
+        {gaussians(in, call.scale_modifier, call.antialiasing, call.raw), view(in), data<int32_t>(call.radii), splats,
+         data<float>(splat_grads), call.grad_inv_depth.has_value(), out},
+        device.stream);
     for (const int i : {kCameraGrad, kBackgroundGrad})
         if (wanted[i]) grads[i] = at::sum(grads[i], 0);
     return grads;
@@ -515,7 +345,8 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
 
     std::optional<Counted> counted;  // without a capacity, wait for the number of entries
     if (capacity <= 0) counted.emplace(device.stream);
-    const Projected projected(device, g, v, grid, counted ? counted->place() : data<int64_t>(entries));
+    const Projected projected(device, g.count, grid, counted ? counted->place() : data<int64_t>(entries),
+                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     if (counted) counted->enqueued();
     const Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
@@ -608,8 +439,8 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
-    m.impl("rasterize", gs::rasterize);
-    m.impl("rasterize_backward", gs::rasterize_backward);
+    m.impl("rasterize", gs::rasterize_op<gs::rasterize, false>);
+    m.impl("rasterize_backward", gs::rasterize_backward_op<gs::rasterize_backward, false>);
     m.impl("mark_visible", gs::mark_visible);
     m.impl("ssim", gs::ssim);
     m.impl("ssim_backward", gs::ssim_backward);

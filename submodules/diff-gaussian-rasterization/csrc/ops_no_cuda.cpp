@@ -16,7 +16,8 @@ void no_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     for (const char* name : {"rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward",
-                             "photometric_loss", "adam_step", "train_step", "settle", "knn_mean_dist2"}) {
+                             "photometric_loss", "adam_step", "train_step", "settle", "knn_mean_dist2", "project",
+                             "project_backward", "lists", "blend", "blend_backward", "scores"}) {
         m.impl(name, torch::CppFunction::makeFromBoxedFunction<&gs::no_cuda>());
     }
 }

@@ -6,7 +6,7 @@ Two interfaces to the same operators:
 - our own, typed and documented: rasterize, ssim, photometric_loss, knn_mean_dist2, FusedAdam.
 """
 
-from .api import mark_visible, rasterize
+from .api import mark_visible, rasterize, rasterize_views
 from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
 from .knn import knn_mean_dist2
 from .losses import photometric_loss, ssim
@@ -26,5 +26,6 @@ __all__ = [
     "mark_visible",
     "photometric_loss",
     "rasterize",
+    "rasterize_views",
     "ssim",
 ]

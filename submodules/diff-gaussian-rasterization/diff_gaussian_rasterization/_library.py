@@ -14,6 +14,7 @@ INSTALL = "`pip install --no-build-isolation ./submodules/diff-gaussian-rasteriz
 OPERATORS = (
     "rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward", "photometric_loss",
     "adam_step", "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
+    "project", "project_backward", "lists", "blend", "blend_backward", "scores",
 )  # fmt: skip
 
 

@@ -79,6 +79,41 @@ def rasterize(
     ))  # fmt: skip
 
 
+# How many dimensions each of these has for one view; with one more, it is a tensor of its own for every view.
+PER_VIEW = {
+    "means": 2, "quats": 2, "scales": 2, "opacities": 2, "sh_dc": 3, "sh_rest": 3, "colors": 2, "cov3d": 2,
+    "K": 2, "background": 1, "camera_center": 1, "means2d": 2,
+}  # fmt: skip
+
+
+def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
+    """Several cameras in one call: world_to_camera [C, 4, 4], the other arguments of `rasterize` by name.
+
+    Any tensor may have a first dimension more, [C, ...]: then each view has its own. Gradients of what the
+    views share are summed; with `means.expand(C, -1, -1)` each view has its own. Images are stacked,
+    [C, 3, H, W] and so on, and are to the last bit those of C calls: views are drawn one after the other,
+    since one keeps the machine busy.
+    """
+    expect_tensors(world_to_camera=world_to_camera)
+    count = len(world_to_camera)
+    if world_to_camera.shape != (count, 4, 4) or count == 0:
+        raise ValueError(f"world_to_camera must be [C, 4, 4], got {list(world_to_camera.shape)}")
+    own = {
+        name for name, dims in PER_VIEW.items()
+        if isinstance(t := arguments.get(name), Tensor) and t.dim() == dims + 1
+    }  # fmt: skip
+    for name in own:
+        if len(arguments[name]) != count:
+            raise ValueError(f"{name} must have {count} views, got {len(arguments[name])}")
+    views = [
+        rasterize(
+            **arguments | {name: arguments[name][i] for name in own}, world_to_camera=world_to_camera[i]
+        )
+        for i in range(count)
+    ]
+    return Rendered(*(torch.stack(pictures) for pictures in zip(*views)))
+
+
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -13,6 +13,7 @@ Conventions: camera x right, y down, z forward; the pixel in column i, row j has
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +29,8 @@ NEAR_DEPTH = 0.2  # splats this close to the camera plane, or behind it, are ski
 BLUR = 0.3  # px^2 added to the projected covariance
 FOV_MARGIN = 1.3  # the projection is linearized at most this far outside the image
 ANTIALIAS_FLOOR = 2.5e-5  # lower bound of det(cov) / det(cov + blur)
+MIP_FLOOR = 1e-6  # Mip-Splatting's for determinants, and what it adds to them and to their ratio
+MAX_ANGLE = 3.1  # radians off the axis: a fisheye sees nothing right behind it
 ALPHA_MIN = 1 / 255  # fainter contributions are skipped
 ALPHA_MAX = 0.99
 STOP_AT = 1e-4  # a pixel is done when less light than this would still pass
@@ -181,32 +184,34 @@ def project(
     height: int,
     antialiasing: bool,
     near: float = NEAR_DEPTH,
+    blur: float = BLUR,
+    camera: Camera | None = None,
+    mip: bool = False,
 ) -> Splats:
-    """EWA splatting: a Gaussian through a pinhole is, to first order, a Gaussian on the image."""
+    """EWA splatting: a Gaussian through a lens is, to first order, a Gaussian on the image.
+
+    A pinhole if `camera` is None. `mip` is Mip-Splatting's rule of dimming, in place of `antialiasing`.
+    """
     R, t = world_to_camera[:3, :3], world_to_camera[:3, 3]
-    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
     points = means @ R.T + t
     in_front = points[:, 2] > near
+    if isinstance(camera, Fisheye):
+        in_front = (points.norm(dim=1) > near) & (_angle(points) < MAX_ANGLE)
     # What is not drawn must not poison the gradients of what is: it is computed as if it stood at (0, 0, 1).
-    x, y, z = torch.where(in_front[:, None], points, points.new_tensor([0.0, 0.0, 1.0])).unbind(-1)
-    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
-
-    zero = torch.zeros_like(z)
-    tx = _limit(x, z, FOV_MARGIN * width / (2 * fx))
-    ty = _limit(y, z, FOV_MARGIN * height / (2 * fy))
-    J = torch.stack([fx / z, zero, -fx * tx / (z * z), zero, fy / z, -fy * ty / (z * z)], dim=-1).reshape(
-        -1, 2, 3
-    )
+    points = torch.where(in_front[:, None], points, points.new_tensor([0.0, 0.0, 1.0]))
+    means2d, J, depths = (camera or pinhole)(points, K, width, height)
     JR = J @ R
     cov = JR @ cov3d @ JR.transpose(1, 2)
     xx, xy, yy = cov[:, 0, 0], cov[:, 0, 1], cov[:, 1, 1]
     thin = xx * yy - xy * xy
-    xx, yy = xx + BLUR, yy + BLUR
+    xx, yy = xx + blur, yy + blur
     det = xx * yy - xy * xy
     usable = det.isfinite() & (det != 0)
     safe_det = torch.where(usable, det, torch.ones_like(det))
     if antialiasing:  # what blurring adds in width it takes away in opacity
         opacities = opacities * (thin / safe_det).clamp_min(ANTIALIAS_FLOOR).sqrt()
+    if mip:
+        opacities = opacities * _mip_factor(thin, det)
     conics = torch.stack([yy, -xy, xx], dim=-1) / safe_det[:, None]
 
     radii = _radii(xx.detach(), yy.detach(), det.detach())
@@ -216,7 +221,68 @@ def project(
     )
     drawn = in_front & usable & finite & (tiles[:, 2] > tiles[:, 0]) & (tiles[:, 3] > tiles[:, 1])
     radii = torch.where(drawn, radii, 0).clamp_max(2.0**30).to(torch.int32)
-    return Splats(means2d, conics, opacities, z, radii, tiles)
+    return Splats(means2d, conics, opacities, depths, radii, tiles)
+
+
+def _mip_factor(thin: Tensor, wide: Tensor) -> Tensor:
+    """Of the determinants without and with the blur; 0 where one has no area to speak of."""
+    flat = (thin <= MIP_FLOOR) | (wide <= MIP_FLOOR)
+    ratio = torch.where(flat, 0, thin / torch.where(flat, 1, wide + MIP_FLOOR))
+    return torch.where(flat, 0, (ratio + MIP_FLOOR).sqrt())
+
+
+# ---- lenses: points [N, 3] before a camera -> pixels [N, 2], their derivative [N, 2, 3], depths [N] --------
+
+Camera = Callable[[Tensor, Tensor, int, int], tuple[Tensor, Tensor, Tensor]]
+
+
+def pinhole(points: Tensor, K: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    fx, fy, cx, cy = K[0, 0], K[1, 1], K[0, 2], K[1, 2]
+    x, y, z = points.unbind(-1)
+    means2d = torch.stack([fx * x / z + cx, fy * y / z + cy], dim=-1)
+    tx = _limit(x, z, FOV_MARGIN * width / (2 * fx))
+    ty = _limit(y, z, FOV_MARGIN * height / (2 * fy))
+    zero = torch.zeros_like(z)
+    rows = [fx / z, zero, -fx * tx / (z * z), zero, fy / z, -fy * ty / (z * z)]
+    return means2d, torch.stack(rows, dim=-1).reshape(-1, 2, 3), z
+
+
+def orthographic(points: Tensor, K: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+    """K holds pixels per unit of length where a pinhole has its focal lengths."""
+    x, y, z = points.unbind(-1)
+    means2d = torch.stack([K[0, 0] * x + K[0, 2], K[1, 1] * y + K[1, 2]], dim=-1)
+    J = torch.cat([K[:2, :2].diagonal().diag(), K.new_zeros(2, 1)], dim=1)
+    return means2d, J.expand(len(points), 2, 3), z
+
+
+class Fisheye:
+    """An equidistant lens: pixels from the center grow with the angle a off the axis, as
+    f a (1 + k1 a^2 + k2 a^4 + k3 a^6 + k4 a^8): COLMAP's OPENCV_FISHEYE. Depths are distances.
+    """
+
+    def __init__(self, distortion: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)):
+        self.distortion = distortion
+
+    def __call__(self, points: Tensor, K: Tensor, width: int, height: int) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, z = points.unbind(-1)
+        off_axis2 = x * x + y * y
+        off_axis, distance2 = off_axis2.clamp_min(1e-24).sqrt(), off_axis2 + z * z
+        a = torch.atan2(off_axis, z)
+        length, growth = torch.ones_like(a), torch.ones_like(a)
+        for i, k in enumerate(self.distortion, start=1):
+            length, growth = length + k * a ** (2 * i), growth + k * (2 * i + 1) * a ** (2 * i)
+        h = a * length / off_axis  # the image is at h (x, y); h_xy x and h_xy y are its derivatives
+        h_xy = (growth * z / distance2 - h) / off_axis2.clamp_min(1e-24)
+        h_z = -growth / distance2
+        f, center = torch.stack([K[0, 0], K[1, 1]]), K[:2, 2]
+        means2d = f * h[:, None] * points[:, :2] + center
+        rows = [h + h_xy * x * x, h_xy * x * y, h_z * x, h_xy * x * y, h + h_xy * y * y, h_z * y]
+        return means2d, f[:, None] * torch.stack(rows, dim=-1).reshape(-1, 2, 3), distance2.sqrt()
+
+
+def _angle(points: Tensor) -> Tensor:
+    """Off the axis, in radians: [N]"""
+    return torch.atan2(points[:, :2].norm(dim=1), points[:, 2]).detach()
 
 
 def _limit(x: Tensor, z: Tensor, limit: Tensor) -> Tensor:
@@ -256,27 +322,64 @@ def blend(
     splats: Splats, width: int, height: int, background: Tensor, absolute: AbsoluteGradients | None = None
 ):
     """Front to back over each tile's splats -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W]."""
+    assert splats.colors is not None
+    features = torch.cat([splats.colors, 1 / splats.depths[:, None]], dim=1)
+    out, T = blend_features(splats, features, width, height, absolute)
+    return out[:3] + T * background[:, None, None], 1 - T, out[3:]
+
+
+def blend_features(
+    splats: Splats,
+    features: Tensor,  # [N, D]
+    width: int,
+    height: int,
+    absolute: AbsoluteGradients | None = None,
+    offset: Tensor | None = None,  # [H, W, 2]
+    carrier: Tensor | None = None,  # [N, 2]
+) -> tuple[Tensor, Tensor]:
+    """Sums of features, [D, H, W], and the light that passes all splats, [1, H, W]."""
+    # Checkpointed, only one tile's [pixels, splats] tables are in memory at a time; not worth it for few.
+    x0, y0, x1, y1 = splats.tiles[splats.radii > 0].unbind(-1)
+    pairs = int(((x1 - x0) * (y1 - y0)).sum()) * TILE_SIZE**2
+    blend_tile = _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
+    rows: list[list[Tensor]] = []
+    for tile in tile_lists(splats, width, height, offset):
+        out: Any = blend_tile(tile.pixels, splats, tile.ids, features, absolute, carrier)
+        if tile.left == 0:
+            rows.append([])
+        rows[-1].append(out.T.reshape(out.shape[1], -1, tile.width))
+    image = torch.cat([torch.cat(row, dim=2) for row in rows], dim=1)
+    return image[:-1], image[-1:]
+
+
+class Tile(NamedTuple):
+    left: int  # its first pixel
+    top: int
+    width: int  # at most TILE_SIZE
+    pixels: Tensor  # [P, 2]  where it looks, row by row
+    ids: Tensor  # [M]  its splats, front to back
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns."""
+        bottom = self.top + len(self.pixels) // self.width
+        return slice(self.top, bottom), slice(self.left, self.left + self.width)
+
+
+def tile_lists(splats: Splats, width: int, height: int, offset: Tensor | None = None) -> Iterator[Tile]:
+    """Row by row. `offset` moves what each pixel looks at."""
     order = splats.depths.detach().argsort(stable=True)
     order = order[splats.radii[order] > 0]
     x0, y0, x1, y1 = splats.tiles[order].unbind(-1)
-    # Checkpointed, only one tile's [pixels, splats] tables are in memory at a time; not worth it for few.
-    pairs = int(((x1 - x0) * (y1 - y0)).sum()) * TILE_SIZE**2
-    blend_tile = _blend_tile if pairs < 2**22 else partial(checkpoint, _blend_tile, use_reentrant=False)
-    rows = []
     for top in range(0, height, TILE_SIZE):
-        row, ty = [], top // TILE_SIZE
+        ty, bottom = top // TILE_SIZE, min(top + TILE_SIZE, height)
         in_row = (y0 <= ty) & (ty < y1)
         for left in range(0, width, TILE_SIZE):
-            tx = left // TILE_SIZE
-            ids = order[in_row & (x0 <= tx) & (tx < x1)]
-            pixels = _pixel_centers(
-                left, top, min(left + TILE_SIZE, width), min(top + TILE_SIZE, height), background
-            )
-            tile: Any = blend_tile(pixels, splats, ids, background, absolute)
-            row.append(tile.T.reshape(5, -1, min(TILE_SIZE, width - left)))
-        rows.append(torch.cat(row, dim=2))
-    out = torch.cat(rows, dim=1)
-    return out[:3], out[3:4], out[4:5]
+            tx, right = left // TILE_SIZE, min(left + TILE_SIZE, width)
+            pixels = _pixel_centers(left, top, right, bottom, splats.means2d)
+            if offset is not None:
+                pixels = pixels + offset[top:bottom, left:right].reshape(-1, 2)
+            yield Tile(left, top, right - left, pixels, order[in_row & (x0 <= tx) & (tx < x1)])
 
 
 def _pixel_centers(x0: int, y0: int, x1: int, y1: int, like: Tensor) -> Tensor:
@@ -286,30 +389,119 @@ def _pixel_centers(x0: int, y0: int, x1: int, y1: int, like: Tensor) -> Tensor:
 
 
 def _blend_tile(
-    pixels: Tensor, splats: Splats, ids: Tensor, background: Tensor, absolute: AbsoluteGradients | None
-):
-    """Pixels [P, 2] over the splats `ids`, front to back -> [P, 5]: color, alpha, inverse depth."""
+    pixels: Tensor,  # [P, 2]
+    splats: Splats,
+    ids: Tensor,  # [M]  front to back
+    features: Tensor,  # [N, D]
+    absolute: AbsoluteGradients | None,
+    carrier: Tensor | None,  # [N, 2]
+) -> Tensor:
+    """Features, and in the last column the light that passes all: [P, D + 1]"""
+    alpha = tile_alphas(pixels, splats, ids, absolute, carrier)
+    before = light_before(alpha)
+    return torch.cat([(alpha * before[:, :-1]) @ features[ids], before[:, -1:]], dim=1)
+
+
+def tile_alphas(
+    pixels: Tensor,
+    splats: Splats,
+    ids: Tensor,
+    absolute: AbsoluteGradients | None = None,
+    carrier: Tensor | None = None,
+) -> Tensor:
+    """How much light each splat takes from what reaches it: [P, M], 0 where it is not blended."""
     offsets = pixels[:, None, :] - splats.means2d[ids]  # [P, M, 2]
+    if carrier is not None:
+        offsets = CollectAbsolute.apply(offsets, carrier[ids])
     if absolute is not None and offsets.requires_grad:
         offsets.register_hook(lambda grad: absolute.add(ids, grad))
-    dx, dy = offsets.unbind(-1)
-    xx, xy, yy = splats.conics[ids].unbind(-1)
-    sigma = 0.5 * (xx * dx * dx + yy * dy * dy) + xy * dx * dy
+    sigma = falloff_exponents(offsets, splats.conics[ids])
     alpha = splats.opacities[ids] * torch.exp(-sigma)
     alpha = alpha + (alpha.clamp_max(ALPHA_MAX) - alpha).detach()  # HABIT: the cap lets the gradient through
     alpha = torch.where((sigma >= 0) & (alpha >= ALPHA_MIN), alpha, 0)
     with torch.no_grad():  # the splat that would leave too little light is not blended, nor any behind it
         blended = torch.cumprod(1 - alpha, dim=1) >= STOP_AT
-    alpha = torch.where(blended, alpha, 0)
+    return torch.where(blended, alpha, 0)
 
-    passing = torch.cumprod(1 - alpha, dim=1)  # [P, M]  light that passes this splat and all before it
-    before = torch.cat([torch.ones_like(pixels[:, :1]), passing], dim=1)
-    weights = alpha * before[:, :-1]
-    T = before[:, -1:]
-    assert splats.colors is not None
-    color = weights @ splats.colors[ids] + T * background
-    inv_depth = weights @ (1 / splats.depths[ids])[:, None]
-    return torch.cat([color, 1 - T, inv_depth], dim=1)
+
+def falloff_exponents(offsets: Tensor, conics: Tensor) -> Tensor:
+    """Minus the logarithm of how much fainter a splat is there than at its mean: [P, M]"""
+    dx, dy = offsets.unbind(-1)
+    xx, xy, yy = conics.unbind(-1)
+    return 0.5 * (xx * dx * dx + yy * dy * dy) + xy * dx * dy
+
+
+def light_before(alpha: Tensor) -> Tensor:
+    """What reaches each splat, and in the last column what passes all: [P, M] -> [P, M + 1]"""
+    passing = torch.cumprod(1 - alpha, dim=1)
+    return torch.cat([alpha.new_ones(len(alpha), 1), passing], dim=1)
+
+
+# ---- what each Gaussian does to the image ------------------------------------------------------------------
+
+
+def scores(
+    splats: Splats,
+    width: int,
+    height: int,
+    offset: Tensor | None,
+    weights: Tensor | None,  # [H, W]
+    colors: Tensor | None,  # [N, 3]
+    background: Tensor | None,  # [3]
+    gradient: Tensor | None,  # [3, H, W]
+) -> list[Tensor | None]:
+    """The fields of stages.Scores, in their order. Derivatives come from autograd, pixel by pixel."""
+    splats = Splats(*(t.detach() for t in splats[:6]))
+    count, like = len(splats.depths), splats.depths
+    weight_sum, *moments = (like.new_zeros(count) for _ in range(5))
+    pixels, bright = (torch.zeros(count, dtype=torch.int64, device=like.device) for _ in range(2))
+    largest_index, median_index = (
+        torch.full((height, width), -1, dtype=torch.int32, device=like.device) for _ in range(2)
+    )
+    for tile in tile_lists(splats, width, height, offset):
+        if len(tile.ids) == 0:
+            continue
+        box = tile.box
+        alpha = tile_alphas(tile.pixels, splats, tile.ids)
+        before, taken = light_before(alpha), alpha > 0
+        share = alpha * before[:, :-1]
+        w = torch.ones_like(share[:, 0]) if weights is None else weights[box].flatten()
+        weight_sum[tile.ids] += w @ share
+        pixels[tile.ids] += taken.sum(0)
+        bright[tile.ids] += (taken & (before[:, :-1] > 0.5)).sum(0)
+        crosses = (before[:, :-1] > 0.5) & (before[:, 1:] <= 0.5)
+        for index, which in ((largest_index, share), (median_index, crosses.to(share))):
+            best, at = which.max(dim=1)  # the first of equals
+            index[box] = torch.where(best > 0, tile.ids[at], -1).reshape(-1, tile.width).int()
+        if colors is not None:
+            for total, part in zip(moments, _moments(alpha, splats, tile, colors, background, gradient)):
+                total[tile.ids] += part
+    seen = largest_index[largest_index >= 0].long()
+    counts = [pixels, torch.bincount(seen, minlength=count), bright]
+    wanted = [colors is not None, *[gradient is not None] * 3]
+    return [weight_sum, *(c.int() for c in counts), largest_index, median_index,
+            *(m if want else None for m, want in zip(moments, wanted))]  # fmt: skip
+
+
+def _moments(alpha, splats, tile, colors, background, gradient):
+    """Of one tile: sums over its pixels, [M] each, in the order of stages.Scores."""
+    alpha = alpha.detach().requires_grad_()
+    with torch.enable_grad():
+        before = light_before(alpha)
+        color = (alpha * before[:, :-1]) @ colors[tile.ids].detach()
+        if background is not None:
+            color = color + before[:, -1:] * background.detach()
+    taken = alpha > 0
+    slopes = torch.autograd.grad(color.sum(), alpha, retain_graph=True)[0] * taken
+    yield (slopes * splats.opacities[tile.ids]).square().sum(0)
+    if gradient is None:
+        return
+    slopes = torch.autograd.grad(color, alpha, gradient[(slice(None), *tile.box)].reshape(3, -1).T)[0] * taken
+    offsets = tile.pixels[:, None, :] - splats.means2d[tile.ids]
+    falloff = torch.exp(-falloff_exponents(offsets, splats.conics[tile.ids]))
+    yield slopes.square().sum(0)
+    yield (slopes * falloff).sum(0)
+    yield (slopes * falloff).square().sum(0)
 
 
 # ---- statistics for densification ----------------------------------------------------------------
@@ -320,6 +512,18 @@ def _count_visits(stats: ScreenStats, grad: Tensor, radii: Tensor) -> None:
     seen = radii > 0
     stats.grad_norm_sum += (grad.norm(dim=1) * seen).to(stats.grad_norm_sum)
     stats.visits += seen.to(stats.visits)
+
+
+class CollectAbsolute(torch.autograd.Function):
+    """offsets [P, M, 2], as they are; |gradient|, summed over pixels, becomes that of the carrier [M, 2]."""
+
+    @staticmethod
+    def forward(ctx, offsets, carrier):
+        return offsets.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, grad.abs().sum(0)
 
 
 class AbsoluteGradients:

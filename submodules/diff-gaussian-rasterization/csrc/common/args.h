@@ -2,7 +2,7 @@
 #pragma once
 #include <cstdint>
 
-#include "types.h"
+#include "lens.h"
 
 namespace gs {
 
@@ -67,6 +67,36 @@ struct GaussianGrads {
     T* grad_norm_sum;      // [N] += |means2d gradient| where radius > 0
     T* visits;             // [N] += 1 where radius > 0
     T* abs_grad_norm_sum;  // [N] += norm of the per-pixel absolute gradients, summed
+};
+
+// ---- the stages one by one -----------------------------------------------------------------------------------------
+
+// What `project` does differently from the rasterizer.
+template <typename T>
+struct Optics {
+    Lens<T> lens;
+    T blur;  // px^2 added to the projected covariance
+    Compensation compensation;
+};
+
+// Gaussians on the screen. Rows with radius 0 are not drawn.
+template <typename T>
+struct OnScreen {
+    T* means2d;      // [N, 2] pixels
+    T* conics;       // [N, 3] inverse of the blurred covariance, xx xy yy
+    T* opacities;    // [N]    activated, compensated
+    T* depths;       // [N]
+    int32_t* radii;  // [N]
+};
+
+// Gradients with respect to it. Read: null where there is none. Written: added to, `absolute` where not null.
+template <typename T>
+struct OnScreenGrads {
+    T* means2d;
+    T* conics;
+    T* opacities;
+    T* depths;
+    T* absolute;  // [N, 2] sum over pixels of |gradient of means2d|
 };
 
 }  // namespace gs

@@ -73,6 +73,18 @@ GS_HD Sym2<T> project_covariance(const Camera<T>& c, Vec3<T> p, Sym3<T> cov) {
     return {dot(j.u, su), dot(j.u, sv), dot(j.v, sv)};
 }
 
+// Of S in (u S u, u S v, v S v).
+template <typename T>
+GS_HD Sym3<T> quadratic_form_vjp(JacobianRows<T> j, Sym2<T> g) {
+    const T two = T(2);
+    return {g.xx * j.u.x * j.u.x + g.xy * j.u.x * j.v.x + g.yy * j.v.x * j.v.x,
+            two * (g.xx * j.u.x * j.u.y + g.yy * j.v.x * j.v.y) + g.xy * (j.u.x * j.v.y + j.u.y * j.v.x),
+            two * (g.xx * j.u.x * j.u.z + g.yy * j.v.x * j.v.z) + g.xy * (j.u.x * j.v.z + j.u.z * j.v.x),
+            g.xx * j.u.y * j.u.y + g.xy * j.u.y * j.v.y + g.yy * j.v.y * j.v.y,
+            two * (g.xx * j.u.y * j.u.z + g.yy * j.v.y * j.v.z) + g.xy * (j.u.y * j.v.z + j.u.z * j.v.y),
+            g.xx * j.u.z * j.u.z + g.xy * j.u.z * j.v.z + g.yy * j.v.z * j.v.z};
+}
+
 template <typename T>
 struct ProjectCovarianceGrad {
     Vec3<T> p;
@@ -90,20 +102,13 @@ GS_HD ProjectCovarianceGrad<T> project_covariance_vjp(const Camera<T>& c, Vec3<T
     const Vec3<T> gv = add(mul(g.xy, su), mul(T(2) * g.yy, sv));
 
     ProjectCovarianceGrad<T> out;
-    const T two = T(2);
-    out.cov.xx = g.xx * j.u.x * j.u.x + g.xy * j.u.x * j.v.x + g.yy * j.v.x * j.v.x;
-    out.cov.yy = g.xx * j.u.y * j.u.y + g.xy * j.u.y * j.v.y + g.yy * j.v.y * j.v.y;
-    out.cov.zz = g.xx * j.u.z * j.u.z + g.xy * j.u.z * j.v.z + g.yy * j.v.z * j.v.z;
-    out.cov.xy = two * (g.xx * j.u.x * j.u.y + g.yy * j.v.x * j.v.y) + g.xy * (j.u.x * j.v.y + j.u.y * j.v.x);
-    out.cov.xz = two * (g.xx * j.u.x * j.u.z + g.yy * j.v.x * j.v.z) + g.xy * (j.u.x * j.v.z + j.u.z * j.v.x);
-    out.cov.yz = two * (g.xx * j.u.y * j.u.z + g.yy * j.v.y * j.v.z) + g.xy * (j.u.y * j.v.z + j.u.z * j.v.y);
-
+    out.cov = quadratic_form_vjp(j, g);
     const T inv_z = T(1) / p.z, jx = c.fx * inv_z, jy = c.fy * inv_z;
     const T rx = p.x * inv_z, ry = p.y * inv_z;
     const T tx = clamp(rx, -c.limit_x, c.limit_x), ty = clamp(ry, -c.limit_y, c.limit_y);
     const T g_jx = dot(gu, c.rotation.r0), g_jxz = dot(gu, c.rotation.r2);  // of fx/z and of -fx x/z^2
     const T g_jy = dot(gv, c.rotation.r1), g_jyz = dot(gv, c.rotation.r2);
-    const T zero = T(0);
+    const T zero = T(0), two = T(2);
     out.p.x = select(tx == rx, -jx * inv_z * g_jxz, zero);
     out.p.y = select(ty == ry, -jy * inv_z * g_jyz, zero);
     out.p.z = inv_z * (jx * (two * tx * g_jxz - g_jx) + jy * (two * ty * g_jyz - g_jy));
@@ -118,8 +123,8 @@ GS_HD T determinant(Sym2<T> m) {
 }
 
 template <typename T>
-GS_HD Sym2<T> blurred(Sym2<T> cov) {
-    return {cov.xx + T(kBlur), cov.xy, cov.yy + T(kBlur)};
+GS_HD Sym2<T> blurred(Sym2<T> cov, T blur = T(kBlur)) {
+    return {cov.xx + blur, cov.xy, cov.yy + blur};
 }
 
 template <typename T>
@@ -138,18 +143,50 @@ GS_HD Sym2<T> inverse_vjp(Sym2<T> m, T det, Sym2<T> q, Sym2<T> g) {
 
 // Antialiasing: what blurring adds in width it takes away in opacity, by sqrt(det(cov) / det(cov + blur)).
 template <typename T>
-GS_HD T antialias_factor(Sym2<T> cov) {
-    return sqrt(max(T(kAntialiasFloor), determinant(cov) / determinant(blurred(cov))));
+GS_HD T antialias_factor(Sym2<T> cov, T blur = T(kBlur)) {
+    return sqrt(max(T(kAntialiasFloor), determinant(cov) / determinant(blurred(cov, blur))));
 }
 
 template <typename T>
-GS_HD Sym2<T> antialias_factor_vjp(Sym2<T> cov, T g) {
-    const Sym2<T> wide = blurred(cov);
+GS_HD Sym2<T> antialias_factor_vjp(Sym2<T> cov, T g, T blur = T(kBlur)) {
+    const Sym2<T> wide = blurred(cov, blur);
     const T inv_det = T(1) / determinant(wide), ratio = determinant(cov) * inv_det;
     const T floor = T(kAntialiasFloor);
     const T g_ratio = select(ratio > floor, T(0.5) * g / sqrt(max(floor, ratio)), T(0)) * inv_det;
     return {g_ratio * (cov.yy - ratio * wide.yy), T(-2) * g_ratio * cov.xy * (T(1) - ratio),
             g_ratio * (cov.xx - ratio * wide.xx)};
+}
+
+// Mip-Splatting's rule for the same: sqrt(det(cov) / (det(cov + blur) + 1e-6) + 1e-6), and 0 where either is 1e-6 or less.
+template <typename T>
+GS_HD T mip_factor(Sym2<T> cov, T blur) {
+    const T least = T(kMipFloor), thin = determinant(cov), wide = determinant(blurred(cov, blur));
+    return select((thin > least) & (wide > least), sqrt(max(thin / (wide + least) + least, T(0))), T(0));
+}
+
+template <typename T>
+GS_HD Sym2<T> mip_factor_vjp(Sym2<T> cov, T g, T blur) {
+    const Sym2<T> broad = blurred(cov, blur);
+    const T least = T(kMipFloor), thin = determinant(cov), wide = determinant(broad);
+    const T ratio = thin / (wide + least), slope = T(0.5) * g / (sqrt(max(ratio, T(0)) + least) * (wide + least));
+    const T scaled = select((thin > least) & (wide > least), slope, T(0));
+    return {scaled * (cov.yy - ratio * broad.yy), T(-2) * scaled * cov.xy * (T(1) - ratio),
+            scaled * (cov.xx - ratio * broad.xx)};
+}
+
+// What the blur leaves of the opacity.
+enum class Compensation { none, antialiasing, mip };
+
+template <typename T>
+GS_HD T compensation_factor(Compensation rule, Sym2<T> cov, T blur) {
+    if (rule == Compensation::none) return T(1);
+    return rule == Compensation::mip ? mip_factor(cov, blur) : antialias_factor(cov, blur);
+}
+
+template <typename T>
+GS_HD Sym2<T> compensation_factor_vjp(Compensation rule, Sym2<T> cov, T g, T blur) {
+    if (rule == Compensation::none) return {T(0), T(0), T(0)};
+    return rule == Compensation::mip ? mip_factor_vjp(cov, g, blur) : antialias_factor_vjp(cov, g, blur);
 }
 
 // In pixels: three standard deviations along the longer axis, rounded up. `cov` includes the blur.

@@ -21,13 +21,14 @@ struct Grid {
     F x, y;          // the first box's first pixel center
     int size;        // pixels per box and side
     F end_x, end_y;  // the last pixel center there is
+    Number margin;   // how far from a pixel's center the point lies that it looks at
 };
 
 // field: the vectors x, y, a, b, c, bias of sixteen splats. hits[4 row + column]: the splats that can show in that box.
 template <bool kLimited>
 GS_INLINE void test_grid(const F* field, const Grid& grid, M* hits) {
     const F x = field[0], y = field[1], a = field[2], b = field[3], c = field[4];
-    const F zero = F(0), edge = F(grid.size - 1), slack = F(1 - 4e-6);
+    const F zero = F(0), edge = F(grid.size - 1 + 2 * grid.margin), slack = F(1 - 4e-6);
     const F reach = field[5] + F(kLog2Of255 + 2e-3);
     const F slope_x = b * F(-0.5) / a, slope_y = b * F(-0.5) / c;  // the best x for a given y, and the other way
     F ex[4], x0[4], x1[4], best_y[4], qx[4], ey[4], y0[4], y1[4], best_x[4], qy[4];
@@ -61,8 +62,9 @@ GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w)
     const F x = field[0] - F(0.5), y = field[1] - F(0.5), radius = field[10], far = radius + size - F(1);
     const I x0 = to_int(clamp((x - radius) / size, zero, tx)), x1 = to_int(clamp((x + far) / size, zero, tx));
     const I y0 = to_int(clamp((y - radius) / size, zero, ty)), y1 = to_int(clamp((y + far) / size, zero, ty));
-    const Grid grid = {fma(to_number(x0), size, F(0.5)), fma(to_number(y0), size, F(0.5)), kTileSize, F(f.width - 0.5),
-                       F(f.height - 0.5)};
+    const F first = F(0.5 - f.margin);
+    const Grid grid = {fma(to_number(x0), size, first), fma(to_number(y0), size, first), kTileSize,
+                       F(f.width - 0.5 + f.margin),     F(f.height - 0.5 + f.margin),    f.margin};
     M hits[kLanes];
     test_grid<true>(field, grid, hits);
     const I columns = x1 - x0, rows = y1 - y0;
@@ -76,7 +78,8 @@ GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w)
 GS_INLINE uint32_t other_window(const Splat<Number>& s, const Frame<Number>& f, int x, int y, int columns, int rows) {
     // One vector of 4x4 boxes is more than is asked: the same test, of sixteen equal lanes.
     const F field[6] = {F(s.x), F(s.y), F(s.a), F(s.b), F(s.c), F(s.bias)};
-    const Grid grid = {F(x * kTileSize + 0.5), F(y * kTileSize + 0.5), kTileSize, F(f.width - 0.5), F(f.height - 0.5)};
+    const Grid grid = {F(x * kTileSize + 0.5 - f.margin), F(y * kTileSize + 0.5 - f.margin), kTileSize,
+                       F(f.width - 0.5 + f.margin),       F(f.height - 0.5 + f.margin),      f.margin};
     M hits[kLanes];
     test_grid<true>(field, grid, hits);
     uint32_t hit = 0;

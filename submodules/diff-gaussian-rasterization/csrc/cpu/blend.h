@@ -82,7 +82,9 @@ GS_INLINE F log2_alpha(const Splat<Number>& s, F dx, F dy) {
 }
 
 // The tile's blocks as a grid of boxes.
-GS_INLINE Grid block_grid(const TilePlace& t) { return {F(t.x + 0.5), F(t.y + 0.5), kBlock, F(INFINITY), F(INFINITY)}; }
+GS_INLINE Grid block_grid(const TilePlace& t, Number margin) {
+    return {F(t.x + 0.5 - margin), F(t.y + 0.5 - margin), kBlock, F(INFINITY), F(INFINITY), margin};
+}
 
 // What a block carries through a tile's list. `through` is the light that passes all splats so far, be they blended or not:
 // a pixel takes light until `through` falls below kStopAt. `T` is the light that passes those that were blended.
@@ -157,7 +159,8 @@ GS_INLINE void blend_block(BlockState& state, uint64_t list, Batch& batch, int b
 }
 
 // Entries [base, base + count) of the tile into the batch, tested against the blocks.
-GS_INLINE void stage(const Frame<Number>& f, const TilePlace& t, int64_t base, int count, Batch& batch) {
+GS_INLINE void stage(const Frame<Number>& f, const TilePlace& t, int64_t base, int count, Batch& batch,
+                     Number margin = 0) {
     std::memset(batch.hits, 0, sizeof batch.hits);
     std::memset(batch.touched, 0, sizeof batch.touched);
     for (int g = 0; g < count; g += kLanes) {
@@ -170,7 +173,7 @@ GS_INLINE void stage(const Frame<Number>& f, const TilePlace& t, int64_t base, i
         }
         transpose(row);
         M group[kBlocks];
-        test_grid<false>(row, block_grid(t), group);
+        test_grid<false>(row, block_grid(t, margin), group);
         for (int b = 0; b < kBlocks; ++b) batch.hits[b] |= uint64_t(bits(group[b])) << g;
     }
     const uint64_t real = count == kBatch ? ~uint64_t(0) : (uint64_t(1) << count) - 1;

@@ -2,8 +2,11 @@
 #pragma once
 #include "adam.h"
 #include "blend_backward.h"
+#include "features.h"
 #include "loss.h"
 #include "project_backward.h"
+#include "scores.h"
+#include "stage_project.h"
 #include "train.h"
 
 #define GS_TEXT_(x) #x
@@ -12,7 +15,22 @@
 namespace gs::cpu::GS_ISA {
 
 extern const Kernels<Number> table;
-const Kernels<Number> table = {GS_TEXT(GS_ISA),           project, find_tiles,  blend, blend_backward, project_backward,
-                               project_backward_and_step, ssim,    photometric, adam};
+const Kernels<Number> table = {GS_TEXT(GS_ISA),
+                               project,
+                               find_tiles,
+                               blend,
+                               blend_backward,
+                               project_backward,
+                               project_backward_and_step,
+                               stage_project,
+                               stage_project_backward,
+                               pack,
+                               pack_again,
+                               blend_features,
+                               blend_features_backward,
+                               scores,
+                               ssim,
+                               photometric,
+                               adam};
 
 }  // namespace gs::cpu::GS_ISA

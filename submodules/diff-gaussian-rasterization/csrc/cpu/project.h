@@ -41,8 +41,8 @@ struct Geometry {
     F opacity, antialias;  // activated; what antialiasing leaves of it
 };
 
-// ids[0 .. 16): which Gaussians; repeat one where there are fewer.
-GS_INLINE Geometry geometry(const Gaussians<Number>& g, const Camera<F>& camera, const int32_t* ids) {
+// What it is before it meets the lens. ids[0 .. 16): which Gaussians; repeat one where there are fewer.
+GS_INLINE Geometry in_space(const Gaussians<Number>& g, const Camera<F>& camera, const int32_t* ids) {
     Geometry o;
     // One row per Gaussian, mean | quat or covariance | scale | opacity, turned around at once.
     alignas(64) Number rows[kLanes][kLanes];
@@ -78,11 +78,16 @@ GS_INLINE Geometry geometry(const Gaussians<Number>& g, const Camera<F>& camera,
         o.scale = mul(F(g.scale_modifier), o.scale);
         o.cov = covariance(o.quat, o.scale);
     }
+    o.opacity = g.raw ? sigmoid(c[10]) : c[10];
+    return o;
+}
+
+GS_INLINE Geometry geometry(const Gaussians<Number>& g, const Camera<F>& camera, const int32_t* ids) {
+    Geometry o = in_space(g, camera, ids);
     o.thin = project_covariance(camera, o.p, o.cov);
     o.wide = blurred(o.thin);
     o.det = determinant(o.wide);
     o.conic = inverse(o.wide, o.det);
-    o.opacity = g.raw ? sigmoid(c[10]) : c[10];
     o.antialias = g.antialiasing ? antialias_factor(o.thin) : F(1);
     return o;
 }

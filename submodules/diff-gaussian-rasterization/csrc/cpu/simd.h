@@ -606,6 +606,27 @@ GS_OP F sums(const F* r) {
 
 #endif
 
+// The angle of (x, y), y at least 0: 0 to pi.
+#if GS_WIDTH == 1
+GS_OP F atan2(F y, F x) {
+    GS_EACH y.v[k] = std::atan2(y.v[k], x.v[k]);
+    return y;
+}
+#else
+GS_OP F atan2(F y, F x) {
+    const F a = abs(x), low = min(a, y), high = max(max(a, y), F(1e-30f)), t = low / high;
+    const M upper = t > F(0.414213562f);  // tan(pi / 8): atan(t) = pi / 4 + atan((t - 1) / (t + 1))
+    const F r = select(upper, (t - F(1)) / (t + F(1)), t), z = r * r;
+    const F p = fma(fma(fma(fma(fma(z, F(-0.0614221f), F(0.1061958f)), z, F(-0.1424713f)), z, F(0.1999867f)), z,
+                        F(-0.3333332f)),
+                    z, F(1)) *
+                r;  // to 1e-8
+    const F octant = select(upper, p + F(0.785398163f), p);
+    const F quadrant = select(y > a, F(1.57079633f) - octant, octant);
+    return select(x < F(0), F(3.14159265f) - quadrant, quadrant);
+}
+#endif
+
 #if GS_WIDTH > 1
 // The natural exponential: 2^(a log2 e), the product carried in two pieces so that large arguments stay accurate.
 GS_OP F exp(F a) {

@@ -7,6 +7,7 @@
 //     blend          image, transmittance, and which 4x4 block each (tile, splat) entry touched        (blend.h)
 //     blend_backward one gradient record per entry, nothing shared between tiles              (blend_backward.h)
 //     project_backward  sums the records of a splat, and back to its parameters             (project_backward.h)
+//     stage_project, pack, blend_features, scores: the stages for callers who take them one by one
 //     photometric, ssim, adam                                                                 (loss.h, adam.h)
 //     project_backward_and_step  both at once, for the fused training step                           (train.h)
 //
@@ -62,6 +63,8 @@ struct Frame {
     T* transmittance;        // [tiles, 256] block by block, 16 pixels each
     int32_t* last;           // [tiles, 256] the last entry that added light to the pixel, 0 the tile's first; -1 none
 
+    T margin = 0;  // pixels look at points this far from their centers, at most
+
     int64_t chunks() const { return (count + kChunk - 1) / kChunk; }
     int64_t tiles() const { return int64_t(tiles_x) * tiles_y; }
 };
@@ -77,6 +80,33 @@ constexpr int kRecord = 16;  // numbers per gradient record: see blend_backward.
 
 // Memory that grows and is kept for the next time; see memory.h.
 struct Buffer;
+
+// Any number of channels in place of color: see features.h.
+template <typename T>
+struct Features {
+    const T* values;  // [N, channels]
+    int channels;
+    const T* offset;  // [2, H, W] from a pixel's center to the point it looks at; or null
+};
+
+template <typename T>
+struct FeatureGrads {
+    const T *image, *left;  // [channels, H, W], [H, W]: read; null where there is none
+    T* values;              // [N, channels]: written
+    OnScreenGrads<T> screen;
+};
+
+// See scores.h.
+constexpr int kScores = 8;
+template <typename T>
+struct Scores {
+    const T* weights;           // [H, W] or null: 1
+    const T* colors;            // [N, 3], or null: no moments
+    const T* gradient;          // [3, H, W] or null
+    const T *picture, *along;   // [H, W] sum of all channels; product of picture and gradient
+    T* sums;                    // [N, kScores]
+    int32_t *largest, *median;  // [H, W]
+};
 
 template <typename T>
 using DepthKey = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
@@ -134,6 +164,15 @@ struct Kernels {
     // project_backward and adam, chunk by chunk: gradients never leave the cache.
     void (*project_backward_and_step)(const Gaussians<T>&, const View<T>&, const Frame<T>&, const T* records,
                                       const Trained<T>&, const Statistics&);
+    // The same stages one by one: stage_project.h, features.h, scores.h.
+    void (*stage_project)(const Gaussians<T>&, const View<T>&, const Optics<T>&, const OnScreen<T>&);
+    void (*stage_project_backward)(const Gaussians<T>&, const View<T>&, const Optics<T>&, const int32_t* radii,
+                                   const OnScreenGrads<T>&, const GaussianGrads<T>&);
+    void (*pack)(const OnScreen<T>&, const Frame<T>&, DepthKey<T>* keys);
+    void (*pack_again)(const OnScreen<T>&, const Frame<T>&);
+    void (*blend_features)(const Frame<T>&, const Features<T>&, T* image, T* left);
+    void (*blend_features_backward)(const Frame<T>&, const Features<T>&, const OnScreen<T>&, const FeatureGrads<T>&);
+    void (*scores)(const Frame<T>&, const T* offset, const Scores<T>&);
     void (*ssim)(Ssim<T>&);
     void (*photometric)(Photometric<T>&);
     // One step for `count` numbers in a row.

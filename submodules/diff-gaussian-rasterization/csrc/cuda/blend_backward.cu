@@ -12,12 +12,13 @@
 // order. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance is
 // the same for all pixels and is left to preprocess_backward.
 #include "blend.h"
+#include "visits.h"
 #include "warp_reduce.h"
 
 namespace gs::cuda {
 namespace {
 
-constexpr int kPixels = 2;  // of a lane
+constexpr int kPixels = kVisitStrips;  // of a lane
 constexpr int kThreads = kWarp * kStrips / kPixels;
 constexpr uint32_t kOrderUnit = 1 << kPixels;  // the order of a splat: its place in the segment, and by which strips
 
@@ -66,45 +67,6 @@ struct PixelState {
     }
 };
 
-// Which entries of a segment the two strips of a warp took. Lane i < kGroups knows about the i-th 32 of them.
-struct Visits {
-    uint32_t strips[kPixels];
-    uint32_t before;  // entries taken in the groups of the lanes below
-    uint32_t total;
-
-    __device__ __forceinline__ Visits(const BlendBackward& p, uint32_t tile, uint32_t begin, uint32_t segment,
-                                      int strip) {
-        const uint32_t group = segment * kGroups + lane_id();
-#pragma unroll
-        for (int i = 0; i < kPixels; ++i) {
-            const bool known = lane_id() < kGroups && group < p.trace.walked[tile * kStrips + strip + i];
-            strips[i] = known ? p.trace.taken[taken_at(tile, begin, group, strip + i)] : 0;
-        }
-        const uint32_t own = __popc(strips[0] | strips[1]);
-        uint32_t up_to = own;
-#pragma unroll
-        for (int offset = 1; offset < kGroups; offset *= 2) {
-            const uint32_t lower = __shfl_up_sync(kFullWarp, up_to, offset);
-            if (lane_id() >= offset) up_to += lower;
-        }
-        before = up_to - own;
-        total = __shfl_sync(kFullWarp, up_to, kGroups - 1);
-    }
-
-    // The n-th entry taken, counted from the segment's first, and by which strips. All lanes must call.
-    __device__ __forceinline__ uint32_t nth(uint32_t n, uint32_t& by) const {
-        int owner = 0;
-#pragma unroll
-        for (int step = kGroups / 2; step > 0; step /= 2)
-            if (__shfl_sync(kFullWarp, before, owner + step) <= n) owner += step;
-        const uint32_t upper = __shfl_sync(kFullWarp, strips[0], owner),
-                       lower = __shfl_sync(kFullWarp, strips[1], owner);
-        const int bit = nth_set_bit(upper | lower, int(n - __shfl_sync(kFullWarp, before, owner)));
-        by = (upper >> bit & 1) | (lower >> bit & 1) << 1;
-        return owner * kWarp + bit;
-    }
-};
-
 struct Visited {
     float4 place, shape, look;  // place: x, y, where its gradient goes, its order
 
@@ -131,7 +93,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     const uint2 task = reinterpret_cast<const uint2*>(p.trace.segments)[blockIdx.x];
     const uint32_t tile = task.x, segment = task.y, begin = p.ranges[2 * int64_t(tile)];
     const int lane = lane_id(), warp_first = int(threadIdx.x) - lane, strip = warp_first / kWarp * kPixels;
-    const Visits visits(p, tile, begin, segment, strip);
+    const Visits visits(p.trace, tile, begin, segment, strip);
     if (visits.total == 0) return;
 
     const Pixels<kPixels> pixels(p.grid, tile, strip);

@@ -74,7 +74,19 @@ __global__ void __launch_bounds__(kThreads) check_kept_kernel(Kept k) {
         for (int64_t i = first; i < int64_t(totals.visible); i += step) check_rank(k, i);
 }
 
+__global__ void __launch_bounds__(kThreads) check_lists_kernel(Kept k) {
+    const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x, step = int64_t(gridDim.x) * kThreads;
+    for (int64_t i = first; i < k.p.entries; i += step) check_entry(k, i);
+    for (int64_t i = first; i < k.tiles; i += step) List(k, i);
+}
+
 }  // namespace
+
+void check_lists(const BlendBackward& args, int64_t count, Stream stream) {
+    const unsigned blocks = std::min(blocks_for(std::max(args.entries, int64_t(args.grid.tiles())), kThreads), 4096u);
+    check_lists_kernel<<<blocks, kThreads, 0, native(stream)>>>({args, count, args.grid.tiles(), 0});
+    check_launch("check_lists_kernel");
+}
 
 void check_kept(const BlendBackward& args, int64_t count, Stream stream) {
     const int64_t most = std::max(args.entries, int64_t(args.grid.width) * args.grid.height);

@@ -75,54 +75,6 @@ __device__ __forceinline__ Falloff falloff_of(const Projected& s) {
     return f;
 }
 
-// All 32 lanes must call: they help those with large splats.
-__device__ __forceinline__ TileSet find_tiles(bool seen, const Projected& s, const Falloff& f, const TileGrid& grid) {
-    TileSet set{};
-    if (seen && f.reaches) {
-        const Outline o = outline(s.mean, s.cov, s.det, kLn2 * (f.shape.w - kLog2AlphaMin));
-        const TileRect r = tight_rect(o, s.rect, grid);
-        if (!empty(r)) {
-            set.x0 = uint16_t(r.x0), set.y0 = uint16_t(r.y0);
-            set.columns = uint16_t(r.x1 - r.x0), set.rows = uint16_t(r.y1 - r.y0);
-            if (!is_large(set)) {
-                set.mask = tile_mask(o, r, grid);
-                set.count = __popc(set.mask);
-            }
-        }
-    }
-    unsigned large = __ballot_sync(kFullWarp, is_large(set));
-    while (large) {
-        const int owner = __ffs(large) - 1;
-        large &= large - 1;
-        const auto get = [owner](auto v) { return __shfl_sync(kFullWarp, v, owner); };
-        const Outline o = large_outline({get(f.place.x), get(f.place.y), 0.f, 0.f},
-                                        {get(f.shape.x), get(f.shape.y), get(f.shape.z), get(f.shape.w)});
-        const TileRect r = {get(int(set.x0)), get(int(set.y0)), get(set.x0 + set.columns), get(set.y0 + set.rows)};
-        uint32_t count = 0;
-        for (int y = r.y0 + lane_id(); y < r.y1; y += kWarp) count += row_span(o, r, y, grid).count();
-        count = warp_sum(count);
-        if (lane_id() == owner) set.count = count;
-    }
-    return set;
-}
-
-// Adds the block's splats to the totals. All threads must call.
-__device__ __forceinline__ void add_totals(bool seen, uint32_t tiles, Totals* totals) {
-    __shared__ unsigned long long sums[kThreads / kWarp];
-    __shared__ int seen_in[kThreads / kWarp];
-    const unsigned long long sum = warp_sum(static_cast<unsigned long long>(seen ? tiles : 0u));
-    const unsigned lanes = __ballot_sync(kFullWarp, seen);
-    if (lane_id() == 0) sums[threadIdx.x / kWarp] = sum, seen_in[threadIdx.x / kWarp] = __popc(lanes);
-    __syncthreads();
-    if (threadIdx.x > 0) return;
-    unsigned long long entries = 0, visible = 0;
-    for (int w = 0; w < kThreads / kWarp; ++w) entries += sums[w], visible += seen_in[w];
-    if (visible) {
-        atomicAdd(&totals->entries, entries);
-        atomicAdd(&totals->visible, visible);
-    }
-}
-
 template <int Degree>
 __global__ void __launch_bounds__(kThreads)
     preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid, Screen out) {
@@ -145,7 +97,10 @@ __global__ void __launch_bounds__(kThreads)
             own_rest = warp_rest + lane_id() * kRestPitch<Degree>;
         }
         const Falloff falloff = seen ? falloff_of(s) : Falloff{};
-        set = find_tiles(seen, s, falloff, grid);
+        set = find_tiles<false>(
+            seen && falloff.reaches,
+            [&] { return outline(s.mean, s.cov, s.det, kLn2 * (falloff.shape.w - kLog2AlphaMin)); }, s.rect,
+            falloff.place, falloff.shape, grid);
 
         Vec3<float> color = {0.f, 0.f, 0.f};
         if constexpr (Degree > 0) await_rest();
@@ -170,7 +125,7 @@ __global__ void __launch_bounds__(kThreads)
         out.depth_keys[i] = seen ? __float_as_uint(s.depth) : kCulledKey;
         out.indices[i] = uint32_t(i);
     }
-    add_totals(seen, set.count, out.totals);
+    add_totals<kThreads>(seen, set.count, out.totals);
 }
 
 __global__ void __launch_bounds__(kThreads)

@@ -2,15 +2,14 @@
 //
 // One thread per Gaussian, in storage order, so that all reads and writes of a warp are neighbors; the rows of spherical
 // harmonics go through shared memory for the same reason. What the view does not show gets zeros.
+#include "camera_grad.h"
 #include "gaussian_vjp.h"
-#include "warp_reduce.h"
 
 namespace gs::cuda {
 namespace {
 
 constexpr int kThreads = 128;
 constexpr int kNoSh = -1;
-constexpr int kCameraValues = 15;  // rotation 9, translation 3, center 3
 
 // Writes 32 rows of the gradient of sh_rest: the staged floats where a lane is `seen`, zeros elsewhere.
 template <int Degree>
@@ -53,40 +52,6 @@ __device__ __forceinline__ void write_geometry(const GaussianGrads<float>& out, 
     if (out.cov3d) {
         float* c = out.cov3d + 6 * i;
         c[0] = g.cov.xx, c[1] = g.cov.xy, c[2] = g.cov.xz, c[3] = g.cov.yy, c[4] = g.cov.yz, c[5] = g.cov.zz;
-    }
-}
-
-// Writes the block's share of the camera gradient. All threads must call.
-__device__ __forceinline__ void add_camera_grad(const Camera<float>& camera, bool center_given, Vec3<float> mean,
-                                                const GaussianGrad& g, Vec3<float> g_offset, float* world_to_camera) {
-    constexpr int kWarps = kThreads / kWarp;
-    __shared__ float of_warp[kWarps][kCameraValues], of_block[kCameraValues];
-    const Vec3<float> r0 = add(g.rotation.r0, mul(g.p.x, mean)), r1 = add(g.rotation.r1, mul(g.p.y, mean)),
-                      r2 = add(g.rotation.r2, mul(g.p.z, mean));
-    float v[kCameraValues] = {r0.x, r0.y,  r0.z,  r1.x,  r1.y,        r1.z,        r2.x,       r2.y,
-                              r2.z, g.p.x, g.p.y, g.p.z, -g_offset.x, -g_offset.y, -g_offset.z};
-    const int lane = lane_id(), slot = transpose_slot<kCameraValues>(lane);
-    const bool writes = first_with_slot(slot, lane);
-    const float total = transpose_sum(v, lane);
-    if (writes) of_warp[threadIdx.x / kWarp][slot] = total;
-    __syncthreads();
-    if (threadIdx.x < kCameraValues) {
-        float sum = 0.f;
-        for (int w = 0; w < kWarps; ++w) sum += of_warp[w][threadIdx.x];
-        of_block[threadIdx.x] = sum;
-    }
-    __syncthreads();
-
-    if (threadIdx.x < 12) {
-        const int row = threadIdx.x / 4, column = threadIdx.x % 4;
-        const float t[3] = {camera.translation.x, camera.translation.y, camera.translation.z};
-        const Vec3<float> c = {of_block[12], of_block[13], of_block[14]};
-        const Vec3<float> r = row == 0 ? camera.rotation.r0 : row == 1 ? camera.rotation.r1 : camera.rotation.r2;
-        float value = column < 3 ? of_block[3 * row + column] : of_block[9 + row];
-        if (!center_given) value -= column < 3 ? t[row] * of_block[12 + column] : dot(r, c);  // center = -R^T t
-        world_to_camera[16 * int64_t(blockIdx.x) + threadIdx.x] = value;
-    } else if (threadIdx.x < 16) {
-        world_to_camera[16 * int64_t(blockIdx.x) + threadIdx.x] = 0.f;
     }
 }
 
@@ -141,7 +106,8 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
         if (out.sh_rest && first < g.count) write_rest<Degree>(g, first, seen_lanes, warp_rest, out.sh_rest);
     }
     if constexpr (CameraGrad) {
-        add_camera_grad(camera, p.view.camera_center != nullptr, mean, grad, g_offset, out.world_to_camera);
+        add_camera_grad<kThreads>(camera, p.view.camera_center != nullptr, mean, grad.p, grad.rotation, g_offset,
+                                  out.world_to_camera);
     }
 }
 

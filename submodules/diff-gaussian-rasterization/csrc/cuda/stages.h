@@ -186,6 +186,7 @@ void blend_backward(const BlendBackward& args, Stream stream);
 // Stops the GPU, as PyTorch's own indexing does, if what blend_backward is about to read leads out of its memory: somebody
 // else kept it meanwhile. `count` splats; everything has the right size.
 void check_kept(const BlendBackward& args, int64_t count, Stream stream);
+void check_lists(const BlendBackward& args, int64_t count, Stream stream);  // ids and ranges alone
 
 // g_background[block, c] = sum over some of the pixels of the final transmittance times g_color[c].
 int64_t background_grad_blocks(const TileGrid& grid);
@@ -206,6 +207,93 @@ void preprocess_backward(const PreprocessBackward& args, Stream stream);
 
 void mark_visible(int64_t count, const float* means, const float* world_to_camera, float near_depth, bool* visible,
                   Stream stream);
+
+// ---- the stages one by one: stage_project.cu, blend_features.cu, scores.cu ------------------------------------------
+
+void stage_project(const Gaussians<float>& gaussians, const View<float>& view, const Optics<float>& optics,
+                   const OnScreen<float>& out, Stream stream);
+
+struct StageProjectBackward {
+    Gaussians<float> gaussians;
+    View<float> view;
+    Optics<float> optics;
+    const int32_t* radii;        // [N]
+    OnScreenGrads<float> grads;  // read
+    GaussianGrads<float> out;    // world_to_camera [stage_project_backward_blocks(N), 16]: to be added up
+};
+int64_t stage_project_backward_blocks(int64_t count);
+void stage_project_backward(const StageProjectBackward& args, Stream stream);
+
+// What preprocess leaves, but for radii, from Gaussians on the screen. `everywhere`: no tile of a splat's rectangle is
+// left out, and no pixel, since pixels look at points beside their centers.
+void pack(int64_t count, const OnScreen<float>& screen, const TileGrid& grid, bool everywhere, const Screen& out,
+          Stream stream);
+
+// The splats alone, all of them, and totals for lists with that many entries.
+void pack_again(int64_t count, const OnScreen<float>& screen, bool everywhere, int64_t entries, Splat* splats,
+                Totals* totals, Stream stream);
+
+// Channels are taken by up to 16; a row of features is padded with zeros to whole portions.
+inline int feature_quads(int channels) { return channels <= 4 ? 1 : channels <= 8 ? 2 : 4; }
+inline int feature_stride(int channels) {
+    const int portion = 4 * feature_quads(channels);
+    return (channels + portion - 1) / portion * portion;
+}
+
+struct FeatureTrace {
+    Trace common;         // its `passed` is not used:
+    float* passed_light;  // [passed_count] transmittance
+    void* passed;         // [stride / 4, passed_count] float4
+    int64_t passed_count;
+};
+size_t feature_trace_bytes(const TileGrid& grid, int64_t entries, int stride);
+FeatureTrace feature_trace_in(void* memory, const TileGrid& grid, int64_t entries, int stride);
+
+struct BlendFeatures {
+    TileGrid grid;
+    const Splat* splats;     // [N]
+    const uint32_t* ids;     // [entries]
+    const uint32_t* ranges;  // [tiles, 2]
+    int64_t entries;
+    const float* features;  // [N, stride]
+    int channels, stride;
+    const float* offset;  // [2, H, W] or null
+    float* image;         // [channels, H, W]
+    float* left;          // [H, W] transmittance in the end
+    FeatureTrace trace;   // nulls where no backward will follow
+    Totals* totals;
+};
+void blend_features(const BlendFeatures& args, Stream stream);
+
+constexpr int kMomentCount = 8;
+struct BlendFeaturesBackward {
+    BlendFeatures forward;
+    const float* g_image;  // [channels, H, W] or null
+    const float* g_left;   // [H, W] or null
+    int64_t count;         // N
+    OnScreen<float> screen;
+    float* moments;            // [N, kMomentCount] zero on entry
+    float* g_features;         // [N, stride] zero on entry
+    OnScreenGrads<float> out;  // written; `absolute` may be null
+};
+void blend_features_backward(const BlendFeaturesBackward& args, Stream stream);
+
+// Slots of `sums` as in cpu/scores.h.
+constexpr int kScoreSize = 8;
+struct Scores {
+    TileGrid grid;
+    const Splat* splats;           // [N]
+    const uint32_t* ids;           // [entries]
+    const uint32_t* ranges;        // [tiles, 2]
+    const float* offset;           // [2, H, W] or null
+    const float* weights;          // [H, W] or null: 1
+    const float* colors;           // [N, 3], or null: no moments
+    const float* gradient;         // [3, H, W] or null
+    const float *picture, *along;  // [H, W] sum of all channels; product of picture and gradient
+    float* sums;                   // [N, kScoreSize] zero on entry
+    int32_t *largest, *median;     // [H, W]
+};
+void scores(const Scores& args, Stream stream);
 
 // ---- losses: images as planes, `planes` of [height, width] ---------------------------------------------------------
 

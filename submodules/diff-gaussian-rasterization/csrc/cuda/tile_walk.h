@@ -88,13 +88,70 @@ __device__ __forceinline__ bool is_large(const TileSet& s) { return int(s.column
 
 __device__ __forceinline__ TileRect rect_of(const TileSet& s) { return {s.x0, s.y0, s.x0 + s.columns, s.y0 + s.rows}; }
 
-// From what emit knows of a splat. Where rounding has left no ellipse, all of the rectangle is touched.
+// All of the rectangle is touched.
+__device__ __forceinline__ Outline everywhere(Vec2<float> mean) {
+    return {mean, INFINITY, INFINITY, INFINITY, 0.f, 1.f, 0.f, 0.f};
+}
+
+// From what emit knows of a splat. No ellipse, where rounding has left none or an infinite extent says so.
 __device__ __forceinline__ Outline large_outline(float4 place, float4 shape) {
     const Vec2<float> mean = {place.x, place.y};
     const Sym2<float> conic = {-2.f * shape.x, -shape.y, -2.f * shape.z};  // in units of log2(alpha)
     const float det = exact_determinant(conic);
-    if (!(det > 1e-7f * conic.xx * conic.yy)) return {mean, INFINITY, INFINITY, INFINITY, 0.f, 1.f, 0.f, 0.f};
+    if (!(det > 1e-7f * conic.xx * conic.yy) || isinf(place.z)) return everywhere(mean);
     return outline(mean, inverse(conic, det), 1.f / det, shape.w - kLog2AlphaMin);
+}
+
+// The tiles of a splat, of its published rectangle `rect`. All 32 lanes must call: they help those with large splats.
+// Where a splat `shows`, `make` gives its outline. `kEverywhere`: the rectangle's tiles, all of them.
+template <bool kEverywhere, typename MakeOutline>
+__device__ __forceinline__ TileSet find_tiles(bool shows, MakeOutline make, TileRect rect, float4 place, float4 shape,
+                                              const TileGrid& grid) {
+    TileSet set{};
+    if (shows) {
+        const Outline o = make();
+        const TileRect r = tight_rect(o, rect, grid);
+        if (!empty(r)) {
+            set.x0 = uint16_t(r.x0), set.y0 = uint16_t(r.y0);
+            set.columns = uint16_t(r.x1 - r.x0), set.rows = uint16_t(r.y1 - r.y0);
+            if (!is_large(set)) {
+                set.mask = tile_mask(o, r, grid);
+                set.count = __popc(set.mask);
+            }
+        }
+    }
+    unsigned large = __ballot_sync(kFullWarp, is_large(set));
+    while (large) {
+        const int owner = __ffs(large) - 1;
+        large &= large - 1;
+        const auto get = [owner](auto v) { return __shfl_sync(kFullWarp, v, owner); };
+        const Outline o = large_outline({get(place.x), get(place.y), kEverywhere ? INFINITY : 0.f, 0.f},
+                                        {get(shape.x), get(shape.y), get(shape.z), get(shape.w)});
+        const TileRect r = {get(int(set.x0)), get(int(set.y0)), get(set.x0 + set.columns), get(set.y0 + set.rows)};
+        uint32_t count = 0;
+        for (int y = r.y0 + lane_id(); y < r.y1; y += kWarp) count += row_span(o, r, y, grid).count();
+        count = warp_sum(count);
+        if (lane_id() == owner) set.count = count;
+    }
+    return set;
+}
+
+// Adds the splats of a block of kThreads to the totals. All threads must call.
+template <int kThreads>
+__device__ __forceinline__ void add_totals(bool seen, uint32_t tiles, Totals* totals) {
+    __shared__ unsigned long long sums[kThreads / kWarp];
+    __shared__ int seen_in[kThreads / kWarp];
+    const unsigned long long sum = warp_sum(static_cast<unsigned long long>(seen ? tiles : 0u));
+    const unsigned lanes = __ballot_sync(kFullWarp, seen);
+    if (lane_id() == 0) sums[threadIdx.x / kWarp] = sum, seen_in[threadIdx.x / kWarp] = __popc(lanes);
+    __syncthreads();
+    if (threadIdx.x > 0) return;
+    unsigned long long entries = 0, visible = 0;
+    for (int w = 0; w < kThreads / kWarp; ++w) entries += sums[w], visible += seen_in[w];
+    if (visible) {
+        atomicAdd(&totals->entries, entries);
+        atomicAdd(&totals->visible, visible);
+    }
 }
 
 }  // namespace gs::cuda
