@@ -141,12 +141,12 @@ def test_memory_that_runs_out_within_a_step(scene, monkeypatch):
     one, other = (trainer(scene, "--views_per_step", "3", "--no-fused", "--train_test_exp") for _ in range(2))
     collect, calls = one.gaussians.collect, []
 
-    def fails_once(loss):
+    def fails_once(loss, views):
         calls.append(1)
         if len(calls) == 2:
             loss.backward()
             raise torch.OutOfMemoryError
-        collect(loss)
+        collect(loss, views)
 
     one.gaussians.collect = fails_once
     one.step(3)

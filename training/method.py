@@ -11,6 +11,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+import distributed
 from arguments import ConfigError, ModelParams, Options, PipelineParams
 from gaussian_renderer.network_gui import Request
 from per_view import Pair, Shown
@@ -84,8 +85,10 @@ class Method:
 
 def trainer(scene: Scene, options: Options, say: Callable[[str], None]) -> Method:
     method, views = options.model.method, options.opt.views_per_step
+    if method != "gaussians" and not distributed.current().alone:
+        raise ConfigError(f"method {method} trains in one process: start it without torchrun")
     made = _module(method).Trainer(scene, options, say)
-    if views != made.views_per_step:
+    if views > made.views_per_step:
         raise ConfigError(f"views_per_step must be {made.views_per_step} with --method {method}, got {views}")
     return made
 

@@ -43,11 +43,13 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Log:
-    """Lines to the terminal and to <folder>/train.log. Quiet: to the file only."""
+    """Lines to the terminal and to <folder>/train.log. Quiet: to the file only. Without a folder: to none."""
 
-    def __init__(self, folder: ModelFolder, quiet: bool = False):
-        folder.path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: ModelFolder | None, quiet: bool = False):
         self._quiet, self._file = quiet, None
+        if folder is None:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
         try:
             handle = open_own(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self._file = open(handle, "a", encoding="utf-8")  # noqa: SIM115
@@ -229,7 +231,7 @@ class Report:
 
     def __init__(
         self,
-        folder: ModelFolder,
+        folder: ModelFolder | None,  # None: nothing is written
         first: int,  # iteration, counted from 1
         last: int,
         device: torch.device,
@@ -238,7 +240,7 @@ class Report:
     ):
         self.log = Log(folder, quiet)
         self.history = history or RunHistory()
-        self._board = _tensorboard(folder.path, first, self.log)
+        self._board = _tensorboard(folder.path, first, self.log) if folder else None
         self._device = device
         self._deferred = Deferred(device, self.history.waiting)
         self._bar = progress(desc="Training", total=last, initial=first - 1, disable=quiet)
@@ -370,12 +372,13 @@ class Report:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
 
-    def finish(self, summary: "Summary", folder: ModelFolder) -> None:
+    def finish(self, summary: "Summary", folder: ModelFolder | None) -> None:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
         empty = [] if summary.gaussians else [f"Warning: the model has no Gaussians. {LOOK}"]
         summary.warnings = empty + list(self._doubts.values())
-        write_json(folder.summary, asdict(summary), indent=1)
+        if folder:
+            write_json(folder.summary, asdict(summary), indent=1)
         self.log(*summary.lines())
 
     @contextmanager

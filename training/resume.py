@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import distributed
 from arguments import ConfigError, RunParams
 from scene.fingerprint import Fingerprint
 from scene.folder import ModelFolder
@@ -73,7 +74,7 @@ class Checkpoints:
         path = self._folder.checkpoint(iteration)
         checkpoint.save(path, iteration, self._parts, self._device, self._data)
         passing = [i for i in self._folder.checkpoints() if i < iteration and not self._asked_for(i)]
-        for old in passing[KEPT - 1 :]:
+        for old in passing[KEPT - 1 :] if distributed.current().first else ():
             self._folder.checkpoint(old).unlink(missing_ok=True)
         self._last = time.monotonic()
         return path

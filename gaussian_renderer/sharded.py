@@ -1,0 +1,205 @@
+"""Pictures of Gaussians that several processes hold together, each of them some of the rows.
+
+Every process asks for a picture of its own at the same time. Each projects its rows for all of these cameras,
+and what is visible goes to where it is wanted, as records of a fixed size. A process blends what it has got,
+and in the backward the gradients of the records go back to where they are from. Spherical harmonics, moments
+and statistics never travel.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from diff_gaussian_rasterization import Rendered, ScreenStats
+from diff_gaussian_rasterization.stages import Projected, blend, lists, project, sh_colors
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from arguments import PipelineParams
+from distributed import Ranks, exchanged
+from gaussian_renderer import Splats, shape_of
+from scene.cameras import Camera
+from scene.gaussian_model import GaussianModel
+from utils.geometry import camera_center
+
+FIELDS = [2, 3, 1, 1, 3, 1, 1]  # of a record: center, conic, opacity, depth, color, radius, row; and, if
+ABSOLUTE = sum(FIELDS)  # statistics ask for it, two columns for the absolute gradient of the center
+ROW = ABSOLUTE - 1
+INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}  # as wide: what the row is
+
+
+class Seen(NamedTuple):
+    """A camera, as other processes need it. Without a picture wanted, it has no pixels."""
+
+    world_to_camera: Tensor  # [4, 4]
+    K: Tensor  # [3, 3]
+    width: int
+    height: int
+
+
+class ShardedSplats(Splats):
+    """picture() must be called by all processes together, by those that want none with None."""
+
+    def __init__(
+        self, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor, with_depth: bool = False
+    ):
+        super().__init__(gaussians, pipe, background)
+        self.ranks, self.with_depth = gaussians.ranks, with_depth
+
+    def __len__(self) -> int:
+        return self.gaussians.total
+
+    def picture(
+        self, camera: Camera | None, background: Tensor | None = None, stats: ScreenStats | None = None
+    ) -> Rendered:
+        with self.ranks.together():
+            cameras = self._cameras(camera)
+            absolute = stats is not None and stats.abs_grad_norm_sum is not None
+            records, visible, counts = self._records(cameras, absolute)
+        numbers = self.ranks.meet("records", *counts)
+        with self.ranks.together():
+            watch = partial(add_statistics, stats, visible, cameras) if stats else None
+            got = _Exchange.apply(
+                records, counts, [row[self.ranks.rank] for row in numbers], self.ranks, watch
+            )
+            own, (shown, n) = cameras[self.ranks.rank], visible
+            radii = torch.zeros(n, dtype=torch.int32, device=got.device).index_fill_(0, shown % max(n, 1), 1)
+            return self._blended(got, own, self.background if background is None else background, radii)
+
+    def _cameras(self, camera: Camera | None) -> list[Seen]:
+        """Those of all processes. Gradients of poses go back to where they are from."""
+        means = self.gaussians.means
+        numbers, moving = [0, 0], False
+        pose = means.new_zeros(25)
+        if camera is not None:
+            numbers = [camera.width, camera.height]
+            moving = torch.is_grad_enabled() and camera.world_to_camera.requires_grad
+            pose = torch.cat([camera.world_to_camera.flatten(), camera.K.flatten()]).to(means.dtype)
+        sizes = self.ranks.meet("cameras", *numbers, int(moving))
+        if any(row[2] for row in sizes) and not pose.requires_grad:
+            pose.requires_grad_()
+        poses = _Gathered.apply(pose, self.ranks)
+        return [
+            Seen(row[:16].view(4, 4), row[16:].view(3, 3), width, height)
+            for row, (width, height, _) in zip(poses, sizes)
+        ]
+
+    def _records(self, cameras: list[Seen], absolute: bool) -> tuple[Tensor, tuple[Tensor, int], list[int]]:
+        """Of what each camera sees of the Gaussians here, one camera after the other; which they are, as
+        number of the camera times N + row, and N; and how many each camera sees."""
+        model, pipe, count = self.gaussians, self.pipe, len(self.gaussians)
+        rule = "antialiasing" if pipe.antialiasing else "none"
+        shape = shape_of(model, pipe, 1.0)
+        screens = [
+            project(model.means, **shape, **camera._asdict(), compensation=rule)
+            for camera in cameras
+            if camera.width
+        ]
+        where = [i for i, camera in enumerate(cameras) if camera.width]
+        radii = torch.stack([screen.radii for screen in screens])
+        counts = [0] * len(cameras)
+        for i, number in zip(where, (radii > 0).sum(1).tolist()):
+            counts[i] = number
+        flat = (radii > 0).flatten().nonzero()[:, 0]  # of those that see anything
+        screen = [torch.cat(parts)[flat] for parts in zip(*(s[:4] for s in screens))]
+        shown = (
+            flat
+            + (torch.tensor(where, device=flat.device)[flat // max(count, 1)] - flat // max(count, 1)) * count
+        )
+        colors = self._colors(shown % max(count, 1), shown // max(count, 1), cameras)
+        row = (shown % max(count, 1)) * self.ranks.count + self.ranks.rank
+        center, conic, opacity, depth = screen
+        columns = [center, conic, opacity[:, None], depth[:, None], colors]
+        columns += [radii.flatten()[flat][:, None].to(center)]
+        columns += [row[:, None].to(INTEGER[center.dtype]).view(center.dtype)]
+        columns += [torch.zeros_like(center)] * absolute
+        return torch.cat(columns, 1), (shown, count), counts
+
+    def _colors(self, rows: Tensor, which: Tensor, cameras: list[Seen]) -> Tensor:
+        model = self.gaussians
+        centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
+        bands = (model.active_sh_degree + 1) ** 2 - 1
+        rest = model.sh_rest[:, :bands][rows] if bands else None
+        return sh_colors(model.means[rows], model.sh_dc[rows], rest, centers[which], model.active_sh_degree)
+
+    def _blended(self, got: Tensor, camera: Seen, background: Tensor, radii: Tensor) -> Rendered:
+        if not camera.width:
+            nothing = got.sum()  # of no records
+            return Rendered(nothing.expand(3, 1, 1), nothing.expand(1, 1, 1), nothing.expand(1, 1, 1), radii)
+        rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
+        got = got[rows.argsort()]  # equal depths are blended in the order of all rows
+        center, conic, opacity, depth, colors, radius, _, absolute = got.split(
+            [*FIELDS, got.shape[1] - ABSOLUTE], 1
+        )
+        screen = Projected(
+            center,
+            conic,
+            opacity[:, 0],
+            depth[:, 0],
+            radius[:, 0].detach().int(),
+            camera.width,
+            camera.height,
+        )
+        if self.with_depth:
+            colors, background = (
+                torch.cat([colors, 1 / depth], 1),
+                torch.cat([background, background.new_zeros(1)]),
+            )
+        image, alpha = blend(
+            screen, colors, lists(screen), background, absolute if absolute.shape[1] else None
+        )
+        inv_depth = image[3:] if self.with_depth else torch.zeros_like(alpha)
+        return Rendered(image[:3], alpha, inv_depth, radii)
+
+
+def add_statistics(
+    stats: ScreenStats, visible: tuple[Tensor, int], cameras: list[Seen], grads: Tensor
+) -> None:
+    """Of each visible pair of camera and Gaussian, from the gradients of its record."""
+    shown, count = visible
+    rows, which = shown % max(count, 1), shown // max(count, 1)
+    halves = grads.new_tensor([[camera.width / 2, camera.height / 2] for camera in cameras])[which]
+    stats.visits.index_add_(0, rows, torch.ones_like(rows, dtype=stats.visits.dtype))
+    for at, total in ((0, stats.grad_norm_sum), (ABSOLUTE, stats.abs_grad_norm_sum)):
+        if total is not None:
+            total.index_add_(0, rows, (grads[:, at : at + 2] * halves).norm(dim=1).to(total))
+
+
+class _Exchange(torch.autograd.Function):
+    """Records go to where they are blended, their gradients back."""
+
+    @staticmethod
+    def forward(
+        ctx,
+        records: Tensor,
+        counts: list[int],
+        expected: list[int],
+        ranks: Ranks,
+        watch: Callable[[Tensor], None] | None,
+    ) -> Tensor:
+        ctx.way, ctx.ranks, ctx.watch = (expected, counts), ranks, watch
+        return exchanged(ranks, records, counts, expected)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Any:
+        grads = exchanged(ctx.ranks, grad, *ctx.way)
+        if ctx.watch:
+            ctx.watch(grads)
+        return grads, None, None, None, None
+
+
+class _Gathered(torch.autograd.Function):
+    """A vector of each process, [W, n]."""
+
+    @staticmethod
+    def forward(ctx, own: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks.gathered(own)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Any:
+        ctx.ranks.meet("gradients of poses")
+        return ctx.ranks.add_up(grad.contiguous())[ctx.ranks.rank], None
