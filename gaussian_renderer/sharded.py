@@ -30,12 +30,21 @@ INTEGER = {torch.float32: torch.int32, torch.float64: torch.int64}  # as wide: w
 
 
 class Seen(NamedTuple):
-    """A camera, as other processes need it. Without a picture wanted, it has no pixels."""
+    """A camera, as other processes need it; without pixels if no picture is wanted."""
 
     world_to_camera: Tensor  # [4, 4]
     K: Tensor  # [3, 3]
     width: int
     height: int
+
+
+class Pairs:
+    """Pairs of a camera and a Gaussian that it sees."""
+
+    def __init__(self, index: Tensor, count: int):
+        self.index, self.count = index, count  # number of the camera x count + row; of Gaussians here
+        self.cameras = index.div(max(count, 1), rounding_mode="floor")
+        self.rows = index - self.cameras * count
 
 
 class ShardedSplats(Splats):
@@ -56,16 +65,17 @@ class ShardedSplats(Splats):
         with self.ranks.together():
             cameras = self._cameras(camera)
             absolute = stats is not None and stats.abs_grad_norm_sum is not None
-            records, visible, counts = self._records(cameras, absolute)
+            records, pairs, counts = self._records(cameras, absolute)
         numbers = self.ranks.meet("records", *counts)
         with self.ranks.together():
-            watch = partial(add_statistics, stats, visible, cameras) if stats else None
+            watch = partial(add_statistics, stats, pairs, cameras) if stats else None
             got = _Exchange.apply(
                 records, counts, [row[self.ranks.rank] for row in numbers], self.ranks, watch
             )
-            own, (shown, n) = cameras[self.ranks.rank], visible
-            radii = torch.zeros(n, dtype=torch.int32, device=got.device).index_fill_(0, shown % max(n, 1), 1)
-            return self._blended(got, own, self.background if background is None else background, radii)
+            radii = torch.zeros(pairs.count, dtype=torch.int32, device=got.device)
+            radii.index_fill_(0, pairs.rows, 1)  # what counts is whether one is seen at all
+            background = self.background if background is None else background
+            return self._blended(got, cameras[self.ranks.rank], background, radii)
 
     def _cameras(self, camera: Camera | None) -> list[Seen]:
         """Those of all processes. Gradients of poses go back to where they are from."""
@@ -85,81 +95,64 @@ class ShardedSplats(Splats):
             for row, (width, height, _) in zip(poses, sizes)
         ]
 
-    def _records(self, cameras: list[Seen], absolute: bool) -> tuple[Tensor, tuple[Tensor, int], list[int]]:
-        """Of what each camera sees of the Gaussians here, one camera after the other; which they are, as
-        number of the camera times N + row, and N; and how many each camera sees."""
-        model, pipe, count = self.gaussians, self.pipe, len(self.gaussians)
-        rule = "antialiasing" if pipe.antialiasing else "none"
-        shape = shape_of(model, pipe, 1.0)
+    def _records(self, cameras: list[Seen], absolute: bool) -> tuple[Tensor, Pairs, list[int]]:
+        """Of what each camera sees of the Gaussians here, one camera after the other; and how many."""
+        model, rule = self.gaussians, "antialiasing" if self.pipe.antialiasing else "none"
+        shape = shape_of(model, self.pipe, 1.0)
+        real = next(camera for camera in cameras if camera.width)  # it stands in for those that are not
         screens = [
-            project(model.means, **shape, **camera._asdict(), compensation=rule)
+            project(model.means, **shape, **(camera if camera.width else real)._asdict(), compensation=rule)
             for camera in cameras
-            if camera.width
         ]
-        where = [i for i, camera in enumerate(cameras) if camera.width]
         radii = torch.stack([screen.radii for screen in screens])
-        counts = [0] * len(cameras)
-        for i, number in zip(where, (radii > 0).sum(1).tolist()):
-            counts[i] = number
-        flat = (radii > 0).flatten().nonzero()[:, 0]  # of those that see anything
-        screen = [torch.cat(parts)[flat] for parts in zip(*(s[:4] for s in screens))]
-        shown = (
-            flat
-            + (torch.tensor(where, device=flat.device)[flat // max(count, 1)] - flat // max(count, 1)) * count
+        for i, camera in enumerate(cameras):
+            if not camera.width:
+                radii[i] = 0
+        counts = (radii > 0).sum(1).tolist()
+        pairs = Pairs((radii > 0).flatten().nonzero()[:, 0], len(model))
+        center, conic, opacity, depth = (
+            torch.cat(parts).index_select(0, pairs.index) for parts in zip(*(s[:4] for s in screens))
         )
-        colors = self._colors(shown % max(count, 1), shown // max(count, 1), cameras)
-        row = (shown % max(count, 1)) * self.ranks.count + self.ranks.rank
-        center, conic, opacity, depth = screen
-        columns = [center, conic, opacity[:, None], depth[:, None], colors]
-        columns += [radii.flatten()[flat][:, None].to(center)]
-        columns += [row[:, None].to(INTEGER[center.dtype]).view(center.dtype)]
+        number = pairs.rows * self.ranks.count + self.ranks.rank  # of the row, among those of all
+        columns = [center, conic, opacity[:, None], depth[:, None], self._colors(pairs, cameras)]
+        columns += [radii.flatten()[pairs.index][:, None].to(center)]
+        columns += [number[:, None].to(INTEGER[center.dtype]).view(center.dtype)]
         columns += [torch.zeros_like(center)] * absolute
-        return torch.cat(columns, 1), (shown, count), counts
+        return torch.cat(columns, 1), pairs, counts
 
-    def _colors(self, rows: Tensor, which: Tensor, cameras: list[Seen]) -> Tensor:
+    def _colors(self, pairs: Pairs, cameras: list[Seen]) -> Tensor:
         model = self.gaussians
         centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
         bands = (model.active_sh_degree + 1) ** 2 - 1
-        rest = model.sh_rest[:, :bands][rows] if bands else None
-        return sh_colors(model.means[rows], model.sh_dc[rows], rest, centers[which], model.active_sh_degree)
+        rest = model.sh_rest[:, :bands].index_select(0, pairs.rows) if bands else None
+        means, sh_dc = model.means.index_select(0, pairs.rows), model.sh_dc.index_select(0, pairs.rows)
+        center = centers.index_select(0, pairs.cameras)
+        return sh_colors(means, sh_dc, rest, center, model.active_sh_degree)
 
     def _blended(self, got: Tensor, camera: Seen, background: Tensor, radii: Tensor) -> Rendered:
         if not camera.width:
             nothing = got.sum()  # of no records
             return Rendered(nothing.expand(3, 1, 1), nothing.expand(1, 1, 1), nothing.expand(1, 1, 1), radii)
         rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
-        got = got[rows.argsort()]  # equal depths are blended in the order of all rows
+        got = got.index_select(0, rows.argsort())  # equal depths are blended in the order of all rows
         center, conic, opacity, depth, colors, radius, _, absolute = got.split(
             [*FIELDS, got.shape[1] - ABSOLUTE], 1
         )
-        screen = Projected(
-            center,
-            conic,
-            opacity[:, 0],
-            depth[:, 0],
-            radius[:, 0].detach().int(),
-            camera.width,
-            camera.height,
-        )
+        flat = opacity[:, 0], depth[:, 0], radius[:, 0].detach().int()
+        screen = Projected(center, conic, *flat, camera.width, camera.height)
         if self.with_depth:
-            colors, background = (
-                torch.cat([colors, 1 / depth], 1),
-                torch.cat([background, background.new_zeros(1)]),
-            )
-        image, alpha = blend(
-            screen, colors, lists(screen), background, absolute if absolute.shape[1] else None
-        )
+            colors = torch.cat([colors, 1 / depth], 1)
+            background = torch.cat([background, background.new_zeros(1)])
+        carrier = absolute if absolute.shape[1] else None
+        image, alpha = blend(screen, colors, lists(screen), background, carrier)
         inv_depth = image[3:] if self.with_depth else torch.zeros_like(alpha)
         return Rendered(image[:3], alpha, inv_depth, radii)
 
 
-def add_statistics(
-    stats: ScreenStats, visible: tuple[Tensor, int], cameras: list[Seen], grads: Tensor
-) -> None:
+def add_statistics(stats: ScreenStats, pairs: Pairs, cameras: list[Seen], grads: Tensor) -> None:
     """Of each visible pair of camera and Gaussian, from the gradients of its record."""
-    shown, count = visible
-    rows, which = shown % max(count, 1), shown // max(count, 1)
-    halves = grads.new_tensor([[camera.width / 2, camera.height / 2] for camera in cameras])[which]
+    rows = pairs.rows
+    halves = grads.new_tensor([[camera.width / 2, camera.height / 2] for camera in cameras])[pairs.cameras]
     stats.visits.index_add_(0, rows, torch.ones_like(rows, dtype=stats.visits.dtype))
     for at, total in ((0, stats.grad_norm_sum), (ABSOLUTE, stats.abs_grad_norm_sum)):
         if total is not None:
