@@ -93,6 +93,14 @@ def reference_blend(projected, features, offset=None, absolute=None, background=
     return stages.Blended(image, 1 - left)
 
 
+@pytest.fixture
+def fixed_order():
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 def random(*shape, seed=3, low=0.0):
     g = torch.Generator().manual_seed(seed)
     return low + (1 - low) * torch.rand(*shape, generator=g, dtype=torch.float64)
@@ -119,13 +127,17 @@ KINDS = [(device, dtype) for device in DEVICES for dtype in numbers(device)]
 kinds = pytest.mark.parametrize("device, dtype", KINDS)
 
 
-def compare(ours, plain, truth, dtype, names, slack=4.0):
-    """Lists of tensors: float64 equals the truth, float32 is about as accurate as PyTorch's."""
-    for name, a, b, t in zip(names, ours, plain, truth, strict=True):
+def compare(ours, plain, truth, dtype, names, outputs, slack=4.0):
+    """Outputs, then gradients: float64 equals the truth, float32 is about as accurate as PyTorch's."""
+    for name, a, t in zip(names, ours, truth, strict=True):
+        assert a.dtype == dtype, name
         if dtype == torch.float64:
-            assert a.dtype == torch.float64 and relative_error(a, t) < 1e-8, name
-        else:
-            assert_as_accurate_as(a, b, t, name, slack=slack)
+            assert relative_error(a, t) < 1e-8, name
+    if dtype == torch.float64:
+        return
+    for part, what in ((slice(outputs), "outputs"), (slice(outputs, None), "gradients")):
+        if ours[part]:
+            assert_as_accurate_as(ours[part], plain[part], truth[part], what, slack=slack)
 
 
 # ---- project -------------------------------------------------------------------------------------------
@@ -153,7 +165,7 @@ def test_project(outlook, device, dtype):
     assert 50 < (radii > 0).sum(), "few are drawn"
     names = ["means2d", "conics", "opacities", "depths", *LEAVES]
     names = [n for n in names if n not in LEAVES or getattr(scene, n) is not None]
-    compare(ours, plain, truth, dtype, names)
+    compare(ours, plain, truth, dtype, names, outputs=4)
 
 
 @pytest.mark.parametrize("outlook", ["raw mip", "distorted fisheye", "orthographic", "covariances"])
@@ -247,7 +259,7 @@ def check_blend(projected, features, dtype, device, **options):
     truth, _ = blend_and_back(reference_blend, projected, features, torch.float64, "cpu", **options)
     plain, _ = blend_and_back(reference_blend, projected, features, torch.float32, "cpu", **options)
     assert_not_blank(truth[0], 0.05)
-    compare(ours, plain, truth, dtype, names)
+    compare(ours, plain, truth, dtype, names, outputs=2)
 
 
 @kinds
@@ -412,15 +424,50 @@ def test_altered_lists_stop_the_gpu(index):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
-def test_sums_in_no_fixed_order_are_refused_where_a_fixed_one_is_asked_for():
+def test_sums_in_no_fixed_order_are_refused_where_a_fixed_one_is_asked_for(fixed_order):
     scene = differentiable(make_scene(60, (40, 33)), torch.float32, "cuda")
-    image = picture_of(scene.means, scene, torch.ones(60, 3, device="cuda"))
+    torch.use_deterministic_algorithms(False)
+    projected = project(scene)
+    tiles = stages.lists(projected)
+    image = stages.blend(projected, torch.ones(60, 3, device="cuda"), tiles).image
     torch.use_deterministic_algorithms(True)
-    try:
-        with pytest.raises(RuntimeError, match="tilesplat::blend_backward does not have a deterministic"):
-            image.sum().backward()
-    finally:
-        torch.use_deterministic_algorithms(False)
+    sentence = "with lists that were made without .* does not have a deterministic"
+    with pytest.raises(RuntimeError, match="tilesplat::blend_backward " + sentence):
+        image.sum().backward()
+    with pytest.raises(RuntimeError, match="tilesplat::scores " + sentence):
+        stages.scores(projected, tiles)
+
+
+def sums(channels, device, capacity=0):
+    """All that adds up over pixels, of splats that overlap a lot."""
+    scene = differentiable(make_scene(3000, (150, 110), seed=3), torch.float32, device)
+    projected = project(scene)
+    tiles = stages.lists(projected, capacity=capacity)
+    features, carrier = random(3000, channels).float().to(device).requires_grad_(), None
+    if channels <= 16:
+        carrier = torch.zeros(3000, 2, device=device, requires_grad=True)
+    image, alpha = stages.blend(projected, features, tiles, absolute=carrier)
+    weights = random(*image.shape, seed=1, low=-1.0).to(image)
+    ((image * weights).sum() + alpha.square().sum()).backward()
+    found = stages.scores(
+        projected, tiles, colors=features[:, :1].repeat(1, 3), gradient=weights[:1].expand(3, -1, -1)
+    )
+    grads = [features.grad, *([carrier.grad] if carrier is not None else []), *gradients(scene)]
+    return [*grads, *(t for t in found if t.is_floating_point())]
+
+
+@pytest.mark.parametrize("channels", [3, 5, 16, 40])
+@pytest.mark.parametrize("device", DEVICES)
+def test_sums_in_a_fixed_order(device, channels, request):
+    usual = sums(channels, device)
+    request.getfixturevalue("fixed_order")
+    first = sums(channels, device)
+    for ours, theirs in zip(first, usual):
+        assert theirs.abs().max() > 0 and relative_error(ours.cpu(), theirs.cpu()) < 1e-4
+    for capacity in (0, 0, 200_000):
+        again = sums(channels, device, capacity)
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(again, first))
+    assert all(t.isfinite().all() for t in sums(channels, device, capacity=500))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -564,7 +611,7 @@ def test_scores(kind, device, dtype):
             continue
         assert t.abs().max() > 0, name
         if t.is_floating_point():
-            compare([a.cpu()], [b], [t], dtype, [name], slack=8.0)
+            compare([a.cpu()], [b], [t], dtype, [name], outputs=1, slack=8.0)
         elif exact:
             assert torch.equal(a.cpu(), t), name
         else:  # a pixel on a threshold
@@ -615,7 +662,8 @@ def test_depth(normalized, device, dtype):
     ours = depth(project, None, scene, dtype, device)
     truth = depth(reference_project, reference_blend, scene, torch.float64, "cpu")
     plain = depth(reference_project, reference_blend, scene, torch.float32, "cpu")
-    compare(ours, plain, truth, dtype, ["depth", "means", "quats", "scales", "opacities", "world_to_camera"])
+    names = ["depth", "means", "quats", "scales", "opacities", "world_to_camera"]
+    compare(ours, plain, truth, dtype, names, outputs=1)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,8 +1,9 @@
 // The operators of TileSplat: their schemas, and the checks both backends make before they touch a pointer.
 //
-// Start here: this is the whole native interface, but for the stages one by one, which are in ops_stages.cpp. ops_cpu.cpp and ops_cuda.cpp implement these operators for their device
-// (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the device of the tensors, and the autograd formulas are in
-// diff_gaussian_rasterization/api.py. Shapes are in ops.h; reference.py says in plain PyTorch what each one computes.
+// Start here: this is the whole native interface, but for the stages one by one, which are in ops_stages.cpp. ops_cpu.cpp
+// and ops_cuda.cpp implement these operators for their device (TORCH_LIBRARY_IMPL), PyTorch's dispatcher chooses by the
+// device of the tensors, and the autograd formulas are in diff_gaussian_rasterization/api.py. Shapes are in ops.h;
+// reference.py says in plain PyTorch what each one computes.
 #include "ops.h"
 
 #include <torch/library.h>
@@ -31,7 +32,8 @@ TORCH_LIBRARY(tilesplat, m) {
           ", "
           "Tensor radii, Tensor[] state, "
           "Tensor grad_image, Tensor? grad_alpha, Tensor? grad_inv_depth, bool[11] wanted, "
-          "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> Tensor[]");
+          "Tensor(a!)? grad_norm_sum, Tensor(b!)? visits, Tensor(c!)? abs_grad_norm_sum) -> "
+          "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 
     // bool [N]: in front of the near plane, z > near.
     m.def("mark_visible(Tensor means, Tensor world_to_camera, float near=0.2) -> Tensor");

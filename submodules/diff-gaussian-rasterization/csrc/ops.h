@@ -164,15 +164,22 @@ struct BackwardCall {
     const OptionalTensor &grad_norm_sum, &visits, &abs_grad_norm_sum;
 };
 
+// Eleven tensors, not a list of them: what writes to its arguments may not return lists under torch.compile.
+template <size_t... I>
+auto as_tuple(const std::vector<Tensor>& tensors, std::index_sequence<I...>) {
+    return std::make_tuple(tensors[I]...);
+}
+
 template <auto Backend, bool kDoubles>
-std::vector<Tensor> rasterize_backward_op(
-    const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales, const OptionalTensor& cov3d,
-    const Tensor& opacities, const OptionalTensor& sh_dc, const OptionalTensor& sh_rest, const OptionalTensor& colors,
-    const Tensor& world_to_camera, const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
-    int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing, bool raw,
-    const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image, const OptionalTensor& grad_alpha,
-    const OptionalTensor& grad_inv_depth, GradsWanted wanted, const OptionalTensor& grad_norm_sum,
-    const OptionalTensor& visits, const OptionalTensor& abs_grad_norm_sum) {
+auto rasterize_backward_op(const Tensor& means, const OptionalTensor& quats, const OptionalTensor& scales,
+                           const OptionalTensor& cov3d, const Tensor& opacities, const OptionalTensor& sh_dc,
+                           const OptionalTensor& sh_rest, const OptionalTensor& colors, const Tensor& world_to_camera,
+                           const Tensor& K, const OptionalTensor& camera_center, const Tensor& background,
+                           int64_t width, int64_t height, int64_t sh_degree, double scale_modifier, bool antialiasing,
+                           bool raw, const Tensor& radii, const std::vector<Tensor>& state, const Tensor& grad_image,
+                           const OptionalTensor& grad_alpha, const OptionalTensor& grad_inv_depth, GradsWanted wanted,
+                           const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                           const OptionalTensor& abs_grad_norm_sum) {
     const BackwardCall call = {{means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K,
                                 camera_center, background, width, height, sh_degree},
                                scale_modifier,
@@ -189,7 +196,7 @@ std::vector<Tensor> rasterize_backward_op(
                                abs_grad_norm_sum};
     check_inputs(call.in, kDoubles);
     check_backward(call);
-    return Backend(call);
+    return as_tuple(Backend(call), std::make_index_sequence<std::tuple_size_v<GradsWanted>>());
 }
 
 }  // namespace gs

@@ -16,18 +16,6 @@
 namespace gs {
 namespace {
 
-// Fills what cuda::BlendBackward needs to add up in a fixed order; returns the memory that it does so in.
-Tensor in_order(cuda::BlendBackward& call, const Device& device, const Tensor& pairs, const Tensor& offsets,
-                const Tensor& order) {
-    const Tensor records = device.zeros({pairs.numel(), cuda::kRecords, cuda::kGradSize});
-    call.records = data<float>(records);
-    call.pairs = data<uint32_t>(pairs);
-    call.offsets = data<uint32_t>(offsets);
-    call.depth_order = data<uint32_t>(order);
-    call.count = order.numel();
-    return records;
-}
-
 // The order of the tensors in `state`. The last three are there if the backward is to add up in a fixed order.
 enum State {
     kSplats,
@@ -126,7 +114,8 @@ std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
                                  data<float>(call.grad_inv_depth),
                                  call.abs_grad_norm_sum.has_value(),
                                  data<float>(splat_grads)};
-    const Tensor records = ordered ? in_order(blend, device, state[kPairs], state[kOffsets], state[kOrder]) : Tensor();
+    const Tensor records = ordered ? device.zeros({entries, cuda::kRecords, cuda::kGradSize}) : Tensor();
+    if (ordered) blend.ordered = in_order(state[kPairs], state[kOffsets], state[kOrder], records);
     cuda::check_kept(blend, N, device.stream);
     cuda::blend_backward(blend, device.stream);
 
@@ -378,8 +367,9 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                                  nullptr,
                                  abs_grad_norm_sum.has_value(),
                                  data<float>(splat_grads)};
-    const Tensor records =
-        lists.pairs.defined() ? in_order(blend, device, lists.pairs, lists.offsets, order) : Tensor();
+    const bool ordered = lists.pairs.defined();
+    const Tensor records = ordered ? device.zeros({room, cuda::kRecords, cuda::kGradSize}) : Tensor();
+    if (ordered) blend.ordered = in_order(lists.pairs, lists.offsets, order, records);
     cuda::blend_backward(blend, device.stream);
 
     const cuda::LossSums sums = {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count,

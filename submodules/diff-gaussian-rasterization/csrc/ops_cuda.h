@@ -35,7 +35,7 @@ struct Device {
 
 template <typename T>
 T* data(const Tensor& tensor) {
-    return static_cast<T*>(tensor.data_ptr());
+    return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
 }
 
 template <typename T>
@@ -133,6 +133,10 @@ struct TileLists {
         ids = ordered ? at::index_select(unsorted, 0, sorted) : sorted;
     }
 };
+
+inline cuda::Ordered in_order(const Tensor& pairs, const Tensor& offsets, const Tensor& order, const Tensor& records) {
+    return {data<uint32_t>(pairs), data<uint32_t>(offsets), data<uint32_t>(order), data<float>(records), order.numel()};
+}
 
 // The number of entries. The host waits for it while the GPU goes on with what has been enqueued since.
 class Counted {

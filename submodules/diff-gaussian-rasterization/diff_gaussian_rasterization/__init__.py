@@ -6,6 +6,7 @@ Two interfaces to the same operators:
 - our own, typed and documented: rasterize, ssim, photometric_loss, knn_mean_dist2, FusedAdam.
 """
 
+from . import _fake  # noqa: F401  registers what torch.compile asks for
 from .api import mark_visible, rasterize, rasterize_views
 from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
 from .knn import knn_mean_dist2

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
+from ._autograd import once, taken
 from .types import Rendered, ScreenStats, expect_tensors
 
 
@@ -73,10 +73,13 @@ def rasterize(
         means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background, means2d,
     )  # fmt: skip
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
-    return Rendered(*_Rasterize.apply(
-        *differentiable, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
-        keep, near,
-    ))  # fmt: skip
+    if means2d is not None and means2d.shape != means.shape:
+        raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
+    image, alpha, inv_depth, radii, *_ = _Rasterize.apply(
+        *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
+        antialiasing, raw, stats, keep, near,
+    )  # fmt: skip
+    return Rendered(image, alpha, inv_depth, radii)
 
 
 # How many dimensions each of these has for one view; with one more, it is a tensor of its own for every view.
@@ -115,33 +118,33 @@ def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
 
 
 class _Rasterize(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background,
-        means2d, K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats,
-        keep, near,
-    ):  # fmt: skip
-        if means2d is not None and means2d.shape != means.shape:
-            raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-        tensors = (means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors)
-        camera = (world_to_camera, K, camera_center, background)
-        inputs = tuple(None if t is None else t.contiguous() for t in tensors + camera)
-        settings = (width, height, sh_degree, scale_modifier, antialiasing, raw)
-        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(*inputs, *settings, keep, near)
-        ctx.save_for_backward(*inputs, radii, *state)
-        ctx.input_count, ctx.settings, ctx.stats = len(inputs), settings, stats
-        differentiable = (*tensors, world_to_camera, background, means2d)
-        ctx.shapes = [None if t is None else t.shape for t in differentiable]
-        ctx.mark_non_differentiable(radii)
-        ctx.set_materialize_grads(False)
-        return image, alpha, inv_depth, radii
+    """Inputs 0 to 10 are differentiable, in the order of rasterize_backward's gradients."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_image, grad_alpha, grad_inv_depth, _radii):
-        saved, count, stats = ctx.saved_tensors, ctx.input_count, ctx.stats
-        inputs, radii, state = saved[:count], saved[count], saved[count + 1 :]
-        wanted = ctx.needs_input_grad
+    def forward(
+        means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background, means2d,
+        K, camera_center, width, height, sh_degree, scale_modifier, antialiasing, raw, stats, keep, near,
+    ):  # fmt: skip
+        image, alpha, inv_depth, radii, state = torch.ops.tilesplat.rasterize(
+            means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
+            background, width, height, sh_degree, scale_modifier, antialiasing, raw, keep, near,
+        )  # fmt: skip
+        return image, alpha, inv_depth, radii, *state
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        shape, world_to_camera, background, _, K, camera_center = inputs[:8], *inputs[8:13]
+        _, _, _, radii, *state = output
+        ctx.save_for_backward(*shape, world_to_camera, K, camera_center, background, radii, *state)
+        ctx.settings, ctx.stats = inputs[13:19], inputs[19]
+        ctx.mark_non_differentiable(radii, *state)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once
+    def backward(ctx, grad_image, grad_alpha, grad_inv_depth, *_):
+        inputs, radii, state = ctx.saved_tensors[:12], ctx.saved_tensors[12], ctx.saved_tensors[13:]
+        wanted, stats = ctx.needs_input_grad, ctx.stats
         if grad_image is None and grad_alpha is None and grad_inv_depth is None:
             return (None,) * len(wanted)
         if grad_image is None:
@@ -156,9 +159,9 @@ class _Rasterize(torch.autograd.Function):
             *inputs, *ctx.settings, radii, list(state), grad_image, grad_alpha, grad_inv_depth,
             wanted[:11], *counters,
         )  # fmt: skip
-        # The first eleven arguments, in their order. An empty tensor's gradient comes back as [0], whatever
-        # its shape.
-        grads = [g.reshape(shape) if want else None for g, want, shape in zip(grads, wanted, ctx.shapes)]
+        # An empty tensor's gradient comes back as [0], whatever its shape.
+        shapes = [*inputs[:9], inputs[11], inputs[0]]
+        grads = [g.reshape(t.shape) if want else None for g, want, t in zip(grads, wanted, shapes)]
         return (*grads, *(None,) * (len(wanted) - len(grads)))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
+from ._autograd import once, taken
 from .types import expect_tensors
 
 
@@ -22,24 +22,24 @@ def photometric_loss(
     Loss and gradient come from the same pass; no gradient reaches target and mask.
     """
     expect_tensors(image=image, target=target, mask=mask)
-    loss, l1 = _PhotometricLoss.apply(image, target, mask, lambda_dssim)
+    loss, l1, _ = _PhotometricLoss.apply(taken(image), taken(target), taken(mask), lambda_dssim)
     return loss, l1
 
 
 class _PhotometricLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, image, target, mask, lambda_dssim):
-        mask = None if mask is None else mask.contiguous()
-        loss, l1, grad_image = torch.ops.tilesplat.photometric_loss(
-            image.contiguous(), target.contiguous(), mask, lambda_dssim
-        )
-        ctx.save_for_backward(grad_image)
-        ctx.mark_non_differentiable(l1)
-        return loss, l1
+    def forward(image, target, mask, lambda_dssim):
+        return torch.ops.tilesplat.photometric_loss(image, target, mask, lambda_dssim)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_loss, _l1):
+    def setup_context(ctx, inputs, output):
+        _, l1, grad_image = output
+        ctx.save_for_backward(grad_image)
+        ctx.mark_non_differentiable(l1, grad_image)
+
+    @staticmethod
+    @once
+    def backward(ctx, grad_loss, *_):
         (grad_image,) = ctx.saved_tensors
         return grad_loss * grad_image, None, None, None
 
@@ -55,21 +55,26 @@ def ssim(a: Tensor, b: Tensor, padding: str = "same", train: bool = True) -> Ten
     expect_tensors(a=a, b=b)
     if a.dim() == 3 and b.dim() == 3:
         a, b = a[None], b[None]
-    return _SSIM.apply(a, b, padding == "valid", train)
+    keep = torch.is_grad_enabled() and a.requires_grad
+    return _SSIM.apply(taken(a), taken(b), padding == "valid", train, keep)[0]
 
 
 class _SSIM(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, a, b, valid, train):
-        a, b = a.contiguous(), b.contiguous()
-        value, state = torch.ops.tilesplat.ssim(a, b, valid, train and ctx.needs_input_grad[0])
-        ctx.save_for_backward(a, b, *state)
-        ctx.valid, ctx.train = valid, train
-        return value
+    def forward(a, b, valid, train, keep):
+        value, state = torch.ops.tilesplat.ssim(a, b, valid, train and keep)
+        return value, *state
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
+    def setup_context(ctx, inputs, output):
+        _, *state = output
+        ctx.save_for_backward(*inputs[:2], *state)
+        ctx.valid, ctx.train = inputs[2:4]
+        ctx.mark_non_differentiable(*state)
+
+    @staticmethod
+    @once
+    def backward(ctx, grad, *_):
         if not ctx.train:
             raise RuntimeError("ssim was called with train=False: nothing was kept for its gradient")
         a, b, *state = ctx.saved_tensors
@@ -80,4 +85,4 @@ class _SSIM(torch.autograd.Function):
         if ctx.needs_input_grad[1]:  # rare: SSIM is symmetric, so this is the same with the images exchanged
             _, swapped = torch.ops.tilesplat.ssim(b, a, ctx.valid, True)
             grad_b = torch.ops.tilesplat.ssim_backward(b, a, ctx.valid, swapped, grad)
-        return grad_a, grad_b, None, None
+        return grad_a, grad_b, None, None, None

@@ -11,14 +11,13 @@ The lists of a projection serve any number of pictures. N Gaussians, H x W pixel
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _library, reference  # noqa: F401  _library registers torch.ops.tilesplat
+from ._autograd import once, taken
 from .types import expect_tensors
 
 operators = torch.ops.tilesplat
@@ -116,7 +115,7 @@ def project(
     _expect_one_of("compensation", compensation, COMPENSATIONS)
     tensors = (means, quats, scales, cov3d, opacities.flatten(), world_to_camera, K)
     means2d, conics, dimmed, depths, radii = _Project.apply(
-        *map(_taken, tensors), width, height, scale_modifier, raw, near, blur,
+        *map(taken, tensors), width, height, scale_modifier, raw, near, blur,
         COMPENSATIONS.index(compensation), CAMERAS.index(camera), list(distortion),
     )  # fmt: skip
     return Projected(means2d, conics, dimmed, depths, radii, width, height)
@@ -166,7 +165,7 @@ def blend(
         raise ValueError(f"features must be [{count}, 1 to 512], got {list(features.shape)}")
     tensors = (*projected[:3], features, absolute)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    image, T, *_ = _Blend.apply(*map(_taken, tensors), tiles.offset, *projected[5:], keep, *tiles.lists)
+    image, T, *_ = _Blend.apply(*map(taken, tensors), tiles.offset, *projected[5:], keep, *tiles.lists)
     if background is not None:
         if background.shape != features.shape[1:]:
             raise ValueError(f"background must be [{features.shape[1]}], got {list(background.shape)}")
@@ -202,7 +201,7 @@ def scores(
         screen = [t.contiguous() for t in projected[:3]]
         sums, largest, median = operators.scores(
             *screen, list(tiles.lists), tiles.offset, *projected[5:],
-            *map(_taken, (weights, colors, picture, gradient, along)),
+            *map(taken, (weights, colors, picture, gradient, along)),
         )  # fmt: skip
         return _scores(sums.T, screen[2], largest, median, colors is not None, gradient is not None)
 
@@ -273,53 +272,12 @@ def _contiguous(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.contiguous()
 
 
-def _taken(tensor: Tensor | None) -> Tensor | None:
-    """As the operators take it. Under autocast, what a network hands over in 16 bits is taken in 32."""
-    if tensor is None:
-        return None
-    half = tensor.dtype in (torch.float16, torch.bfloat16)
-    if half and torch.is_autocast_enabled(tensor.device.type):
-        tensor = tensor.float()
-    return tensor.contiguous()
-
-
 def _expect_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 # ---- derivatives ------------------------------------------------------------------------------------------
-
-
-class _Refuse(torch.autograd.Function):
-    """A gradient as it is, but one that cannot be differentiated for what it was computed from."""
-
-    @staticmethod
-    def forward(grad, *origins):
-        return grad.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError("the stages of rendering have no second derivative")
-
-
-def _once(backward: Callable) -> Callable:
-    """As torch's once_differentiable, but under torch.func, too."""
-
-    @wraps(backward)
-    def run(ctx, *grads):
-        with torch.no_grad():
-            out = backward(ctx, *grads)
-        if not torch.is_grad_enabled():
-            return out
-        origins = [t for t in (*ctx.saved_tensors, *grads) if isinstance(t, Tensor) and t.is_floating_point()]
-        return tuple(_Refuse.apply(g, *origins) if isinstance(g, Tensor) else g for g in out)
-
-    return run
 
 
 class _Project(torch.autograd.Function):
@@ -335,7 +293,7 @@ class _Project(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @_once
+    @once
     def backward(ctx, grad_means2d, grad_conics, grad_opacities, grad_depths, _radii):
         *inputs, radii = ctx.saved_tensors
         wanted = [ctx.needs_input_grad[i] for i in range(6)]
@@ -365,7 +323,7 @@ class _Blend(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    @_once
+    @once
     def backward(ctx, grad_image, grad_left, *_kept):
         *tensors, offset, image = ctx.saved_tensors[:6]
         lists, kept = ctx.saved_tensors[6 : 6 + ctx.lists], ctx.saved_tensors[6 + ctx.lists :]
@@ -376,59 +334,3 @@ class _Blend(torch.autograd.Function):
         )  # fmt: skip
         grads = [g if want else None for g, want in zip(grads, ctx.needs_input_grad)]
         return *grads, *(None,) * (4 + ctx.lists)
-
-
-# ---- shapes without numbers, for torch.compile and torch.export ------------------------------------------
-
-
-@torch.library.register_fake("tilesplat::project")
-def _(means, quats, scales, cov3d, opacities, world_to_camera, K, width, height, *_):
-    count = means.shape[0]
-    shapes = ((count, 2), (count, 3), (count,), (count,))
-    return *(means.new_empty(shape) for shape in shapes), means.new_empty(count, dtype=torch.int32)
-
-
-@torch.library.register_fake("tilesplat::project_backward")
-def _(means, quats, scales, cov3d, opacities, world_to_camera, *_):
-    wanted, inputs = _[-1], (means, quats, scales, cov3d, opacities, world_to_camera)
-    return [means.new_empty(t.shape if want and t is not None else 0) for t, want in zip(inputs, wanted)]
-
-
-@torch.library.register_fake("tilesplat::lists")
-def _(means2d, conics, opacities, depths, radii, width, height, margin, capacity=0):
-    count, entries = means2d.shape[0], torch.library.get_ctx().new_dynamic_size()
-    tiles = -(-width // 16) * -(-height // 16)
-    layout = [((entries,), torch.int32), ((tiles, 2), torch.int32), ((4,), torch.int64)]
-    if means2d.device.type == "cpu":
-        layout = [
-            ((count,), torch.int32), ((-(-count // 1024),), torch.int32), ((count, 2), torch.int32),
-            ((tiles + 1,), torch.int64), ((tiles,), torch.int32), ((entries, 2), torch.int32), ((1,), None),
-        ]  # fmt: skip
-    return [means2d.new_empty(shape, dtype=dtype or means2d.dtype) for shape, dtype in layout]
-
-
-@torch.library.register_fake("tilesplat::blend")
-def _(means2d, conics, opacities, features, absolute, lists, offset, width, height, keep):
-    tiles, count = -(-width // 16) * -(-height // 16), features.shape[0]
-    image, left = features.new_empty(features.shape[1], height, width), features.new_empty(1, height, width)
-    if features.device.type == "cpu":
-        layout = [
-            ((count, 16), None), ((tiles, 256), None), ((tiles, 256), torch.int32),
-            ((lists[5].shape[0],), torch.int16),
-        ]  # fmt: skip
-    else:
-        size = torch.library.get_ctx().new_dynamic_size() if keep else 0
-        layout = [((count, 12), None), ((size,), torch.uint8), ((4,), torch.int64)] if keep else []
-    return image, left, [features.new_empty(shape, dtype=dtype or features.dtype) for shape, dtype in layout]
-
-
-@torch.library.register_fake("tilesplat::blend_backward")
-def _(means2d, conics, opacities, features, *_):
-    grads = [torch.empty_like(t) for t in (means2d, conics, opacities, features)]
-    return [*grads, means2d.new_empty(means2d.shape if _[-1] else 0)]
-
-
-@torch.library.register_fake("tilesplat::scores")
-def _(means2d, conics, opacities, lists, offset, width, height, *_):
-    pictures = (opacities.new_empty(height, width, dtype=torch.int32) for _ in range(2))
-    return opacities.new_empty(opacities.shape[0], 8), *pictures

@@ -8,17 +8,21 @@
 
 namespace gs {
 
-struct TileRect { int x0, y0, x1, y1; };  // half open
+template <typename Int> struct Rect { Int x0, y0, x1, y1; };  // half open
+using TileRect = Rect<int>;
 
-GS_HD bool empty(TileRect r) { return r.x1 <= r.x0 || r.y1 <= r.y0; }
+template <typename Int>
+GS_HD auto empty(Rect<Int> r) {
+    return (r.x1 <= r.x0) | (r.y1 <= r.y0);
+}
 
 // Counted from the pixel's corner, not its center: hence the half. Not finite gives an empty rectangle.
 template <typename T>
-GS_HD TileRect tile_rect(Vec2<T> mean, T radius, int tiles_x, int tiles_y) {
-    const T size = T(kTileSize), x = mean.x - T(0.5), y = mean.y - T(0.5), zero = T(0);
-    return {int(clamp((x - radius) / size, zero, T(tiles_x))), int(clamp((y - radius) / size, zero, T(tiles_y))),
-            int(clamp((x + radius + size - T(1)) / size, zero, T(tiles_x))),
-            int(clamp((y + radius + size - T(1)) / size, zero, T(tiles_y)))};
+GS_HD auto tile_rect(Vec2<T> mean, T radius, int tiles_x, int tiles_y) {
+    const T size = T(kTileSize), x = mean.x - T(0.5), y = mean.y - T(0.5), one = T(1);
+    const auto tile = [size](T at, int tiles) { return to_int(clamp(at / size, T(0), T(tiles))); };
+    return Rect<decltype(to_int(x))>{tile(x - radius, tiles_x), tile(y - radius, tiles_y),
+                                     tile(x + radius + size - one, tiles_x), tile(y + radius + size - one, tiles_y)};
 }
 
 template <typename T>

@@ -40,6 +40,8 @@ GS_HD float log(float a) { return ::logf(a); }
 GS_HD double log(double a) { return ::log(a); }
 GS_HD float atan2(float y, float x) { return ::atan2f(y, x); }
 GS_HD double atan2(double y, double x) { return ::atan2(y, x); }
+GS_HD int to_int(float a) { return int(a); }
+GS_HD int to_int(double a) { return int(a); }
 GS_HD float ceil(float a) { return ::ceilf(a); }
 GS_HD double ceil(double a) { return ::ceil(a); }
 

@@ -58,20 +58,17 @@ struct Windows {
 };
 
 GS_INLINE void first_windows(const F* field, const Frame<Number>& f, Windows& w) {
-    const F size = F(kTileSize), zero = F(0), tx = F(f.tiles_x), ty = F(f.tiles_y);
-    const F x = field[0] - F(0.5), y = field[1] - F(0.5), radius = field[10], far = radius + size - F(1);
-    const I x0 = to_int(clamp((x - radius) / size, zero, tx)), x1 = to_int(clamp((x + far) / size, zero, tx));
-    const I y0 = to_int(clamp((y - radius) / size, zero, ty)), y1 = to_int(clamp((y + far) / size, zero, ty));
-    const F first = F(0.5 - f.margin);
-    const Grid grid = {fma(to_number(x0), size, first), fma(to_number(y0), size, first), kTileSize,
-                       F(f.width - 0.5 + f.margin),     F(f.height - 0.5 + f.margin),    f.margin};
+    const Rect<I> r = tile_rect(Vec2<F>{field[0], field[1]}, field[10], f.tiles_x, f.tiles_y);
+    const F size = F(kTileSize), first = F(0.5 - f.margin);
+    const Grid grid = {fma(to_number(r.x0), size, first), fma(to_number(r.y0), size, first), kTileSize,
+                       F(f.width - 0.5 + f.margin),       F(f.height - 0.5 + f.margin),      f.margin};
     M hits[kLanes];
     test_grid<true>(field, grid, hits);
-    const I columns = x1 - x0, rows = y1 - y0;
+    const I columns = r.x1 - r.x0, rows = r.y1 - r.y0;
     I hit = I(0);
     for (int k = 0; k < kLanes; ++k)
         hit = with_bits(hits[k] & (I(k % 4 + 1) <= columns) & (I(k / 4 + 1) <= rows), hit, 1 << k);
-    store(w.x0, x0), store(w.y0, y0), store(w.columns, columns), store(w.rows, rows), store(w.hit, hit);
+    store(w.x0, r.x0), store(w.y0, r.y0), store(w.columns, columns), store(w.rows, rows), store(w.hit, hit);
 }
 
 // A splat with more than 4x4 tiles: sixteen copies of it, moved window by window.

@@ -154,96 +154,117 @@ GS_INLINE M first_lanes(int n) { return from_bits((1u << n) - 1); }
 // Zero where x is finite, not a number elsewhere.
 GS_INLINE F poison(F x) { return x * F(0); }
 
+// `ids` and how many of them there are, for sixteen Gaussians in a row.
+GS_INLINE int sixteen_from(int64_t first, int64_t end, int32_t* ids) {
+    const int lanes = end - first < kLanes ? int(end - first) : kLanes;
+    for (int k = 0; k < kLanes; ++k) ids[k] = int32_t(first + (k < lanes ? k : lanes - 1));
+    return lanes;
+}
+
+// As an integer holds it.
+GS_INLINE F radius_of(const Geometry& s) { return min(splat_radius(s.wide), F(1 << 30)); }
+
+// Which splats are finite and touch a tile.
+GS_INLINE M in_picture(const Geometry& s, Vec2<F> mean, F opacity, F depth, int tiles_x, int tiles_y) {
+    const F bad = poison(mean.x) + poison(mean.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
+                  poison(opacity) + poison(splat_radius(s.wide)) + poison(depth);
+    return (s.det != F(0)) & (bad == F(0)) & !empty(tile_rect(mean, radius_of(s), tiles_x, tiles_y));
+}
+
+// What rounding has made other than an ellipse is in view, but shows nowhere.
+GS_INLINE M is_ellipse(const Geometry& s) { return (s.conic.xx > F(0)) & (s.conic.yy > F(0)) & (s.det > F(0)); }
+
 // The fields of a Splat, in its order, and the depth behind them.
 constexpr int kFields = 12;
+
+// Those of a chunk that the geometry puts in view, side by side.
+struct InView {
+    alignas(64) Number field[kFields][kChunk + kLanes];
+    alignas(64) Number mean[3][kChunk + kLanes];
+    alignas(64) int32_t ids[kChunk + kLanes];
+    int count = 0;
+};
+
+// Colors are wanted later: they are fetched while there is much to compute and little to read.
+GS_INLINE void fetch_rest(const Gaussians<Number>& g, int64_t first, int lanes) {
+    if (!g.sh_rest) return;
+    const char* rest = reinterpret_cast<const char*>(g.sh_rest + 3 * first * g.rest_count);
+    for (int64_t at = 0; at < 3 * lanes * g.rest_count * int64_t(sizeof(Number)); at += 64)
+        __builtin_prefetch(rest + at, 0, 2);
+}
+
+// Sixteen Gaussians from `first` on: their radii, and what is in view.
+GS_INLINE void project_some(const Gaussians<Number>& g, const Camera<F>& camera, F near_depth, const Frame<Number>& f,
+                            int64_t first, int64_t end, int32_t* radii, InView& out) {
+    int32_t ids[kLanes];
+    const int lanes = sixteen_from(first, end, ids);
+    fetch_rest(g, first, lanes);
+    const Geometry s = geometry(g, camera, ids);
+    const Vec2<F> m = project_mean(camera, s.p);
+    const F zero = F(0), one = F(1), radius = radius_of(s), opacity = s.opacity * s.antialias;
+    const M drawn = first_lanes(lanes) & (s.p.z > near_depth) & in_picture(s, m, opacity, s.p.z, f.tiles_x, f.tiles_y);
+    const M shown = is_ellipse(s) & (opacity > zero);
+    const F bias = select(shown, log(opacity) * F(kLog2e), F(-1e30));
+    store_some(radii + first, to_int(zero_unless(drawn, radius)), lanes);
+
+    const F field[kFields] = {m.x,
+                              m.y,
+                              select(shown, s.conic.xx * F(-0.5 * kLog2e), F(-1)),
+                              zero_unless(shown, s.conic.xy * F(-kLog2e)),
+                              select(shown, s.conic.yy * F(-0.5 * kLog2e), F(-1)),
+                              bias,
+                              zero,
+                              zero,
+                              zero,
+                              one / s.p.z,
+                              radius,
+                              s.p.z};
+    for (int k = 0; k < kFields; ++k)
+        if (k < 6 || k > 8) compress(out.field[k] + out.count, field[k], drawn);
+    compress(out.mean[0] + out.count, s.mean.x, drawn);
+    compress(out.mean[1] + out.count, s.mean.y, drawn);
+    compress(out.mean[2] + out.count, s.mean.z, drawn);
+    for (uint32_t b = bits(drawn); b; b &= b - 1) out.ids[out.count++] = int32_t(first) + __builtin_ctz(b);
+}
+
+// Sixteen of those in view, from the i-th on, become splats. Returns those whose color is finite, as bits.
+GS_INLINE uint32_t color_some(const Gaussians<Number>& g, const Camera<F>& camera, const Frame<Number>& f,
+                              const InView& in, int i) {
+    int32_t ids[kLanes];
+    const int lanes = take_ids(in.ids, i, in.count, ids);
+    const Vec3<F> mean = {load(in.mean[0] + i), load(in.mean[1] + i), load(in.mean[2] + i)};
+    const Vec3<F> color = unclamped_color(g, camera, ids, mean);
+    const F zero = F(0);
+    F row[kLanes];
+    for (int k = 0; k < kFields - 1; ++k) row[k] = load(in.field[k] + i);
+    row[6] = g.colors ? color.x : max(color.x, zero);
+    row[7] = g.colors ? color.y : max(color.y, zero);
+    row[8] = g.colors ? color.z : max(color.z, zero);
+    for (int k = kFields - 1; k < kLanes; ++k) row[k] = zero;
+    transpose(row);
+    for (int k = 0; k < lanes; ++k) store(&f.splats[ids[k]].x, row[k]);
+    return bits(first_lanes(lanes) & (poison(color.x) + poison(color.y) + poison(color.z) == zero));
+}
 
 static void project_chunk(const Gaussians<Number>& g, const Camera<F>& camera, F near_depth, const Frame<Number>& f,
                           int64_t chunk, int32_t* radii, DepthKey<Number>* keys) {
     const int64_t begin = chunk * kChunk, end = begin + kChunk < g.count ? begin + kChunk : g.count;
-    alignas(64) Number field[kFields][kChunk + kLanes];
-    alignas(64) Number means[3][kChunk + kLanes];
-    alignas(64) int32_t found[kChunk + kLanes];
-    int count = 0;
-
-    for (int64_t i = begin; i < end; i += kLanes) {
-        const int lanes = end - i < kLanes ? int(end - i) : kLanes;
-        int32_t ids[kLanes];
-        for (int k = 0; k < kLanes; ++k) ids[k] = int32_t(i + (k < lanes ? k : lanes - 1));
-        if (g.sh_rest) {  // the second pass wants them: fetched while there is much to compute and little to read
-            const char* rest = reinterpret_cast<const char*>(g.sh_rest + 3 * i * g.rest_count);
-            for (int64_t at = 0; at < 3 * lanes * g.rest_count * int64_t(sizeof(Number)); at += 64)
-                __builtin_prefetch(rest + at, 0, 2);
-        }
-        const Geometry s = geometry(g, camera, ids);
-        const Vec2<F> m = project_mean(camera, s.p);
-        const F radius = min(splat_radius(s.wide), F(1 << 30)), opacity = s.opacity * s.antialias;
-
-        // The same rectangle as tile_rect's, to know whether it is empty.
-        const F size = F(kTileSize), zero = F(0), tx = F(f.tiles_x), ty = F(f.tiles_y), half = F(0.5), one = F(1);
-        const I x0 = to_int(clamp((m.x - half - radius) / size, zero, tx));
-        const I y0 = to_int(clamp((m.y - half - radius) / size, zero, ty));
-        const I x1 = to_int(clamp((m.x - half + radius + size - one) / size, zero, tx));
-        const I y1 = to_int(clamp((m.y - half + radius + size - one) / size, zero, ty));
-
-        const F bad = poison(m.x) + poison(m.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
-                      poison(opacity) + poison(splat_radius(s.wide)) + poison(s.p.z);
-        const M drawn =
-            first_lanes(lanes) & (s.p.z > near_depth) & (s.det != zero) & (bad == zero) & !(x1 <= x0) & !(y1 <= y0);
-        // What rounding has made other than an ellipse is in view, but shows nowhere.
-        const M shown = (s.conic.xx > zero) & (s.conic.yy > zero) & (s.det > zero) & (opacity > zero);
-        const F bias = select(shown, log(opacity) * F(kLog2e), F(-1e30));
-        store_some(radii + i, to_int(zero_unless(drawn, radius)), lanes);
-
-        const F out[kFields] = {m.x,
-                                m.y,
-                                select(shown, s.conic.xx * F(-0.5 * kLog2e), F(-1)),
-                                zero_unless(shown, s.conic.xy * F(-kLog2e)),
-                                select(shown, s.conic.yy * F(-0.5 * kLog2e), F(-1)),
-                                bias,
-                                zero,
-                                zero,
-                                zero,
-                                one / s.p.z,
-                                radius,
-                                s.p.z};
-        for (int k = 0; k < kFields; ++k) {
-            if (k < 6 || k > 8) compress(field[k] + count, out[k], drawn);
-        }
-        compress(means[0] + count, s.mean.x, drawn);
-        compress(means[1] + count, s.mean.y, drawn);
-        compress(means[2] + count, s.mean.z, drawn);
-        for (uint32_t b = bits(drawn); b; b &= b - 1) found[count++] = int32_t(i) + __builtin_ctz(b);
-    }
-
-    int visible = 0;
-    for (int i = 0; i < count; i += kLanes) {
-        int32_t ids[kLanes];
-        const int lanes = take_ids(found, i, count, ids);
-        const Vec3<F> mean = {load(means[0] + i), load(means[1] + i), load(means[2] + i)};
-        const Vec3<F> color = unclamped_color(g, camera, ids, mean);
-        const F zero = F(0);
-        const M good = first_lanes(lanes) & (poison(color.x) + poison(color.y) + poison(color.z) == zero);
-        F row[kLanes];
-        for (int k = 0; k < kFields - 1; ++k) row[k] = load(field[k] + i);
-        row[6] = g.colors ? color.x : max(color.x, zero);
-        row[7] = g.colors ? color.y : max(color.y, zero);
-        row[8] = g.colors ? color.z : max(color.z, zero);
-        for (int k = kFields - 1; k < kLanes; ++k) row[k] = zero;
-        transpose(row);
-        for (int k = 0; k < lanes; ++k) store(&f.splats[ids[k]].x, row[k]);
-
-        const uint32_t keep = bits(good);
-        for (int k = 0; k < lanes; ++k) {
-            if (keep >> k & 1) {
-                f.visible[begin + visible] = ids[k];
-                std::memcpy(&keys[begin + visible], &field[kFields - 1][i + k], sizeof(Number));
-                ++visible;
+    InView in;
+    for (int64_t i = begin; i < end; i += kLanes) project_some(g, camera, near_depth, f, i, end, radii, in);
+    int64_t visible = begin;
+    for (int i = 0; i < in.count; i += kLanes) {
+        const uint32_t finite = color_some(g, camera, f, in, i);
+        for (int k = 0; k < kLanes && i + k < in.count; ++k) {
+            const int32_t id = in.ids[i + k];
+            if (finite >> k & 1) {
+                f.visible[visible] = id;
+                std::memcpy(&keys[visible++], &in.field[kFields - 1][i + k], sizeof(Number));
             } else {
-                radii[ids[k]] = 0;
+                radii[id] = 0;
             }
         }
     }
-    f.visible_count[chunk] = visible;
+    f.visible_count[chunk] = int32_t(visible - begin);
 }
 
 static void project(const Gaussians<Number>& g, const View<Number>& v, const Frame<Number>& f, int32_t* radii,

@@ -69,18 +69,67 @@ GS_INLINE void put_row(Number* to, int64_t row, const Number* from) {
     for (int k = 0; k < Columns; ++k) to[row * Columns + k] = from[k];
 }
 
-// Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
-// view become zero. `screen` [kChunk, 2] receives the norms for the statistics.
-static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
-                                   const Frame<Number>& f, const Number* records, bool inv_depth, int64_t chunk,
-                                   const GaussianGrads<Number>& out, const Statistics& statistics, PoseSum* pose) {
-    const int64_t first = chunk * kChunk, end = first + kChunk < g.count ? first + kChunk : g.count, rows = end - first;
+// From the sums of records to gradients of the screen.
+struct ScreenGrad {
+    Vec2<F> mean;
+    Sym2<F> cov;
+    F opacity;
+};
+
+GS_INLINE ScreenGrad screen_vjp(const Gaussians<Number>& g, const Geometry& s, const F* sum) {
+    const F half = F(0.5), g_log_opacity = sum[0];
+    const Sym2<F> q = s.conic;
+    ScreenGrad o;
+    o.mean = {q.xx * sum[1] + q.xy * sum[2], q.xy * sum[1] + q.yy * sum[2]};
+    o.cov = inverse_vjp(s.wide, s.det, q, Sym2<F>{-half * sum[3], -sum[4], -half * sum[5]});
+    o.opacity = g_log_opacity / s.opacity;
+    if (g.antialiasing) {
+        const Sym2<F> more = antialias_factor_vjp(s.thin, g_log_opacity / s.antialias);
+        o.cov = {o.cov.xx + more.xx, o.cov.xy + more.xy, o.cov.yy + more.yy};
+    }
+    o.opacity = select(s.opacity > F(0), o.opacity, F(0));
+    if (g.raw) o.opacity = g_log_opacity * (F(1) - s.opacity);
+    return o;
+}
+
+// A row: mean 0..2, covariance or quat and scale from 3, opacity 10.
+GS_INLINE void put_geometry(const GaussianGrads<Number>& out, int64_t n, const Number* row) {
+    put_row<3>(out.means, n, row);
+    put_row<6>(out.cov3d, n, row + 3);
+    put_row<4>(out.quats, n, row + 3);
+    put_row<3>(out.scales, n, row + 7);
+    put_row<1>(out.opacities, n, row + 10);
+}
+
+// The norms of sixteen splats' gradients of the mean, and of the sums of absolute ones.
+GS_INLINE void add_statistics(const Statistics& to, const View<Number>& v, const int32_t* ids, int lanes, F ndc_x,
+                              F ndc_y, const F* sum) {
+    alignas(64) Number norms[kLanes], absolute[kLanes];
+    store(norms, sqrt(ndc_x * ndc_x + ndc_y * ndc_y));
+    const F ax = sum[10] * F(kLn2 * 0.5 * v.width), ay = sum[11] * F(kLn2 * 0.5 * v.height);
+    store(absolute, sqrt(ax * ax + ay * ay));
+    for (int k = 0; k < lanes; ++k) {
+        if (to.grad_norm_sum) to.grad_norm_sum[ids[k]] += float(norms[k]);
+        if (to.visits) to.visits[ids[k]] += 1;
+        if (to.abs_grad_norm_sum) to.abs_grad_norm_sum[ids[k]] += float(absolute[k]);
+    }
+}
+
+GS_INLINE void clear_rows(const GaussianGrads<Number>& out, int64_t rows, int rest_count) {
     const auto clear = [&](Number* p, int64_t columns) {
         if (p) std::memset(p, 0, rows * columns * sizeof(Number));
     };
     clear(out.means, 3), clear(out.quats, 4), clear(out.scales, 3), clear(out.cov3d, 6), clear(out.opacities, 1);
-    clear(out.sh_dc, 3), clear(out.sh_rest, 3 * g.rest_count), clear(out.colors, 3), clear(out.means2d, 3);
+    clear(out.sh_dc, 3), clear(out.sh_rest, 3 * rest_count), clear(out.colors, 3), clear(out.means2d, 3);
+}
 
+// Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
+// view become zero.
+static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
+                                   const Frame<Number>& f, const Number* records, bool inv_depth, int64_t chunk,
+                                   const GaussianGrads<Number>& out, const Statistics& statistics, PoseSum* pose) {
+    const int64_t first = chunk * kChunk, end = first + kChunk < g.count ? first + kChunk : g.count, rows = end - first;
+    clear_rows(out, rows, g.rest_count);
     F rotation[9], translation[3], center[3];
     for (F& x : rotation) x = F(0);
     for (F& x : translation) x = F(0);
@@ -98,22 +147,15 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         }
         transpose(sum);
         const Geometry s = geometry(g, camera, ids);
-        const F zero = F(0), half = F(0.5);
+        const F zero = F(0);
 
-        // The screen: mean, conic, opacity.
-        const Sym2<F> q = s.conic;
-        const Vec2<F> g_mean2d = {q.xx * sum[1] + q.xy * sum[2], q.xy * sum[1] + q.yy * sum[2]};
-        Sym2<F> g_cov2d = inverse_vjp(s.wide, s.det, q, Sym2<F>{-half * sum[3], -sum[4], -half * sum[5]});
-        const F g_log_opacity = sum[0];
-        F g_opacity = g_log_opacity / s.opacity;
-        if (g.antialiasing) {
-            const Sym2<F> more = antialias_factor_vjp(s.thin, g_log_opacity / s.antialias);
-            g_cov2d = {g_cov2d.xx + more.xx, g_cov2d.xy + more.xy, g_cov2d.yy + more.yy};
-        }
-        g_opacity = select(s.opacity > zero, g_opacity, zero);
-        if (g.raw) g_opacity = g_log_opacity * (F(1) - s.opacity);
+        const ScreenGrad screen = screen_vjp(g, s, sum);
+        const Vec2<F> g_mean2d = screen.mean;
+        const Sym2<F> g_cov2d = screen.cov;
+        const F g_opacity = screen.opacity;
 
-        // The camera.
+        // The camera. (Whether a product and a sum become one instruction is the compiler's choice, and it is another one
+        // where this is moved into functions: gradients' last bits would change.)
         const ProjectCovarianceGrad<F> back = project_covariance_vjp(camera, s.p, s.cov, g_cov2d);
         Vec3<F> g_p = add(project_mean_vjp(camera, s.p, g_mean2d), back.p);
         if (inv_depth) g_p.z = g_p.z - sum[9] / (s.p.z * s.p.z);
@@ -175,30 +217,20 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
             row[7] = c.s.x, row[8] = c.s.y, row[9] = c.s.z;
         }
         const F ndc_x = g_mean2d.x * F(0.5 * v.width), ndc_y = g_mean2d.y * F(0.5 * v.height);
-        const F norm = sqrt(ndc_x * ndc_x + ndc_y * ndc_y);
         row[10] = g_opacity;
         row[11] = ndc_x, row[12] = ndc_y;
         const F factor = g.colors ? F(1) : F(kSh0);
         row[13] = g_color.x * factor, row[14] = g_color.y * factor, row[15] = g_color.z * factor;
         transpose(row);
-        alignas(64) Number one[kLanes], norms[kLanes], absolute[kLanes];
-        store(norms, norm);
-        const F ax = sum[10] * F(kLn2 * 0.5 * v.width), ay = sum[11] * F(kLn2 * 0.5 * v.height);
-        store(absolute, sqrt(ax * ax + ay * ay));
+        alignas(64) Number one[kLanes];
         for (int k = 0; k < lanes; ++k) {
             const int64_t n = ids[k] - first;
             store(one, row[k]);
-            put_row<3>(out.means, n, one);
-            put_row<6>(out.cov3d, n, one + 3);
-            put_row<4>(out.quats, n, one + 3);
-            put_row<3>(out.scales, n, one + 7);
-            put_row<1>(out.opacities, n, one + 10);
+            put_geometry(out, n, one);
             if (out.means2d) out.means2d[3 * n] = one[11], out.means2d[3 * n + 1] = one[12];
             put_row<3>(g.colors ? out.colors : out.sh_dc, n, one + 13);
-            if (statistics.grad_norm_sum) statistics.grad_norm_sum[ids[k]] += float(norms[k]);
-            if (statistics.visits) statistics.visits[ids[k]] += 1;
-            if (statistics.abs_grad_norm_sum) statistics.abs_grad_norm_sum[ids[k]] += float(absolute[k]);
         }
+        add_statistics(statistics, v, ids, lanes, ndc_x, ndc_y, sum);
     }
     if (!pose) return;
     for (int k = 0; k < 9; ++k) pose->rotation[k] = gs::cpu::GS_ISA::sum(rotation[k]);

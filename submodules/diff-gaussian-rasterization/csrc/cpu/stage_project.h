@@ -24,23 +24,6 @@ GS_APART void through_lens(const Gaussians<Number>& g, const Camera<F>& camera, 
     o.antialias = compensation_factor(optics.compensation, o.thin, blur);
 }
 
-// Whether the square of the radius around a mean touches a tile: as in project_chunk.
-GS_APART M in_picture(Vec2<F> m, F radius, const View<Number>& v) {
-    const F size = F(kTileSize), zero = F(0), tx = F((v.width + kTileSize - 1) / kTileSize),
-            ty = F((v.height + kTileSize - 1) / kTileSize), x = m.x - F(0.5), y = m.y - F(0.5),
-            far = radius + size - F(1);
-    const I x0 = to_int(clamp((x - radius) / size, zero, tx)), x1 = to_int(clamp((x + far) / size, zero, tx));
-    const I y0 = to_int(clamp((y - radius) / size, zero, ty)), y1 = to_int(clamp((y + far) / size, zero, ty));
-    return (!(x1 <= x0)) & (!(y1 <= y0));
-}
-
-// `ids` and how many of them there are, for sixteen Gaussians in a row.
-GS_INLINE int sixteen_from(int64_t first, int64_t end, int32_t* ids) {
-    const int lanes = end - first < kLanes ? int(end - first) : kLanes;
-    for (int k = 0; k < kLanes; ++k) ids[k] = int32_t(first + (k < lanes ? k : lanes - 1));
-    return lanes;
-}
-
 static void stage_project_some(const Gaussians<Number>& g, const View<Number>& v, const Optics<Number>& optics,
                                const Camera<F>& camera, int64_t first, int64_t end, const OnScreen<Number>& out) {
     int32_t ids[kLanes];
@@ -49,22 +32,18 @@ static void stage_project_some(const Gaussians<Number>& g, const View<Number>& v
     Sight s;
     through_lens(g, camera, optics, ids, s);
     const Vec2<F> m = lens_mean(camera, lens, s.fisheye, s.p);
-    const F zero = F(0), one = F(1), whole = splat_radius(s.wide), radius = min(whole, F(1 << 30));
-    const F depth = lens_depth(lens, s.p), opacity = s.opacity * s.antialias;
-    const F bad = poison(m.x) + poison(m.y) + poison(s.conic.xx) + poison(s.conic.xy) + poison(s.conic.yy) +
-                  poison(opacity) + poison(whole) + poison(depth);
-    const M drawn = first_lanes(lanes) & sees(lens, s.p, F(v.near_depth)) & (s.det != zero) & (bad == zero) &
-                    in_picture(m, radius, v);
-    // What rounding has made other than an ellipse is in view, but shows nowhere.
-    const M shown = (s.conic.xx > zero) & (s.conic.yy > zero) & (s.det > zero);
+    const F zero = F(0), one = F(1), depth = lens_depth(lens, s.p), opacity = s.opacity * s.antialias;
+    const int tiles_x = (v.width + kTileSize - 1) / kTileSize, tiles_y = (v.height + kTileSize - 1) / kTileSize;
+    const M drawn =
+        first_lanes(lanes) & sees(lens, s.p, F(v.near_depth)) & in_picture(s, m, opacity, depth, tiles_x, tiles_y);
 
     // Rows that are not drawn hold numbers that do no harm.
     F row[kLanes] = {zero_unless(drawn, m.x),        zero_unless(drawn, m.y),
                      select(drawn, s.conic.xx, one), zero_unless(drawn, s.conic.xy),
-                     select(drawn, s.conic.yy, one), zero_unless(drawn & shown, opacity),
+                     select(drawn, s.conic.yy, one), zero_unless(drawn & is_ellipse(s), opacity),
                      select(drawn, depth, one)};
     for (int k = 7; k < kLanes; ++k) row[k] = zero;
-    store_some(out.radii + first, to_int(zero_unless(drawn, radius)), lanes);
+    store_some(out.radii + first, to_int(zero_unless(drawn, radius_of(s))), lanes);
     store_some(out.opacities + first, row[5], lanes);
     store_some(out.depths + first, row[6], lanes);
     transpose(row);
@@ -136,7 +115,7 @@ GS_APART void add_pose(const Back& b, M drawn, PoseSum& pose) {
     }
 }
 
-// A row per Gaussian: mean 0..2, covariance or quat and scale from 3, opacity 10.
+// Rows as put_geometry takes them.
 GS_APART void rows_of(const Gaussians<Number>& g, const Camera<F>& camera, const Back& b, F* row) {
     const Vec3<F> mean = matvec_transposed(camera.rotation, b.p);
     for (int k = 0; k < kLanes; ++k) row[k] = F(0);
@@ -176,11 +155,7 @@ static void stage_project_backward_some(const Gaussians<Number>& g, const Camera
     for (int k = 0; k < lanes; ++k) {
         alignas(64) Number one[kLanes] = {};
         if (seen >> k & 1) store(one, row[k]);
-        put_row<3>(out.means, first + k, one);
-        put_row<6>(out.cov3d, first + k, one + 3);
-        put_row<4>(out.quats, first + k, one + 3);
-        put_row<3>(out.scales, first + k, one + 7);
-        put_row<1>(out.opacities, first + k, one + 10);
+        put_geometry(out, first + k, one);
     }
 }
 

@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
         own = p.tile_sets[index];
     }
     const uint64_t offset = exclusive_sum(own.count, p.published);
-    if (inside && p.offsets) p.offsets[rank] = uint32_t(offset);
+    if (inside && p.offsets) p.offsets[rank] = uint32_t(::min(offset, capacity));
 
     const bool small = !is_large(own);
     const uint32_t inclusive = warp_inclusive_sum(small ? own.count : 0);

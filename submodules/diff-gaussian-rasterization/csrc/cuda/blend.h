@@ -66,10 +66,24 @@ __device__ __forceinline__ int64_t passed_at(uint32_t begin, uint32_t segment, i
     return ((int64_t(begin) / kSegment + segment) * kStrips + strip) * kWarp + lane_id();
 }
 
+// Whether a splat can show in a box at all.
+__device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
+    return place.x + place.z >= box.x0 && place.x - place.z <= box.x1 && place.y + place.w >= box.y0 &&
+           place.y - place.w <= box.y1;
+}
+
 // Opacity times falloff, before the cap. A falloff above one is rounding, in splats thousands of times longer than wide:
 // taken as one.
 __device__ __forceinline__ float uncapped_alpha(float e, float log2_opacity) {
     return exp2_fast(fminf(e, log2_opacity));
+}
+
+// The next array of a piece of memory, aligned to 16 bytes.
+template <typename T>
+T* take(char*& next, int64_t count) {
+    T* const begin = reinterpret_cast<T*>(next);
+    next += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
+    return begin;
 }
 
 }  // namespace gs::cuda

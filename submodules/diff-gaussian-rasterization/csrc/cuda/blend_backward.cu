@@ -12,6 +12,7 @@
 // order. Gradients are kept as moments of g = dLoss / dlog(alpha) over dx, dy: what they mean for mean and covariance is
 // the same for all pixels and is left to preprocess_backward.
 #include "blend.h"
+#include "records.h"
 #include "visits.h"
 #include "warp_reduce.h"
 
@@ -79,7 +80,7 @@ struct Visited {
         const uint32_t id = p.ids[entry];
         const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
         place = splat[0], shape = splat[1], look = splat[2];
-        place.z = __uint_as_float(kOrdered ? p.pairs[entry] : id);
+        place.z = __uint_as_float(kOrdered ? p.ordered.pairs[entry] : id);
         place.w = __uint_as_float(at * kOrderUnit + by);
     }
 };
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
     if (kAbsolute && !kInvDepthWanted && slot >= kAbsAt) slot += kAbsX - kAbsAt;
-    float* const own_slot = kOrdered ? p.records + strip / kPixels * kGradSize + slot : p.grads + slot;
+    float* const own_slot = kOrdered ? p.ordered.records + strip / kPixels * kGradSize + slot : p.grads + slot;
 
     const uint32_t first_entry = begin + segment * kSegment;
     Visited next;
@@ -153,19 +154,6 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 
 constexpr int kSumThreads = 256;
 
-// One thread per number of a splat.
-__global__ void __launch_bounds__(kSumThreads) add_records_kernel(BlendBackward p) {
-    const int64_t thread = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
-    const uint64_t rank = uint64_t(thread / kGradSize);
-    if (rank >= p.totals->visible) return;
-    const int slot = int(thread % kGradSize);
-    const uint32_t end = rank + 1 < p.totals->visible ? p.offsets[rank + 1] : uint32_t(p.totals->entries);
-    double sum = 0.0;
-    for (int64_t record = int64_t(p.offsets[rank]) * kRecords; record < int64_t(end) * kRecords; ++record)
-        sum += p.records[record * kGradSize + slot];
-    p.grads[int64_t(p.depth_order[rank]) * kGradSize + slot] = float(sum);
-}
-
 __global__ void __launch_bounds__(kSumThreads)
     background_grad_kernel(int64_t pixels, const float* left, const float* g_color, float* g_background) {
     __shared__ float sums[3][kSumThreads / kWarp];
@@ -190,7 +178,7 @@ __global__ void __launch_bounds__(kSumThreads)
 void blend_backward(const BlendBackward& args, Stream stream) {
     const unsigned blocks = blocks_for(max_segments(args.grid, args.entries), 1);
     const auto launch = [&](auto kernel, auto ordered_kernel) {
-        (args.records ? ordered_kernel : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
+        (args.ordered.pairs ? ordered_kernel : kernel)<<<blocks, kThreads, 0, native(stream)>>>(args);
         check_launch("blend_backward_kernel");
     };
     if (args.g_inv_depth && args.absolute)
@@ -201,9 +189,10 @@ void blend_backward(const BlendBackward& args, Stream stream) {
         launch(blend_backward_kernel<false, true, false>, blend_backward_kernel<false, true, true>);
     else
         launch(blend_backward_kernel<false, false, false>, blend_backward_kernel<false, false, true>);
-    if (!args.records || args.count == 0) return;
-    add_records_kernel<<<blocks_for(args.count * kGradSize, kSumThreads), kSumThreads, 0, native(stream)>>>(args);
-    check_launch("add_records_kernel");
+    const auto store = [grads = args.grads] __device__(int64_t id, int slot, float sum) {
+        grads[id * kGradSize + slot] = sum;
+    };
+    if (args.ordered.pairs) add_records(args.ordered, args.totals, kRecords, kGradSize, store, stream);
 }
 
 int64_t background_grad_blocks(const TileGrid& grid) {

@@ -4,6 +4,7 @@
 // leaves in the trace serves all: alpha and transmittance do not depend on the channels. Backward, a block takes a segment
 // of a tile's list and again up to 16 channels. The derivative is linear in the channels, so their shares add up.
 #include "blend.h"
+#include "records.h"
 #include "visits.h"
 #include "walk.h"
 #include "warp_reduce.h"
@@ -158,19 +159,19 @@ struct FeatureGradPixel {
     float g[kChannels] = {};
     float2 target;
 
-    __device__ __forceinline__ void begin(const BlendFeaturesBackward& p, int column, int row, uint32_t segment,
-                                          int64_t next_passed) {
+    __device__ __forceinline__ void begin(const BlendFeaturesBackward& p, int portion, int column, int row,
+                                          uint32_t segment, int64_t next_passed) {
         const BlendFeatures& f = p.forward;
         const int64_t plane = int64_t(f.grid.width) * f.grid.height, pixel = int64_t(row) * f.grid.width + column;
         const uint32_t first = segment * kSegment, stopped = f.trace.common.stop[pixel];
         if (stopped <= first) return;  // before this segment
         stop = ::min(stopped - first, uint32_t(kSegment)) * kOrderUnit;
-        const int channel = int(blockIdx.y) * kChannels;
+        const int channel = portion * kChannels;
 #pragma unroll
         for (int c = 0; c < kChannels; ++c)
             g[c] = p.g_image && channel + c < f.channels ? p.g_image[(channel + c) * plane + pixel] : 0.f;
-        // The light that passes is a channel of its own, which is one behind all splats; it belongs to the first block.
-        const float g_left = p.g_left && blockIdx.y == 0 ? p.g_left[pixel] : 0.f, left = f.trace.common.left[pixel];
+        // The light that passes is a channel of its own, which is one behind all splats; it belongs to the first portion.
+        const float g_left = p.g_left && portion == 0 ? p.g_left[pixel] : 0.f, left = f.trace.common.left[pixel];
         if (stopped - first <= kSegment) {
             transmittance = left;
             behind = g_left;
@@ -180,8 +181,8 @@ struct FeatureGradPixel {
         behind = left * g_left;
 #pragma unroll
         for (int q = 0; q < kQuads; ++q) {
-            const float4 passed = static_cast<const float4*>(
-                f.trace.passed)[(blockIdx.y * kQuads + q) * f.trace.passed_count + next_passed];
+            const float4 passed =
+                static_cast<const float4*>(f.trace.passed)[(portion * kQuads + q) * f.trace.passed_count + next_passed];
             const float so_far[4] = {passed.x, passed.y, passed.z, passed.w};
 #pragma unroll
             for (int k = 0; k < 4; ++k) {
@@ -216,42 +217,61 @@ struct FeatureGradPixel {
 template <int kQuads>
 struct Visited {
     float4 place[2][kWarp], shape[2][kWarp], look[2][kWarp][kQuads];
-    uint32_t id[2][kWarp], order[2][kWarp];
+    uint32_t target[2][kWarp], order[2][kWarp];  // target: whose record or row its gradient goes to
 
     // The n-th of those taken, counted from the segment's last, into the lane's place.
-    __device__ __forceinline__ void fetch(const BlendFeatures& p, const Visits& visits, uint32_t first_entry, int turn,
-                                          uint32_t n) {
+    __device__ __forceinline__ void fetch(const BlendFeaturesBackward& back, int portion, const Visits& visits,
+                                          uint32_t first_entry, int turn, uint32_t n) {
+        const BlendFeatures& p = back.forward;
         uint32_t by = 0;
         const uint32_t at = visits.nth(visits.total - 1 - ::min(n, visits.total - 1), by);
         const uint32_t own = p.ids[first_entry + at];
         const int lane = lane_id();
         const float4* splat = reinterpret_cast<const float4*>(p.splats + own);
-        const float4* row = reinterpret_cast<const float4*>(p.features + int64_t(own) * p.stride) + blockIdx.y * kQuads;
+        const float4* row = reinterpret_cast<const float4*>(p.features + int64_t(own) * p.stride) + portion * kQuads;
         copy_async16(&place[turn][lane], splat);
         copy_async16(&shape[turn][lane], splat + 1);
 #pragma unroll
         for (int q = 0; q < kQuads; ++q) copy_async16(&look[turn][lane][q], row + q);
-        id[turn][lane] = own;
+        target[turn][lane] = back.ordered.pairs ? back.ordered.pairs[first_entry + at] : own;
         order[turn][lane] = at * kOrderUnit + by;
     }
 };
 
-// Where a lane adds the sum that ends up with it: a moment of a splat or a channel of its features' gradient.
+// Where the sum with this number goes: a moment of a splat or, from kMoments on, a channel of its features' gradient.
 struct Slot {
     float* base;
     int64_t stride;
-    bool writes;
+    bool exists;
+
+    __device__ __forceinline__ Slot(const BlendFeaturesBackward& p, int channels, int portion, int number) {
+        const int channel = portion * channels + number - kMoments;
+        const bool feature = number >= kMoments && number < kMoments + channels;
+        base = feature ? p.g_features + channel : p.moments + (number < kMoments ? number : number - channels);
+        stride = feature ? p.forward.stride : kMomentCount;
+        exists = !feature || channel < p.forward.channels;
+    }
+};
+
+// Where a lane leaves the sum that ends up with it.
+struct LaneSlot {
+    float* base;
+    int64_t stride;
+    bool writes, adds;
 
     template <int kChannels, int kValues>
-    __device__ __forceinline__ static Slot of_lane(const BlendFeaturesBackward& p) {
-        const int slot = transpose_slot<kValues>(lane_id()), channel = int(blockIdx.y) * kChannels + slot - kMoments;
-        Slot s;
-        s.writes = first_with_slot(slot, lane_id());
-        const bool feature = slot >= kMoments && slot < kMoments + kChannels;
-        s.base = feature ? p.g_features + channel : p.moments + (slot < kMoments ? slot : slot - kChannels);
-        s.stride = feature ? p.forward.stride : kMomentCount;
-        if (feature && channel >= p.forward.channels) s.writes = false;
-        return s;
+    __device__ __forceinline__ static LaneSlot of(const BlendFeaturesBackward& p, int portion, int strip) {
+        const int number = transpose_slot<kValues>(lane_id());
+        const Slot slot(p, kChannels, portion, number);
+        const bool writes = first_with_slot(number, lane_id()) && slot.exists;
+        if (!p.ordered.pairs) return {slot.base, slot.stride, writes, true};
+        return {p.ordered.records + strip / kPixels * kValues + number, kRecords * kValues, writes, false};
+    }
+
+    __device__ __forceinline__ void leave(uint32_t target, float sum) const {
+        if (!writes) return;
+        float* const at = base + int64_t(target) * stride;
+        adds ? void(atomicAdd(at, sum)) : void(*at = sum);
     }
 };
 
@@ -264,6 +284,7 @@ __global__ void __launch_bounds__(kBackThreads) blend_features_backward_kernel(B
     const uint2 task = reinterpret_cast<const uint2*>(f.trace.common.segments)[blockIdx.x];
     const uint32_t tile = task.x, segment = task.y, begin = f.ranges[2 * int64_t(tile)];
     const int warp = int(threadIdx.x) / kWarp, strip = warp * kPixels, lane = lane_id();
+    const int portion = p.portion + int(blockIdx.y);
     const Visits visits(f.trace.common, tile, begin, segment, strip);
     if (visits.total == 0) return;
     Visited<kQuads>& visited = of_warp[warp];
@@ -274,17 +295,18 @@ __global__ void __launch_bounds__(kBackThreads) blend_features_backward_kernel(B
     for (int i = 0; i < kPixels; ++i) {
         state[i].target = target_of(f.offset, f.grid, pixels.column, pixels.row + 4 * i);
         if (__any_sync(kFullWarp, visits.strips[i] != 0) && pixels.inside[i])
-            state[i].begin(p, pixels.column, pixels.row + 4 * i, segment, passed_at(begin, segment + 1, strip + i));
+            state[i].begin(p, portion, pixels.column, pixels.row + 4 * i, segment,
+                           passed_at(begin, segment + 1, strip + i));
     }
-    const Slot slot = Slot::of_lane<kChannels, kValues>(p);
+    const LaneSlot slot = LaneSlot::of<kChannels, kValues>(p, portion, strip);
 
     const uint32_t first_entry = begin + segment * kSegment;
     int turn = 0;
-    visited.fetch(f, visits, first_entry, turn, lane);
+    visited.fetch(p, portion, visits, first_entry, turn, lane);
     for (uint32_t done = 0; done < visits.total; done += kWarp, turn ^= 1) {
         copy_async_wait();
         __syncwarp();
-        if (done + kWarp < visits.total) visited.fetch(f, visits, first_entry, turn ^ 1, done + kWarp + lane);
+        if (done + kWarp < visits.total) visited.fetch(p, portion, visits, first_entry, turn ^ 1, done + kWarp + lane);
         const int count = int(::min(visits.total - done, uint32_t(kWarp)));
         for (int k = 0; k < count; ++k) {
             const float4 place = visited.place[turn][k], shape = visited.shape[turn][k];
@@ -312,8 +334,7 @@ __global__ void __launch_bounds__(kBackThreads) blend_features_backward_kernel(B
                 v[kAbsAt + 1] =
                     fabsf(2.f * shape.z * gy[0] + shape.y * gx[0]) + fabsf(2.f * shape.z * gy[1] + shape.y * gx[1]);
             }
-            const float total = transpose_sum(v, lane);
-            if (slot.writes) atomicAdd(slot.base + int64_t(visited.id[turn][k]) * slot.stride, total);
+            slot.leave(visited.target[turn][k], transpose_sum(v, lane));
         }
         __syncwarp();
     }
@@ -321,27 +342,34 @@ __global__ void __launch_bounds__(kBackThreads) blend_features_backward_kernel(B
 
 constexpr int kFinishThreads = 256;
 
-// From sums over pixels to the gradients of what blending was given.
-__global__ void __launch_bounds__(kFinishThreads)
-    screen_grads_kernel(int64_t count, OnScreen<float> s, const float* moments, OnScreenGrads<float> out) {
-    const int64_t i = int64_t(blockIdx.x) * kFinishThreads + threadIdx.x;
-    if (i >= count) return;
+// From sums over pixels to the gradients of what blending was given. `m`: the moments; absolute sums are at `abs_at`.
+__device__ __forceinline__ void store_screen_grads(const OnScreen<float>& s, int64_t i, const float* m, int abs_at,
+                                                   const OnScreenGrads<float>& out) {
     const float xx = s.conics[3 * i], xy = s.conics[3 * i + 1], yy = s.conics[3 * i + 2];
-    const float* m = moments + i * kMomentCount;
     // Zeros stay zeros, whatever the row of a splat holds that is not drawn.
     const bool any = m[0] != 0.f || m[1] != 0.f || m[2] != 0.f || m[3] != 0.f || m[5] != 0.f;
     out.means2d[2 * i] = any ? xx * m[1] + xy * m[2] : 0.f;
     out.means2d[2 * i + 1] = any ? xy * m[1] + yy * m[2] : 0.f;
     out.conics[3 * i] = -0.5f * m[3], out.conics[3 * i + 1] = -m[4], out.conics[3 * i + 2] = -0.5f * m[5];
     out.opacities[i] = s.opacities[i] > 0.f ? m[0] / s.opacities[i] : 0.f;
-    if (out.absolute) out.absolute[2 * i] = kLn2 * m[6], out.absolute[2 * i + 1] = kLn2 * m[7];
+    if (out.absolute) out.absolute[2 * i] = kLn2 * m[abs_at], out.absolute[2 * i + 1] = kLn2 * m[abs_at + 1];
 }
 
-template <typename T>
-T* take(char*& next, int64_t count) {
-    T* const begin = reinterpret_cast<T*>(next);
-    next += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
-    return begin;
+__global__ void __launch_bounds__(kFinishThreads)
+    screen_grads_kernel(int64_t count, OnScreen<float> s, const float* moments, OnScreenGrads<float> out) {
+    const int64_t i = int64_t(blockIdx.x) * kFinishThreads + threadIdx.x;
+    if (i < count) store_screen_grads(s, i, moments + i * kMomentCount, kMoments, out);
+}
+
+// From the sums of blend_backward.cu.
+__global__ void __launch_bounds__(kFinishThreads)
+    screen_grads_of_three_kernel(int64_t count, OnScreen<float> s, const float* grads, float* g_features,
+                                 OnScreenGrads<float> out) {
+    const int64_t i = int64_t(blockIdx.x) * kFinishThreads + threadIdx.x;
+    if (i >= count) return;
+    const float* own = grads + i * kGradSize;
+    store_screen_grads(s, i, own, kAbsX, out);
+    for (int c = 0; c < 3; ++c) g_features[3 * i + c] = own[kRed + c];
 }
 
 FeatureTrace lay_out(char*& next, const TileGrid& grid, int64_t entries, int stride) {
@@ -380,10 +408,13 @@ void blend_features(const BlendFeatures& args, Stream stream) {
     check_launch("blend_features_kernel");
 }
 
-void blend_features_backward(const BlendFeaturesBackward& args, Stream stream) {
+namespace {
+
+// Some portions of channels.
+void walk_back(const BlendFeaturesBackward& args, int portions, Stream stream) {
     const BlendFeatures& f = args.forward;
     const int quads = feature_quads(f.channels);
-    const dim3 blocks(blocks_for(max_segments(f.grid, f.entries), 1), unsigned(f.stride / (4 * quads)));
+    const dim3 blocks(blocks_for(max_segments(f.grid, f.entries), 1), unsigned(portions));
     const auto launch = [&](auto kernel, auto absolute) {
         (args.out.absolute ? absolute : kernel)<<<blocks, kBackThreads, 0, native(stream)>>>(args);
         check_launch("blend_features_backward_kernel");
@@ -394,10 +425,41 @@ void blend_features_backward(const BlendFeaturesBackward& args, Stream stream) {
         launch(blend_features_backward_kernel<2, false>, blend_features_backward_kernel<2, true>);
     else
         launch(blend_features_backward_kernel<4, false>, blend_features_backward_kernel<4, true>);
+}
+
+// One portion after the other, which share the memory for records.
+void walk_back_in_order(BlendFeaturesBackward args, int portions, Stream stream) {
+    const BlendFeatures& f = args.forward;
+    const int channels = 4 * feature_quads(f.channels), size = feature_record(f.channels, args.out.absolute);
+    const size_t bytes = size_t(f.entries) * kRecords * size * sizeof(float);
+    for (args.portion = 0; args.portion < portions; ++args.portion) {
+        if (args.portion) check(cudaMemsetAsync(args.ordered.records, 0, bytes, native(stream)), "clearing records");
+        walk_back(args, 1, stream);
+        const auto store = [args, channels] __device__(int64_t id, int number, float sum) {
+            const Slot slot(args, channels, args.portion, number);
+            if (slot.exists) slot.base[id * slot.stride] += sum;
+        };
+        add_records(args.ordered, f.totals, kRecords, size, store, stream);
+    }
+}
+
+}  // namespace
+
+void blend_features_backward(const BlendFeaturesBackward& args, Stream stream) {
+    const int portions = args.forward.stride / (4 * feature_quads(args.forward.channels));
+    args.ordered.pairs ? walk_back_in_order(args, portions, stream) : walk_back(args, portions, stream);
     if (args.count == 0) return;
     screen_grads_kernel<<<blocks_for(args.count, kFinishThreads), kFinishThreads, 0, native(stream)>>>(
         args.count, args.screen, args.moments, args.out);
     check_launch("screen_grads_kernel");
+}
+
+void screen_grads(int64_t count, const OnScreen<float>& screen, const float* grads, float* g_features,
+                  const OnScreenGrads<float>& out, Stream stream) {
+    if (count == 0) return;
+    screen_grads_of_three_kernel<<<blocks_for(count, kFinishThreads), kFinishThreads, 0, native(stream)>>>(
+        count, screen, grads, g_features, out);
+    check_launch("screen_grads_of_three_kernel");
 }
 
 }  // namespace gs::cuda

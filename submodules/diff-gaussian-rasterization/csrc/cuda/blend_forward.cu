@@ -45,6 +45,7 @@ struct PixelState {
         p.color[pixel + plane] = fmaf(transmittance, p.background[1], g);
         p.color[pixel + 2 * plane] = fmaf(transmittance, p.background[2], b);
         if (p.alpha) p.alpha[pixel] = 1.f - transmittance;
+        if (p.left) p.left[pixel] = transmittance;
         if (p.trace.taken) {
             p.trace.stop[pixel] = done() ? __float_as_uint(threshold) - kDoneAt : entries;
             p.trace.left[pixel] = transmittance;
@@ -81,11 +82,6 @@ struct Falloff {
     __device__ __forceinline__ explicit Falloff(const Staged& s)
         : mean(*reinterpret_cast<const float2*>(&s.place)), shape(s.shape) {}
 };
-
-__device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
-    return place.x + place.z >= box.x0 && place.x - place.z <= box.x1 && place.y + place.w >= box.y0 &&
-           place.y - place.w <= box.y1;
-}
 
 template <bool kInvDepthWanted, int kPixels>
 __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_kernel(BlendForward p) {
@@ -169,13 +165,6 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
 #pragma unroll
     for (int i = 0; i < kPixels; ++i)
         if (pixels.inside[i]) state[i].store(p, pixels.column, pixels.row + 4 * i, range.y - range.x);
-}
-
-template <typename T>
-T* take(char*& next, int64_t count) {
-    T* const begin = reinterpret_cast<T*>(next);
-    next += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
-    return begin;
 }
 
 Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {

@@ -29,7 +29,7 @@ struct List {
 
 __device__ __forceinline__ void check_entry(const Kept& k, int64_t i) {
     assert(k.p.ids[i] < k.count && "ids are splats");
-    if (k.p.pairs) assert(k.p.pairs[i] < k.p.entries && "pairs are entries");
+    if (k.p.ordered.pairs) assert(k.p.ordered.pairs[i] < k.p.entries && "pairs are entries");
 }
 
 // What a strip took lies within its tile's list.
@@ -56,8 +56,8 @@ __device__ __forceinline__ void check_pixel(const Kept& k, int64_t i) {
 
 // Only where sums are made in a fixed order.
 __device__ __forceinline__ void check_rank(const Kept& k, int64_t i) {
-    assert(k.p.offsets[i] <= k.p.entries && "offsets lead into pairs");
-    assert(k.p.depth_order[i] < k.count && "the order is of splats");
+    assert(k.p.ordered.offsets[i] <= k.p.entries && "offsets lead into pairs");
+    assert(k.p.ordered.depth_order[i] < k.count && "the order is of splats");
 }
 
 __global__ void __launch_bounds__(kThreads) check_kept_kernel(Kept k) {
@@ -70,14 +70,18 @@ __global__ void __launch_bounds__(kThreads) check_kept_kernel(Kept k) {
     for (int64_t i = first; i < strips; i += step) check_strip(k, i);
     for (int64_t i = first; i < int64_t(totals.segments); i += step) check_segment(k, i);
     for (int64_t i = first; i < pixels; i += step) check_pixel(k, i);
-    if (k.p.offsets)
+    if (k.p.ordered.offsets)
         for (int64_t i = first; i < int64_t(totals.visible); i += step) check_rank(k, i);
 }
 
 __global__ void __launch_bounds__(kThreads) check_lists_kernel(Kept k) {
     const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x, step = int64_t(gridDim.x) * kThreads;
+    const Totals totals = *k.p.totals;
+    assert(totals.visible <= k.count && "totals are those of the lists");
     for (int64_t i = first; i < k.p.entries; i += step) check_entry(k, i);
     for (int64_t i = first; i < k.tiles; i += step) List(k, i);
+    if (k.p.ordered.offsets)
+        for (int64_t i = first; i < int64_t(totals.visible); i += step) check_rank(k, i);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 //
 // A block takes a tile, a warp a strip, a lane a pixel. The warp adds up its lanes, and the warps meet in atomics.
 #include "blend.h"
+#include "records.h"
 #include "walk.h"
 #include "warp_reduce.h"
 
@@ -58,7 +59,7 @@ struct ScorePixel {
 struct Staged {
     float4 place, shape;
     Vec3<float> color;
-    uint32_t id;
+    uint32_t id, target;  // target: whose record or row its sums go to
 };
 
 template <bool kMoments>
@@ -66,6 +67,7 @@ __device__ __forceinline__ void stage(const Scores& p, uint32_t entry, Staged& t
     const uint32_t id = p.ids[entry];
     const float4* splat = reinterpret_cast<const float4*>(p.splats + id);
     to.place = splat[0], to.shape = splat[1], to.id = id;
+    to.target = p.ordered.pairs ? p.ordered.pairs[entry] : id;
     if constexpr (kMoments)
         to.color = {p.colors[3 * int64_t(id)], p.colors[3 * int64_t(id) + 1], p.colors[3 * int64_t(id) + 2]};
 }
@@ -100,7 +102,11 @@ __global__ void __launch_bounds__(kThreads) scores_kernel(Scores p) {
                 float v[kValues] = {};
                 state.take<kMoments>(e, splat.shape.w, splat.color, int32_t(splat.id), v);
                 const float total = transpose_sum(v, lane);
-                if (writes) atomicAdd(p.sums + int64_t(splat.id) * kScoreSize + slot, total);
+                if (!writes) continue;
+                if (p.ordered.pairs)
+                    p.ordered.records[(int64_t(splat.target) * kStrips + strip) * kScoreSize + slot] = total;
+                else
+                    atomicAdd(p.sums + int64_t(splat.target) * kScoreSize + slot, total);
             }
             done = __all_sync(kFullWarp, state.threshold > 0.f);
         }
@@ -116,6 +122,10 @@ void scores(const Scores& args, Stream stream) {
     const unsigned tiles = unsigned(args.grid.tiles());
     (args.colors ? scores_kernel<true> : scores_kernel<false>)<<<tiles, kThreads, 0, native(stream)>>>(args);
     check_launch("scores_kernel");
+    const auto store = [sums = args.sums] __device__(int64_t id, int slot, float sum) {
+        sums[id * kScoreSize + slot] = sum;
+    };
+    if (args.ordered.pairs) add_records(args.ordered, args.totals, kStrips, kScoreSize, store, stream);
 }
 
 }  // namespace gs::cuda

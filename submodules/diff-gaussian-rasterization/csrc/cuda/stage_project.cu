@@ -151,9 +151,9 @@ __device__ __forceinline__ Packed packed(const OnScreen<float>& s, int64_t i, bo
     return r;
 }
 
-__device__ __forceinline__ void store_splat(Splat* splats, int64_t i, const Packed& s) {
+__device__ __forceinline__ void store_splat(Splat* splats, int64_t i, const Packed& s, Vec3<float> color) {
     float4* splat = reinterpret_cast<float4*>(splats + i);
-    splat[0] = s.place, splat[1] = s.shape, splat[2] = {0.f, 0.f, 0.f, 0.f};
+    splat[0] = s.place, splat[1] = s.shape, splat[2] = {color.x, color.y, color.z, 0.f};
 }
 
 template <bool kEverywhere>
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(int64_t count, OnScreen<
     if (seen) {
         splat = packed(s, i, kEverywhere);
         rect = tile_rect(Vec2<float>{splat.place.x, splat.place.y}, float(s.radii[i]), grid.tiles_x, grid.tiles_y);
-        store_splat(out.splats, i, splat);
+        store_splat(out.splats, i, splat, {0.f, 0.f, 0.f});
     }
     const auto make = [&] {
         return large_outline({splat.place.x, splat.place.y, kEverywhere ? INFINITY : 0.f, 0.f}, splat.shape);
@@ -182,11 +182,12 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(int64_t count, OnScreen<
     add_totals<kThreads>(seen, set.count, out.totals);
 }
 
-__global__ void __launch_bounds__(kThreads) pack_again_kernel(int64_t count, OnScreen<float> s, bool everywhere,
-                                                              int64_t entries, Splat* splats, Totals* totals) {
+__global__ void __launch_bounds__(kThreads) pack_again_kernel(PackAgain p) {
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-    if (i == 0) *totals = {static_cast<unsigned long long>(entries), static_cast<unsigned long long>(count), 0, 0};
-    if (i < count) store_splat(splats, i, packed(s, i, everywhere));
+    if (i == 0) *p.totals = {static_cast<unsigned long long>(p.entries), p.counted->visible, 0, 0};
+    if (i >= p.count) return;
+    store_splat(p.splats, i, packed(p.screen, i, p.everywhere),
+                p.colors ? load3(p.colors, i) : Vec3<float>{0.f, 0.f, 0.f});
 }
 
 }  // namespace
@@ -216,10 +217,8 @@ void pack(int64_t count, const OnScreen<float>& screen, const TileGrid& grid, bo
     check_launch("pack_kernel");
 }
 
-void pack_again(int64_t count, const OnScreen<float>& screen, bool everywhere, int64_t entries, Splat* splats,
-                Totals* totals, Stream stream) {
-    pack_again_kernel<<<blocks_for(std::max<int64_t>(count, 1), kThreads), kThreads, 0, native(stream)>>>(
-        count, screen, everywhere, entries, splats, totals);
+void pack_again(const PackAgain& args, Stream stream) {
+    pack_again_kernel<<<blocks_for(std::max<int64_t>(args.count, 1), kThreads), kThreads, 0, native(stream)>>>(args);
     check_launch("pack_again_kernel");
 }
 

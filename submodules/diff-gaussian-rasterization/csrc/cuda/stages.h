@@ -142,6 +142,15 @@ inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entr
 size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth);
 Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth);  // memory: 16-byte aligned
 
+// Where sums are to be made in a fixed order: a splat's entries, numbered one after the other as emit wrote them.
+struct Ordered {
+    const uint32_t* pairs;        // [entries] the number of each entry of a tile's list; null: in any order
+    const uint32_t* offsets;      // [N] by rank in depth order: a splat's first number
+    const uint32_t* depth_order;  // [N]
+    float* records;               // of every entry, zero on entry
+    int64_t count;                // N
+};
+
 struct BlendForward {
     TileGrid grid;
     const Splat* splats;      // [N]
@@ -153,6 +162,7 @@ struct BlendForward {
     float* inv_depth;         // [H, W]
     Trace trace;              // nulls where no backward will follow
     Totals* totals;           // segments: += those of the trace
+    float* left;              // [H, W] or null: the light that passes all splats
 };
 void blend_forward(const BlendForward& args, Stream stream);
 
@@ -172,13 +182,7 @@ struct BlendBackward {
     const float* g_inv_depth;  // [H, W] or null
     bool absolute;             // fill kAbsX, kAbsY too
     float* grads;              // [N, kGradSize], zero on entry
-
-    // For sums in a fixed order, else null. A splat's entries are numbered one after the other, as emit wrote them.
-    float* records;               // [entries, kRecords, kGradSize], zero on entry
-    const uint32_t* pairs;        // [entries] the number of each entry of a tile's list
-    const uint32_t* offsets;      // [N] by rank in depth order: a splat's first number
-    const uint32_t* depth_order;  // [N]
-    int64_t count;                // N
+    Ordered ordered;           // records [entries, kRecords, kGradSize]
 };
 constexpr int kRecords = 4;  // sums that a tile makes of a splat: one for each square of 8x8 pixels
 void blend_backward(const BlendBackward& args, Stream stream);
@@ -230,8 +234,17 @@ void pack(int64_t count, const OnScreen<float>& screen, const TileGrid& grid, bo
           Stream stream);
 
 // The splats alone, all of them, and totals for lists with that many entries.
-void pack_again(int64_t count, const OnScreen<float>& screen, bool everywhere, int64_t entries, Splat* splats,
-                Totals* totals, Stream stream);
+struct PackAgain {
+    int64_t count;
+    OnScreen<float> screen;
+    bool everywhere;
+    const float* colors;    // [N, 3] or null: zeros
+    int64_t entries;        // or the capacity for them
+    const Totals* counted;  // as the lists were made
+    Splat* splats;          // [N]
+    Totals* totals;         // [1]
+};
+void pack_again(const PackAgain& args, Stream stream);
 
 // Channels are taken by up to 16; a row of features is padded with zeros to whole portions.
 inline int feature_quads(int channels) { return channels <= 4 ? 1 : channels <= 8 ? 2 : 4; }
@@ -275,8 +288,15 @@ struct BlendFeaturesBackward {
     float* moments;            // [N, kMomentCount] zero on entry
     float* g_features;         // [N, stride] zero on entry
     OnScreenGrads<float> out;  // written; `absolute` may be null
+    Ordered ordered;           // records [entries, kRecords, feature_record], of one portion of channels at a time
+    int portion;               // the first that is walked
 };
+inline int feature_record(int channels, bool absolute) { return 6 + 4 * feature_quads(channels) + (absolute ? 2 : 0); }
 void blend_features_backward(const BlendFeaturesBackward& args, Stream stream);
+
+// The same from what blend_backward leaves of three channels.
+void screen_grads(int64_t count, const OnScreen<float>& screen, const float* grads, float* g_features,
+                  const OnScreenGrads<float>& out, Stream stream);
 
 // Slots of `sums` as in cpu/scores.h.
 constexpr int kScoreSize = 8;
@@ -292,6 +312,8 @@ struct Scores {
     const float *picture, *along;  // [H, W] sum of all channels; product of picture and gradient
     float* sums;                   // [N, kScoreSize] zero on entry
     int32_t *largest, *median;     // [H, W]
+    const Totals* totals;
+    Ordered ordered;  // records [entries, kStrips, kScoreSize]
 };
 void scores(const Scores& args, Stream stream);
 

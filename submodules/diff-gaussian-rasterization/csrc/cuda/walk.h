@@ -20,9 +20,4 @@ __device__ __forceinline__ float exponent(float dx, float dy, float4 shape) {
     return __fmaf_rn(dy, __fmaf_rn(shape.z, dy, linear), constant);
 }
 
-__device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
-    return place.x + place.z >= box.x0 && place.x - place.z <= box.x1 && place.y + place.w >= box.y0 &&
-           place.y - place.w <= box.y1;
-}
-
 }  // namespace gs::cuda
