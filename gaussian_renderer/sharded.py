@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 from diff_gaussian_rasterization import Rendered, ScreenStats
-from diff_gaussian_rasterization.stages import Projected, blend, lists, project, sh_colors
+from diff_gaussian_rasterization.pair_colors import pair_colors
+from diff_gaussian_rasterization.stages import Projected, blend, lists, project
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -114,20 +115,14 @@ class ShardedSplats(Splats):
             torch.cat(parts).index_select(0, pairs.index) for parts in zip(*(s[:4] for s in screens))
         )
         number = pairs.rows * self.ranks.count + self.ranks.rank  # of the row, among those of all
-        columns = [center, conic, opacity[:, None], depth[:, None], self._colors(pairs, cameras)]
+        centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
+        sh = model.sh_dc, model.sh_rest
+        colors = pair_colors(model.means, *sh, centers, pairs.index, model.active_sh_degree)
+        columns = [center, conic, opacity[:, None], depth[:, None], colors]
         columns += [radii.flatten()[pairs.index][:, None].to(center)]
         columns += [number[:, None].to(INTEGER[center.dtype]).view(center.dtype)]
         columns += [torch.zeros_like(center)] * absolute
         return torch.cat(columns, 1), pairs, counts
-
-    def _colors(self, pairs: Pairs, cameras: list[Seen]) -> Tensor:
-        model = self.gaussians
-        centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
-        bands = (model.active_sh_degree + 1) ** 2 - 1
-        rest = model.sh_rest[:, :bands].index_select(0, pairs.rows) if bands else None
-        means, sh_dc = model.means.index_select(0, pairs.rows), model.sh_dc.index_select(0, pairs.rows)
-        center = centers.index_select(0, pairs.cameras)
-        return sh_colors(means, sh_dc, rest, center, model.active_sh_degree)
 
     def _blended(self, got: Tensor, camera: Seen, background: Tensor, radii: Tensor) -> Rendered:
         if not camera.width:
