@@ -15,12 +15,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from distributed import board
+from distributed.board import Board
 from utils.files import DataError
 from utils.memory import out_of_memory
 
 READY, NO_MEMORY, FAILED = range(3)
 NUMBERS = 8  # that a process may tell at a meeting, and one more for each process
-PATIENCE = timedelta(seconds=10)  # for the others to come and hear that this process has failed
+PATIENCE = 10.0  # seconds for the others to come and hear that this process has failed
 
 
 class Elsewhere(DataError):
@@ -33,6 +35,8 @@ class Ranks:
     def __init__(self, rank: int = 0, count: int = 1, host: Any = None):
         self.rank, self.count = rank, count
         self._host = host  # for numbers on the host, which do not wait for a GPU
+        width = 2 + NUMBERS + count
+        self._board = Board(rank, count, width, host) if host and board.possible() else None
         self._over = False  # one has failed, and all know
         self._first_tells = False  # the first has failed like this one
 
@@ -59,14 +63,18 @@ class Ranks:
             raise _agreed(RuntimeError(f"processes are out of step: one of them is not at {place!r}"))
         return records[:, 2 : 2 + len(numbers)].tolist()
 
-    def _gathered(self, record: Tensor) -> Tensor:
-        records = record.new_empty(self.count, len(record))
+    def _gathered(self, record: Tensor, patience: float | None = None) -> Tensor:
         try:
-            dist.all_gather_into_tensor(records.view(-1), record, group=self._host)
+            if self._board:
+                return torch.from_numpy(self._board.exchange(record.numpy(), patience))
+            records = record.new_empty(self.count, len(record))
+            work = dist.all_gather_into_tensor(records.view(-1), record, group=self._host, async_op=True)
+            if work is not None:
+                work.wait(*([timedelta(seconds=patience)] if patience else []))
+            return records
         except RuntimeError as error:
             self._over = True
             raise _agreed(Elsewhere(f"another process has ended ({_first_line(error)})")) from None
-        return records
 
     def _raise_for(self, states: list[int], place: str) -> None:
         if FAILED in states:
@@ -92,13 +100,10 @@ class Ranks:
         state = NO_MEMORY if out_of_memory(error) else FAILED
         record = torch.zeros(2 + NUMBERS + self.count, dtype=torch.int64)
         record[0] = state
-        records = record.new_empty(self.count, len(record))
-        with suppress(RuntimeError):  # the others may be gone
-            work = dist.all_gather_into_tensor(records.view(-1), record, group=self._host, async_op=True)
-            if work is not None and work.wait(PATIENCE):
-                states = records[:, 0].tolist()
-                self._reason(states, str(error) or type(error).__name__)
-                self._first_tells = states[0] == FAILED
+        with suppress(Elsewhere):  # the others may be gone
+            states = self._gathered(record, PATIENCE)[:, 0].tolist()
+            self._reason(states, str(error) or type(error).__name__)
+            self._first_tells = states[0] == FAILED
         self._over |= state == FAILED
         _agreed(error)
 

@@ -54,7 +54,7 @@ def _run(port: int, rank: int, count: int, pipe, function: Callable, arguments: 
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count),
+        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
     }  # fmt: skip
     try:
         result = function(*arguments)
