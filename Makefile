@@ -4,6 +4,8 @@
 #   make demo      set up; train the sample scene, render and score its test views, write output/demo/report.html
 #   make test      set up; run the tests
 #
+# Without make, `python tools/setup_env.py demo` is the first; `python tools/setup_env.py setup` sets up.
+#
 #   make setup     only set up                    make lint      check the form of Python, C++ and CUDA code
 #   make setup-capture   set up, with what convert.py needs for photos and videos
 #   make types     check types with pyright       make sanitize  run native tests under sanitizers
@@ -37,21 +39,14 @@ endif
 NATIVE := submodules/diff-gaussian-rasterization
 NATIVE_SOURCES := $(shell find $(NATIVE) -path $(NATIVE)/build -prune -o -type f \
     \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.toml' \) -print)
-PYTHON_SOURCES := train.py render.py metrics.py $(shell find arguments gaussian_renderer per_view scene strategies training utils -name '*.py')
-# A thirtieth of the published length: steps are larger, and Gaussians are added from the start and more sparingly.
-SHORT = --iterations $(ITERATIONS) --test_iterations $(ITERATIONS) --position_lr_max_steps $(ITERATIONS) \
-    --position_lr_init 0.0003 --feature_lr 0.01 --opacity_lr 0.05 --scaling_lr 0.015 \
-    --densify_from_iter 150 --densify_until_iter $$(($(ITERATIONS) * 3 / 4)) --densify_grad_threshold 0.0004
-OURS := $(DEMO)/test/ours_$(ITERATIONS)
+export ITERATIONS DEMO SAMPLE VIEWS
 
 SHELL := /bin/bash
 .PHONY: demo test setup setup-capture packages packages-dev packages-capture lint types sanitize format lock info clean
 .DELETE_ON_ERROR:
 
-demo: $(DEMO)/contact_sheet.png $(DEMO)/report.html
-	@cat $(DEMO)/metrics.txt
-	@echo "Ground truth, render and error side by side: $(DEMO)/contact_sheet.png"
-	@echo "All about it on one page, for your browser: $(DEMO)/report.html"
+demo: $(STATE)/native
+	@$(PY) tools/setup_env.py demo
 
 test: $(STATE)/native packages-dev
 	$(PY) -m pytest
@@ -93,26 +88,6 @@ $(STATE)/native: $(NATIVE_SOURCES)
 
 info:
 	@$(PYTHON) tools/setup_env.py info $(PY)
-
-# --- the demo -----------------------------------------------------------------------------------------------
-
-$(SAMPLE)/sparse/0/points3D.bin: $(wildcard sample_scene/*.py) | $(STATE)/native
-	$(PY) -m sample_scene $(SAMPLE) --views $(VIEWS)
-
-$(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply: $(SAMPLE)/sparse/0/points3D.bin $(STATE)/native $(PYTHON_SOURCES)
-	$(PY) train.py -s $(SAMPLE) -m $(DEMO) --overwrite --eval --disable_viewer $(SHORT)
-
-$(OURS)/names.json: $(DEMO)/point_cloud/iteration_$(ITERATIONS)/point_cloud.ply
-	$(PY) render.py -m $(DEMO) --iteration $(ITERATIONS) --skip_train
-
-$(DEMO)/metrics.txt: $(OURS)/names.json
-	$(PY) metrics.py -m $(DEMO) > $@
-
-$(DEMO)/contact_sheet.png: $(DEMO)/metrics.txt tools/contact_sheet.py
-	$(PY) -m tools.contact_sheet -m $(DEMO) --iteration $(ITERATIONS)
-
-$(DEMO)/report.html: $(DEMO)/metrics.txt report.py $(wildcard viewer/*)
-	$(PY) report.py -m $(DEMO)
 
 # --- upkeep -------------------------------------------------------------------------------------------------
 

@@ -99,6 +99,49 @@ def test_python_without_ensurepip_stops_before_it_makes_anything(tmp_path):
     assert not (tmp_path / "venv").exists()
 
 
+# --- the demo -----------------------------------------------------------------------------------------------
+
+
+def test_demo_makes_what_is_missing_or_older_than_what_it_is_made_of(tmp_path, monkeypatch, capsys):
+    made = []
+
+    def make(target, python, *command):
+        made.append(command[1] if command[0] == "-m" else command[0])
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text("31 dB\n")
+
+    monkeypatch.setattr(setup_env, "setup", lambda: Path(sys.executable))
+    monkeypatch.setattr(setup_env, "make", make)
+    for name, value in {
+        "DEMO": tmp_path / "a demo",
+        "SAMPLE": tmp_path / "sample",
+        "ITERATIONS": "200",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    setup_env.demo()
+    everything = ["sample_scene", "train.py", "render.py", "metrics.py", "tools.contact_sheet", "report.py"]
+    assert made == everything and capsys.readouterr().out.startswith("31 dB\nGround truth")
+    made.clear()
+    setup_env.demo()
+    assert not made
+    (tmp_path / "a demo/test/ours_200/names.json").unlink()
+    setup_env.demo()
+    assert made == everything[2:]
+
+
+def test_setup_without_make(machine, monkeypatch):
+    """As `make setup`: .venv where no Python has torch; the native half where it is missing."""
+    has, ran = machine
+    monkeypatch.setattr(setup_env, "has_pip", lambda python: True)
+    monkeypatch.setattr(setup_env.subprocess, "run", lambda *_: subprocess.CompletedProcess(_, 1))
+    monkeypatch.setattr(setup_env.Path, "exists", lambda path: False)
+    monkeypatch.setattr(setup_env.Path, "touch", lambda path: None)
+    monkeypatch.chdir(ROOT)
+    python = setup_env.setup()
+    assert python == setup_env.python_of(".venv") and "pip install" in ran[0]
+    assert ran[1].endswith("tools/setup_env.py native submodules/diff-gaussian-rasterization")
+
+
 # --- make info ----------------------------------------------------------------------------------------------
 
 

@@ -1,5 +1,8 @@
-"""What `make` asks and does about the Python environment. Standard library only: nothing is installed yet.
+"""What `make` asks and does about the Python environment, and the demo. Standard library only: nothing is
+installed yet. Where there is no make, the first two commands do what is needed.
 
+setup_env.py setup                   makes .venv unless this Python has torch, and builds the native half
+setup_env.py demo                    the same, then trains, renders and scores the sample scene
 setup_env.py active                  prints "yes" if this Python has torch and is not the project's .venv
 setup_env.py name                    prints a short name for this environment
 setup_env.py check requirements.in   says which of the listed packages this Python lacks; exit code 1 if any
@@ -20,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
@@ -34,7 +38,11 @@ MANAGERS = {
 }
 
 
-def fail(message: str) -> None:
+# Succeeds where the native half is installed.
+BUILT = "import importlib.util; raise SystemExit(not importlib.util.find_spec('diff_gaussian_rasterization'))"
+
+
+def fail(message: str) -> NoReturn:
     raise SystemExit(f"\n{message}\n")
 
 
@@ -80,9 +88,12 @@ def no_venv(python: Path) -> str | None:
     return f"the venv module of {sys.executable}"
 
 
+def in_venv() -> bool:
+    return Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
+
+
 def active() -> None:
-    ours = Path(sys.prefix).resolve() == (ROOT / ".venv").resolve()
-    print("yes" if importlib.util.find_spec("torch") and not ours else "no")
+    print("yes" if importlib.util.find_spec("torch") and not in_venv() else "no")
 
 
 def name() -> None:
@@ -145,9 +156,13 @@ OPTIONAL = {
 }
 
 
+def python_of(folder: str) -> Path:
+    return Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
 def venv(folder: str, lock: str) -> None:
     start = time.monotonic()
-    python = Path(folder) / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python = python_of(folder)
     require(python=no_python(), venv=no_venv(python), compiler=no_compiler())
     print(f"Setting up {folder}/ from {lock}: a few GB, mostly torch. Later runs skip this.", flush=True)
     if uv := working_uv():
@@ -191,11 +206,96 @@ def native(folder: str) -> None:
     print(f"The native half is built and installed ({time.monotonic() - start:.0f} s)")
 
 
+# ---- without make ----------------------------------------------------------------------------------------
+
+
+def environment() -> Path:
+    """The Python to work with: this one if it has torch, else that of .venv/, which is made if need be."""
+    if importlib.util.find_spec("torch"):
+        if not in_venv():
+            check("requirements.in")
+        return Path(sys.executable)
+    stamp = Path(".venv/packages")
+    if not stamp.exists():
+        venv(".venv", "requirements.txt")
+        stamp.touch()
+    return python_of(".venv")
+
+
+def setup() -> Path:
+    os.chdir(ROOT)
+    python = environment()
+    if subprocess.run([python, "-c", BUILT]).returncode:
+        run(python, "tools/setup_env.py", "native", NATIVE)
+    return python
+
+
+# What the demo makes, one after the other: a file, what it is made of, and the command. Names in braces are
+# variables of the environment, with these defaults.
+NATIVE = "submodules/diff-gaussian-rasterization"
+DEFAULTS = {"ITERATIONS": "1000", "DEMO": "output/demo", "SAMPLE": "output/sample", "VIEWS": "60"}
+ROOMS = ("arguments", "gaussian_renderer", "per_view", "scene", "strategies", "training", "utils")
+SOURCES = ("train.py", "render.py", "metrics.py", *(f"{room}/**/*.py" for room in ROOMS))
+# A thirtieth of the published length: steps are larger; Gaussians are added from the start, more sparingly.
+SHORT = (
+    "--disable_viewer --iterations {ITERATIONS} --test_iterations {ITERATIONS} "
+    "--position_lr_max_steps {ITERATIONS} --position_lr_init 0.0003 --feature_lr 0.01 --opacity_lr 0.05 "
+    "--scaling_lr 0.015 --densify_from_iter 150 --densify_until_iter {DENSIFY_UNTIL} "
+    "--densify_grad_threshold 0.0004"
+)
+POINTS = "{SAMPLE}/sparse/0/points3D.bin"
+SPLATS = "{DEMO}/point_cloud/iteration_{ITERATIONS}/point_cloud.ply"
+NAMES = "{DEMO}/test/ours_{ITERATIONS}/names.json"
+SCORES = "{DEMO}/metrics.txt"
+SHEET, REPORT = "{DEMO}/contact_sheet.png", "{DEMO}/report.html"
+DEMO = [
+    (POINTS, ("sample_scene/*.py",), "-m sample_scene {SAMPLE} --views {VIEWS}"),
+    (SPLATS, (POINTS, *SOURCES), "train.py -s {SAMPLE} -m {DEMO} --overwrite --eval " + SHORT),
+    (NAMES, (SPLATS,), "render.py -m {DEMO} --iteration {ITERATIONS} --skip_train"),
+    (SCORES, (NAMES,), "metrics.py -m {DEMO}"),
+    (SHEET, (SCORES, "tools/contact_sheet.py"), "-m tools.contact_sheet -m {DEMO} --iteration {ITERATIONS}"),
+    (REPORT, (SCORES, "report.py", "viewer/*"), "report.py -m {DEMO}"),
+]  # fmt: skip
+
+
+def demo() -> None:
+    """Train the sample scene, render and score it; skip what is newer than what it is made of."""
+    python = setup()
+    values = {name: os.environ.get(name, default) for name, default in DEFAULTS.items()}
+    values["DENSIFY_UNTIL"] = str(int(values["ITERATIONS"]) * 3 // 4)
+    fill = lambda text: text.format(**values)  # noqa: E731
+    for target, sources, command in DEMO:
+        path = Path(fill(target))
+        if is_stale(path, [fill(source) for source in sources]):
+            make(path, python, *map(fill, command.split()))
+    print(Path(fill(SCORES)).read_text(), end="")
+    print("Ground truth, render and error side by side:", fill(SHEET))
+    print("All about it on one page, for your browser:", fill(REPORT))
+
+
+def is_stale(target: Path, sources: list[str]) -> bool:
+    """Whether it is not there, or older than a source: a path or a pattern below the project."""
+    if not target.exists():
+        return True
+    made = target.stat().st_mtime
+    found = (path for source in sources for path in (ROOT.glob(source) if "*" in source else [Path(source)]))
+    return any(path.stat().st_mtime > made for path in found)
+
+
+def make(target: Path, *command) -> None:
+    """Runs what makes a file; scores are what the command prints."""
+    if target.suffix != ".txt":
+        return run(*command)
+    print("+", " ".join(map(str, command)), ">", target, flush=True)
+    with target.open("w") as file:
+        done = subprocess.run([str(part) for part in command], stdout=file)
+    if done.returncode:
+        target.unlink()
+        fail(f"That failed (exit code {done.returncode}): {' '.join(map(str, command))}")
+
+
 def info(python: str) -> None:
-    look = (
-        "import importlib.util; raise SystemExit(not importlib.util.find_spec('diff_gaussian_rasterization'))"
-    )
-    if not shutil.which(python) or subprocess.run([python, "-c", look]).returncode:
+    if not shutil.which(python) or subprocess.run([python, "-c", BUILT]).returncode:
         fail(f"Nothing is built for {python} yet: `make setup` does it.")
     raise SystemExit(subprocess.run([python, "-m", "diff_gaussian_rasterization"]).returncode)
 
@@ -220,7 +320,10 @@ def working_uv() -> str | None:
 
 
 if __name__ == "__main__":
-    commands = {"active": active, "name": name, "check": check, "venv": venv, "native": native, "info": info}
+    commands = {
+        "setup": setup, "demo": demo, "active": active, "name": name, "check": check, "venv": venv,
+        "native": native, "info": info,
+    }  # fmt: skip
     if len(sys.argv) < 2 or sys.argv[1] not in commands:
         fail(str(__doc__))
     commands[sys.argv[1]](*sys.argv[2:])

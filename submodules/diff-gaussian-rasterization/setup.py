@@ -476,10 +476,11 @@ class AnyPythonWheel(bdist_wheel):  # pyright: ignore[reportGeneralTypeIssues]
         return "py3", "none", super().get_tag()[2]
 
 
-setup(
-    packages=[PACKAGE, "simple_knn", "fused_ssim"],
-    package_data={"": ["py.typed"]},
-    install_requires=[torch_required(), "numpy"],
-    ext_modules=[Extension(f"{PACKAGE}.libtilesplat", sources=[])],
-    cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
-)
+if __name__ == "__main__":
+    setup(
+        packages=[PACKAGE, "simple_knn", "fused_ssim"],
+        package_data={"": ["py.typed"]},
+        install_requires=[torch_required(), "numpy"],
+        ext_modules=[Extension(f"{PACKAGE}.libtilesplat", sources=[])],
+        cmdclass={"build_ext": NinjaBuild, "bdist_wheel": AnyPythonWheel},
+    )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diff_gaussian_rasterization import _library
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "submodules/diff-gaussian-rasterization"
@@ -139,6 +140,40 @@ def test_wheel_says_which_torch_it_was_built_for(wheel):
         assert f"{package}/py.typed" in content.namelist()
 
 
+@pytest.fixture(scope="module")
+def real_wheel(tmp_path_factory) -> Path:
+    """With the parts that are installed here. What a build has left in the sources is not compiled again."""
+    folder, built = tmp_path_factory.mktemp("real_wheel"), _library.build_info()
+    parts = {"TILESPLAT_CUDA": "1" if built.get("cuda") else "0"}
+    if built.get("cuda_archs"):
+        parts["TORCH_CUDA_ARCH_LIST"] = ";".join(built["cuda_archs"])
+    options = ["--quiet", "--no-index", "--no-build-isolation", "--no-deps", "--wheel-dir", str(folder)]
+    command = [sys.executable, "-m", "pip", "wheel", *options, str(PACKAGE)]
+    subprocess.run(command, env=os.environ | parts, check=True)
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="links to packages")
+def test_wheel_works_where_there_is_nothing_but_torch(real_wheel, tmp_path):
+    assert real_wheel.stat().st_size <= 40 << 20
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    (site,) = (tmp_path / "env").glob("lib/python3*/site-packages")
+    ours = ("diff_gaussian_rasterization", "simple_knn", "fused_ssim", "__pycache__")
+    for package in Path(torch.__file__).parents[1].iterdir():
+        if not package.name.startswith(ours):
+            (site / package.name).symlink_to(package)
+    zipfile.ZipFile(real_wheel).extractall(site)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [tmp_path / "env/bin/python", "-m", "diff_gaussian_rasterization"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "self-check   cpu scalar: ok" in done.stdout, done.stdout + done.stderr
+    look = "import diff_gaussian_rasterization as d, simple_knn, fused_ssim; print(d.__file__)"
+    found = subprocess.check_output([command[0], "-c", look], cwd=tmp_path, env=environment, text=True)
+    assert found.startswith(str(site))
+
+
 # --- linking --------------------------------------------------------------------------------------
 
 DIGITS = """
@@ -193,8 +228,6 @@ def test_library_that_is_missing_or_damaged_is_named(installed):
 
 
 def test_operators_that_python_calls_are_looked_for_when_it_loads():
-    from diff_gaussian_rasterization import _library
-
     text = "".join(path.read_text() for path in (PACKAGE / "diff_gaussian_rasterization").glob("*.py"))
     called = set(re.findall(r"torch\.ops\.tilesplat\.(\w+)", text))
     assert len(called) > 8 and not called - set(_library.OPERATORS)

@@ -1,8 +1,10 @@
 """The stages of rendering, called one by one: each against the float64 reference, all together against
 rasterize."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -737,6 +739,31 @@ def test_views_are_counted():
         rasterize_views(**arguments | {"world_to_camera": scene.world_to_camera.expand(3, 4, 4)})
     with pytest.raises(ValueError, match=r"world_to_camera must be \[C, 4, 4\], got \[4, 4\]"):
         rasterize_views(**arguments)
+
+
+# ---- the README ----------------------------------------------------------------------------------------
+
+README = Path(__file__).resolve().parents[2] / "submodules/diff-gaussian-rasterization/README.md"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_examples_of_the_readme_run(device):
+    """One after the other: they build upon each other."""
+    examples = re.findall(r"^```python\n(# .*?)^```", README.read_text(), re.M | re.S)
+    assert len(examples) >= 6
+    scene = differentiable(make_scene(200, SIZE), torch.float32, device)
+    names = {name: getattr(scene, name) for name in (*LEAVES, "K", "width", "height", "background")}
+    names |= {"torch": torch, "features": random(200, 7).float().to(device).requires_grad_()}
+    pictures = {"colors": (200, 3), "photo": (3, *SIZE[::-1]), "target": (7, *SIZE[::-1])}
+    names |= {name: random(*shape).float().to(device) for name, shape in pictures.items()}
+    for example in examples:
+        exec(example, names)  # noqa: S102
+        if "labels" in example:
+            assert names["features"].grad.abs().max() > 0 and scene.means.grad.abs().max() > 0
+    assert names["labels"].shape == (7, *SIZE[::-1]) and names["surface"].norm(dim=0).max() > 0.99
+    assert names["keep"].any() and names["image"].std() > 0.05
+    assert (names["strain"] >= names["pull"].abs() - 1e-4).all() and names["strain"].max() > 0
+    assert names["images"].shape == (2, 3, *SIZE[::-1])
 
 
 # ---- torch ---------------------------------------------------------------------------------------------

@@ -9,12 +9,22 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#elif defined(_WIN32)
+#include <malloc.h>
 #endif
 
 namespace gs::cpu {
 namespace {
 
 constexpr size_t kAlign = 64, kHugePage = size_t(2) << 20;
+
+#if defined(_WIN32)
+void* allocate(size_t align, size_t bytes) { return _aligned_malloc(bytes, align); }
+void deallocate(void* memory) { _aligned_free(memory); }
+#else
+void* allocate(size_t align, size_t bytes) { return std::aligned_alloc(align, bytes); }
+void deallocate(void* memory) { std::free(memory); }
+#endif
 
 // Lies before every block.
 struct alignas(kAlign) Header { size_t size; };
@@ -59,7 +69,7 @@ void* acquire(size_t bytes) {
     Header* h = take_idle(size);
     if (!h) {
         const size_t total = sizeof(Header) + size, align = total >= kHugePage ? kHugePage : kAlign;
-        h = static_cast<Header*>(std::aligned_alloc(align, (total + align - 1) / align * align));
+        h = static_cast<Header*>(allocate(align, (total + align - 1) / align * align));
         if (!h) throw std::bad_alloc();
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
         if (align == kHugePage) madvise(h, total, MADV_HUGEPAGE);
@@ -78,7 +88,7 @@ void release(void* block) {
     p.bytes += h->size;
     while (p.bytes > kKeep) {
         p.bytes -= p.idle.front()->size;
-        std::free(p.idle.front());
+        deallocate(p.idle.front());
         p.idle.erase(p.idle.begin());
     }
 }

@@ -115,6 +115,7 @@ __global__ void __launch_bounds__(kThreads) stage_project_backward_kernel(StageP
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const bool inside = i < p.gaussians.count;
     Seen s{};
+    s.shape.norm = 1.f;  // what is not drawn has gradients of 0, not of 0 / 0
     Back b{};
     if (inside && p.radii[i] > 0) {
         s = through_lens(p.gaussians, camera, p.optics, i);
