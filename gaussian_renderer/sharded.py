@@ -40,12 +40,15 @@ class Seen(NamedTuple):
 
 
 class Pairs:
-    """Pairs of a camera and a Gaussian that it sees."""
+    """Pairs of a camera and a Gaussian that it sees: those with a radius, in [cameras, N]."""
 
-    def __init__(self, index: Tensor, count: int):
-        self.index, self.count = index, count  # number of the camera x count + row; of Gaussians here
-        self.cameras = index.div(max(count, 1), rounding_mode="floor")
-        self.rows = index - self.cameras * count
+    def __init__(self, radii: Tensor):
+        self.count, seen = radii.shape[1], radii > 0
+        self.counts: list[int] = seen.sum(1).tolist()  # for each camera
+        self.index = seen.flatten().nonzero()[:, 0]  # number of the camera x N + row
+        self.radii = radii.flatten().index_select(0, self.index)
+        self.cameras = self.index.div(max(self.count, 1), rounding_mode="floor")
+        self.rows = self.index - self.cameras * self.count
 
 
 class ShardedSplats(Splats):
@@ -66,17 +69,39 @@ class ShardedSplats(Splats):
         with self.ranks.together():
             cameras = self._cameras(camera)
             absolute = stats is not None and stats.abs_grad_norm_sum is not None
-            records, pairs, counts = self._records(cameras, absolute)
-        numbers = self.ranks.meet("records", *counts)
+            screens, pairs = self._projected(cameras)
+            colors = self._colors(cameras, pairs)
+            records = self._records(screens, pairs, colors, absolute)
+        got = self._sent(records, pairs, partial(add_statistics, stats, pairs, cameras) if stats else None)
         with self.ranks.together():
-            watch = partial(add_statistics, stats, pairs, cameras) if stats else None
-            got = _Exchange.apply(
-                records, counts, [row[self.ranks.rank] for row in numbers], self.ranks, watch
-            )
             radii = torch.zeros(pairs.count, dtype=torch.int32, device=got.device)
             radii.index_fill_(0, pairs.rows, 1)  # what counts is whether one is seen at all
             background = self.background if background is None else background
             return self._blended(got, cameras[self.ranks.rank], background, radii)
+
+    @torch.enable_grad()
+    def shares(self, camera: Camera, weights: Tensor) -> Tensor:
+        """[W, N]: of each process's camera, the sum over pixels of its weights [H, W] times the part that a
+        Gaussian has in them."""
+        with self.ranks.together():
+            cameras = self._cameras(camera)
+            screens, pairs = self._projected(cameras)
+            colors = self.gaussians.means.new_zeros(len(pairs.rows), 3).requires_grad_()
+            records = self._records(screens, pairs, colors, absolute=False)
+        got = self._sent(records, pairs, None)
+        with self.ranks.together():
+            black, here = torch.zeros_like(self.background), cameras[self.ranks.rank]
+            image = self._blended(got, here, black, pairs.radii).image
+            (parts,) = torch.autograd.grad((image[0] * weights).sum(), colors)
+            found = parts.new_zeros(len(cameras) * pairs.count)
+            return found.index_copy_(0, pairs.index, parts[:, 0]).view(len(cameras), pairs.count)
+
+    def _sent(self, records: Tensor, pairs: Pairs, watch: Callable[[Tensor], None] | None) -> Tensor:
+        """What the others have sent here."""
+        numbers = self.ranks.meet("records", *pairs.counts)
+        with self.ranks.together():
+            expected = [row[self.ranks.rank] for row in numbers]
+            return _Exchange.apply(records, pairs.counts, expected, self.ranks, watch)
 
     def _cameras(self, camera: Camera | None) -> list[Seen]:
         """Those of all processes. Gradients of poses go back to where they are from."""
@@ -96,8 +121,8 @@ class ShardedSplats(Splats):
             for row, (width, height, _) in zip(poses, sizes)
         ]
 
-    def _records(self, cameras: list[Seen], absolute: bool) -> tuple[Tensor, Pairs, list[int]]:
-        """Of what each camera sees of the Gaussians here, one camera after the other; and how many."""
+    def _projected(self, cameras: list[Seen]) -> tuple[list[Projected], Pairs]:
+        """The Gaussians here, as each camera sees them."""
         model, rule = self.gaussians, "antialiasing" if self.pipe.antialiasing else "none"
         shape = shape_of(model, self.pipe, 1.0)
         real = next(camera for camera in cameras if camera.width)  # it stands in for those that are not
@@ -109,20 +134,24 @@ class ShardedSplats(Splats):
         for i, camera in enumerate(cameras):
             if not camera.width:
                 radii[i] = 0
-        counts = (radii > 0).sum(1).tolist()
-        pairs = Pairs((radii > 0).flatten().nonzero()[:, 0], len(model))
+        return screens, Pairs(radii)
+
+    def _colors(self, cameras: list[Seen], pairs: Pairs) -> Tensor:
+        model = self.gaussians
+        centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
+        sh = model.sh_dc, model.sh_rest
+        return pair_colors(model.means, *sh, centers, pairs.index, model.active_sh_degree)
+
+    def _records(self, screens: list[Projected], pairs: Pairs, colors: Tensor, absolute: bool) -> Tensor:
+        """Of each pair, one camera after the other."""
         center, conic, opacity, depth = (
             torch.cat(parts).index_select(0, pairs.index) for parts in zip(*(s[:4] for s in screens))
         )
         number = pairs.rows * self.ranks.count + self.ranks.rank  # of the row, among those of all
-        centers = torch.stack([camera_center(camera.world_to_camera) for camera in cameras])
-        sh = model.sh_dc, model.sh_rest
-        colors = pair_colors(model.means, *sh, centers, pairs.index, model.active_sh_degree)
-        columns = [center, conic, opacity[:, None], depth[:, None], colors]
-        columns += [radii.flatten()[pairs.index][:, None].to(center)]
+        columns = [center, conic, opacity[:, None], depth[:, None], colors, pairs.radii[:, None].to(center)]
         columns += [number[:, None].to(INTEGER[center.dtype]).view(center.dtype)]
         columns += [torch.zeros_like(center)] * absolute
-        return torch.cat(columns, 1), pairs, counts
+        return torch.cat(columns, 1)
 
     def _blended(self, got: Tensor, camera: Seen, background: Tensor, radii: Tensor) -> Rendered:
         if not camera.width:

@@ -166,10 +166,10 @@ class GaussianModel:
 
     def add_to(self, name: str, index: Tensor, values: Tensor) -> None:
         """To these rows, counted over all processes, of a parameter."""
-        self.params[name].index_add_(0, *own_of(self.ranks, index, values))
+        self.params[name].index_add_(0, *own_of(self.ranks, index, values.to(self.means.dtype)))
 
     def set_rows(self, name: str, index: Tensor, values: Tensor) -> None:
-        self.params[name].index_copy_(0, *own_of(self.ranks, index, values))
+        self.params[name].index_copy_(0, *own_of(self.ranks, index, values.to(self.means.dtype)))
 
     @property
     def device(self) -> torch.device:

@@ -77,7 +77,7 @@ def rough(one: Trainer) -> None:
         for at, value in enumerate(gaussians.params.values()):
             whole = torch.linspace(-1, 1, gaussians.total * value.shape[1:].numel(), dtype=value.dtype)
             whole = (17 * (at + 1) * whole).sin().view(gaussians.total, *value.shape[1:])
-            value.add_(0.2 * gaussians.own(whole))
+            value.add_(0.2 * gaussians.own(whole).to(value.device))
     gaussians.active_sh_degree = 3
 
 
@@ -184,11 +184,15 @@ def all_refined(jobs: dict) -> dict:
 
 
 GROWING = ["--densify_grad_threshold", "4e-4", "--densify_until_iter", "60", "--opacity_reset_interval", "30"]
+IMPROVED = [*GROWING, "--strategy", "improved", "--densify_grad_threshold", "1e-4"]
 REFINED = {
     "adc": (*GROWING, "--cap_max", "0"),
     "capped": (*GROWING, "--cap_max", "150"),
     "absgrad": (*GROWING, "--absgrad", "--cap_max", "150"),
     "mcmc": (*GROWING, "--strategy", "mcmc", "--cap_max", "150"),
+    "improved": (*IMPROVED, "--cap_max", "150"),
+    "by error": (*IMPROVED, "--cap_max", "150", "--grow_by", "error", "--opacity_decay", "0.002"),
+    "thinned": (*IMPROVED, "--cap_max", "150", "--final_count", "60", "--update_every", "1", "4", "8"),
 }
 
 
@@ -434,7 +438,7 @@ def test_numbers_that_are_not_finite_in_one_process(scene, tmp_path, rows, lost)
 
 @pytest.mark.parametrize(
     "words",
-    ["--strategy improved", "--blur motion", "--optimizer_type sparse_adam", "--debug",
+    ["--blur motion", "--optimizer_type sparse_adam", "--debug",
      "--convert_SHs_python", "--view --no-disable_viewer", "--strategy tests.test_distributed"],
 )  # fmt: skip
 def test_what_one_process_must_do_says_so(words):

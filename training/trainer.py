@@ -127,11 +127,10 @@ class Trainer(Method):
         mine = views[self.ranks.rank :: self.ranks.count]
         cameras = [self._camera(view, iteration) for _, view, _ in mine]
         upcoming = [*cameras[1:], self.scene.train_cameras[self.queue.peek()]]
-        visible = None
+        visible, stats = None, self.strategy.stats(self.gaussians, views[0][0])
         for first in range(0, len(views), self.ranks.count):
             self._at_once = min(len(views) - first, self.ranks.count)
-            number, _, background = views[first]
-            stats = self.strategy.stats(self.gaussians, number)
+            background = views[first][2]
             if not cameras:
                 visible = self._collect(iteration, None, background, stats, losses)
                 continue
