@@ -126,7 +126,7 @@ class ModelParams:
     )
     white_background: bool = arg(False, "train against white instead of black", short="-w")
     train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")
-    data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
+    data_device: str = arg("cuda", "where the images live: cuda (if they fit), cpu (pinned memory) or disk")
     eval: bool = arg(False, "hold out test views")
     llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
     normalize: bool = arg(False, "train around the origin, at a size that suits the near plane")

@@ -126,7 +126,7 @@ class Trainer(Method):
         step has taken it."""
         mine = views[self.ranks.rank :: self.ranks.count]
         cameras = [self._camera(view, iteration) for _, view, _ in mine]
-        upcoming = [*cameras[1:], self.scene.train_cameras[self.queue.peek()]]
+        upcoming = [*cameras[1:], self.scene.train_cameras[self.queue.peek(self.ranks.rank)]]
         visible, stats = None, self.strategy.stats(self.gaussians, views[0][0])
         for first in range(0, len(views), self.ranks.count):
             self._at_once = min(len(views) - first, self.ranks.count)
