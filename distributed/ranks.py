@@ -32,8 +32,8 @@ class Elsewhere(DataError):
 class Ranks:
     """All processes of a run, as one of them sees them. Without torchrun there is one."""
 
-    def __init__(self, rank: int = 0, count: int = 1, host: Any = None):
-        self.rank, self.count = rank, count
+    def __init__(self, rank: int = 0, count: int = 1, host: Any = None, gpu: bool = False):
+        self.rank, self.count, self._gpu = rank, count, gpu
         self._host = host  # for numbers on the host, which do not wait for a GPU
         width = 2 + NUMBERS + count
         self._board = Board(rank, count, width, host) if host and board.possible() else None
@@ -135,7 +135,8 @@ class Ranks:
     def expect_same(self, what: str, *numbers: int) -> None:
         """Of what every process works out by itself, and all must have alike."""
         if len(set(map(tuple, self.meet(what, *numbers)))) > 1:
-            raise _agreed(RuntimeError(f"processes do not agree on {what}"))
+            self._first_tells = True
+            raise _agreed(DataError(f"processes do not agree on {what}; the last checkpoint is from before"))
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
@@ -155,11 +156,11 @@ class Ranks:
         _current = ALONE
         if self.alone:
             return
-        abort = getattr(dist.distributed_c10d, "_abort_process_group", None)
-        if failed and abort and dist.get_backend() != "gloo":
-            abort()
-        else:
+        if not failed or not self._gpu:
             dist.destroy_process_group()
+        elif abort := getattr(dist.distributed_c10d, "_abort_process_group", None):
+            with suppress(RuntimeError):
+                abort()
 
 
 ALONE = Ranks()
@@ -184,7 +185,7 @@ def join(gpu: bool, **where) -> Ranks:
         return ALONE
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", **where)
     host = dist.new_group(backend="gloo")
-    _current = Ranks(dist.get_rank(), dist.get_world_size(), host)
+    _current = Ranks(dist.get_rank(), dist.get_world_size(), host, gpu)
     return _current
 
 

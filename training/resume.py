@@ -260,4 +260,6 @@ def _to_remove(path: Path, folder: Path, overwrite: bool) -> bool:
 
 
 def how_to_resume(folder: ModelFolder) -> str:
-    return f"python train.py -m {shlex.quote(str(folder))} --resume"
+    ranks = distributed.current()
+    start = "python" if ranks.alone else f"torchrun --nproc_per_node {ranks.count}"
+    return f"{start} train.py -m {shlex.quote(str(folder))} --resume"

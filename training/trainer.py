@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from diff_gaussian_rasterization import ScreenStats
@@ -335,7 +336,21 @@ class Trainer(Method):
         return looks.picture(camera, self.gaussians, pipe, self.scene.background, *asked)
 
     def check(self, when: str, known_bad: bool = False) -> None:
+        if not self.ranks.alone:
+            self._expect_same()
         drop_nonfinite(self.gaussians, self.modules, self.strategy, when, self.say, known_bad)
+
+    def _expect_same(self) -> None:
+        """Sums over processes might differ in their last bits; then what each goes on with would, too."""
+        bits = [
+            int(value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))
+            for module in self.modules
+            for value in module.parameters()
+        ]
+        self.ranks.expect_same("what is learned of photos", sum(bits))
+        self.ranks.expect_same("random numbers", crc32(torch.get_rng_state().numpy().tobytes()))
+        views = [self.queue.peek(ahead) for ahead in range(self.ranks.count)]
+        self.ranks.expect_same("the order of views", crc32(repr(views).encode()))
 
     def histograms(self) -> dict[str, Tensor]:
         return {"scene/opacity_histogram": self.gaussians.from_all(self.gaussians.opacities.detach())}

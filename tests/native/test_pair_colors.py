@@ -7,15 +7,19 @@ from diff_gaussian_rasterization.pair_colors import pair_colors
 
 from tests.native.scenes import DEVICES, relative_error
 
+Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
-def make(count: int, cameras: int, rest: int, dtype=torch.float64, device="cpu"):
+
+def make(
+    count: int, cameras: int, rest: int, dtype=torch.float64, device="cpu"
+) -> tuple[Tensors, torch.Tensor]:
     generator = torch.Generator().manual_seed(count + cameras)
     shapes = [(count, 3), (count, 1, 3), (count, rest, 3), (cameras, 3)]
     values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     values[3] *= 5
     seen = torch.rand(cameras * count, generator=generator) < 0.6
-    tensors = [value.to(device, dtype).requires_grad_() for value in values]
-    return tensors, seen.nonzero()[:, 0].to(device)
+    means, sh_dc, sh_rest, centers = (value.to(device, dtype).requires_grad_() for value in values)
+    return (means, sh_dc, sh_rest, centers), seen.nonzero()[:, 0].to(device)
 
 
 def plain(tensors, pairs, degree):
@@ -43,7 +47,7 @@ def test_double_is_the_reference(degree, rest, count, cameras):
 @pytest.mark.parametrize("device", DEVICES)
 def test_single_precision(device):
     tensors, pairs = make(3000, 4, 15, torch.float32, device)
-    exact = [value.detach().double().cpu().requires_grad_() for value in tensors]
+    exact = tuple(value.detach().double().cpu().requires_grad_() for value in tensors)
     colors, expected = pair_colors(*tensors, pairs, 3), plain(exact, pairs.cpu(), 3)
     assert relative_error(colors.detach().cpu().double(), expected.detach()) < 1e-6
     found = torch.autograd.grad(colors.square().sum(), tensors)
