@@ -113,7 +113,7 @@ SANITIZER ?= address,undefined
 SANITIZED := .make/sanitized
 # Checks as calls, not inline: g++ compiles the long kernels in a fraction of the time.
 SANITIZED_FLAGS = -fsanitize=$(SANITIZER) -fno-sanitize-recover=all --param asan-instrumentation-with-call-threshold=0
-SANITIZED_TESTS = $(filter-out %_build.py %_determinism.py %_accuracy.py,$(wildcard tests/native/test_*.py))
+SANITIZED_TESTS = $(filter-out %_build.py %_determinism.py %_accuracy.py %_machines.py,$(wildcard tests/native/test_*.py))
 
 sanitize: packages-dev $(STATE)/native
 	rm -rf $(SANITIZED) && mkdir -p .make && cp -R $(NATIVE) $(SANITIZED) && rm -rf $(SANITIZED)/build

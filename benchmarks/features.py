@@ -20,6 +20,8 @@ import torch
 from diff_gaussian_rasterization import rasterize, stages
 from rasterizer import Scene, Statistics, synthetic
 
+from arguments import number  # rasterizer.py finds the folder
+
 SCENES = {
     "cuda": Statistics(300_000, 800, 800, pixels=2.5, visible=1.0, spread=0.6, opacity_spread=1.5),
     "cpu": Statistics(50_000, 400, 300, pixels=2.13, visible=1.0, opacity=-2.2, opacity_spread=1.0),
@@ -97,9 +99,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", choices=SCENES, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--channels", type=int, nargs="+", default=[3, 8, 16, 32, 64])
-    parser.add_argument("--runs", type=int, default=10, help="calls per turn")
-    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--channels", type=number(int, 1, 512), nargs="+", default=[3, 8, 16, 32, 64])
+    parser.add_argument("--runs", type=number(int, 1, 1000), default=10, help="calls per turn")
+    parser.add_argument("--turns", type=number(int, 1, 1000), default=7)
     arguments = parser.parse_args()
 
     on_gpu = arguments.device == "cuda"

@@ -1,11 +1,11 @@
-"""The operators as PyTorch's tools meet them: torch.compile, autocast, opcheck, torch.func.
+"""The operators as PyTorch's tools meet them: torch.compile and export, autocast, opcheck, torch.func.
 
 Those of the stages are in test_stages.py.
 """
 
 import pytest
 import torch
-from diff_gaussian_rasterization import photometric_loss, rasterize, ssim
+from diff_gaussian_rasterization import photometric_loss, rasterize, ssim, stages
 
 from tests.native.scenes import DEVICES, make_scene
 from tests.native.test_train_step import BETAS, EPS, LAMBDA, LRS, camera, fresh, target_like, training_scene
@@ -88,6 +88,33 @@ def test_a_step_compiles_into_one_graph(device):
     (loss, grad), (compiled, compiled_grad) = results
     assert grad.abs().max() > 0 and torch.equal(loss, compiled)
     assert (grad - compiled_grad).abs().max() <= (0 if device == "cpu" else 1e-5 * grad.abs().max())
+
+
+class Picture(torch.nn.Module):
+    def __init__(self, draw):
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, means):
+        return self.draw(means)
+
+
+@pytest.mark.parametrize("way", ["rasterize", "stages"])
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_picture_is_exported(device, way):
+    scene, colors = scene_of(device), torch.rand(60, 5, device=device)
+    camera = {"world_to_camera": scene.world_to_camera, "K": scene.K, "width": SIZE[0], "height": SIZE[1]}
+
+    def draw(means):
+        if way == "rasterize":
+            return rasterize(**scene.arguments() | {"means": means}).image
+        projected = stages.project(means, scene.quats, scene.scales, scene.opacities, **camera)
+        return stages.blend(projected, colors, stages.lists(projected)).image
+
+    program = torch.export.export(Picture(draw), (scene.means,))
+    for means in (scene.means, scene.means * 0.9):
+        image = draw(means)
+        assert image.std() > 0.05 and torch.equal(program.module()(means), image)
 
 
 @pytest.mark.parametrize("device", DEVICES)

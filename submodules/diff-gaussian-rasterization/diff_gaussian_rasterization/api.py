@@ -54,15 +54,13 @@ def rasterize(
 
     `raw`: scales are logarithms, opacities logits, and quats of any length; their activations happen in the
     kernel. Otherwise everything is used as it is; quaternions are not normalized. `scale_modifier` multiplies
-    the scales. `antialiasing` dims small splats by as much as the pixel filter widens them. Gaussians no
-    farther than `near` in front of the camera are not drawn; 0.2 is the published distance, in the scene's
-    units.
+    the scales. `antialiasing` dims small splats by as much as the pixel filter widens them. What is not
+    farther than `near` in front of the camera is not drawn; the published distance is 0.2.
 
     Gradients flow to every Gaussian tensor, background and world_to_camera: for those that require it. No
     gradient reaches K and camera_center. `means2d` is only a carrier: its values are not read, and its
     gradient is that of the projected means in NDC units, third column 0. `stats` collects the same for
-    densification in every backward. The images may be changed in place before the backward, radii and inputs
-    not.
+    densification. The images may be changed in place before the backward, radii and inputs not.
     """
     expect_tensors(
         means=means, quats=quats, scales=scales, opacities=opacities, sh_dc=sh_dc, sh_rest=sh_rest,

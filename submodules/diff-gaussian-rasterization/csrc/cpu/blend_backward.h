@@ -15,11 +15,13 @@
 
 namespace gs::cpu::GS_ISA {
 
-struct BlockBackward {
+// What a block's pixels carry from splat to splat.
+struct Behind {
     F T, behind;
-    F red, green, blue, inv_depth;  // gradient of the image
     I last;
 };
+
+struct BlockBackward : Behind { F red, green, blue, inv_depth; };  // gradient of the image
 
 // What one splat did to one block.
 struct Visit { F weight, g; };
@@ -32,9 +34,24 @@ struct BackwardBatch {
     Visit visit[kBatch * kBlocks];
 };
 
-template <bool kInvDepth>
-GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch& batch, int b, F px, F py) {
-    BlockBackward s = state;
+// The splats of a batch, and where the visits of each lie.
+GS_INLINE void begin_backward_batch(const Frame<Number>& f, int64_t base, int count, int64_t begin,
+                                    BackwardBatch& batch) {
+    std::memset(batch.touched, 0, sizeof batch.touched);
+    std::memcpy(batch.touched, f.touched + base, count * sizeof *f.touched);
+    int visits = 0;
+    for (int j = 0; j < count; ++j) {
+        batch.first_visit[j] = visits;
+        batch.position[j] = int32_t(base - begin) + j;
+        visits += __builtin_popcount(batch.touched[j]);
+        store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
+    }
+}
+
+// share(j): the product of what the batch's j-th splat looks like and the gradient of the block's pixels.
+template <typename Share>
+GS_INLINE void revisit_block(Behind& state, uint64_t list, BackwardBatch& batch, int b, F px, F py, Share share) {
+    Behind s = state;
     const uint32_t before = (1u << b) - 1;
     while (list) {
         const int j = 63 - __builtin_clzll(list);
@@ -43,9 +60,7 @@ GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch&
         const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
         const M lit = at_most(q >= F(kLog2AlphaMin), I(batch.position[j]), s.last);
         const F uncapped = zero_unless(lit, ex2_near(q)), alpha = min(uncapped, F(kAlphaMax));
-        F along = fma(F(splat.red), s.red, fma(F(splat.green), s.green, F(splat.blue) * s.blue));
-        if (kInvDepth) along = fma(F(splat.inv_z), s.inv_depth, along);
-        const F change = along - s.behind;  // dL/dalpha per light that reaches the splat
+        const F change = share(j) - s.behind;  // dL/dalpha per light that reaches the splat
         s.T = s.T * recip(F(1) - alpha);
         s.behind = fma(alpha, change, s.behind);
         Visit& v = batch.visit[batch.first_visit[j] + __builtin_popcount(batch.touched[j] & before)];
@@ -53,6 +68,17 @@ GS_INLINE void revisit_block(BlockBackward& state, uint64_t list, BackwardBatch&
         v.g = s.T * uncapped * change;  // the cap lets the gradient through
     }
     state = s;
+}
+
+// Of colors.
+template <bool kInvDepth>
+GS_INLINE void revisit_colors(BlockBackward& s, uint64_t list, BackwardBatch& batch, int b, F px, F py) {
+    const F red = s.red, green = s.green, blue = s.blue, inv_depth = s.inv_depth;
+    revisit_block(s, list, batch, b, px, py, [&](int j) {
+        const Splat<Number>& splat = batch.splat[j];
+        const F along = fma(F(splat.red), red, fma(F(splat.green), green, F(splat.blue) * blue));
+        return kInvDepth ? fma(F(splat.inv_z), inv_depth, along) : along;
+    });
 }
 
 // The sums of one splat over its visits.
@@ -123,22 +149,14 @@ static void blend_backward_tile(const Frame<Number>& f, const Number* background
     BackwardBatch batch;
     for (int64_t base = begin + (end - begin - 1) / kBatch * kBatch; base >= begin && begin < end; base -= kBatch) {
         const int count = end - base < kBatch ? int(end - base) : kBatch;
-        std::memset(batch.touched, 0, sizeof batch.touched);
-        std::memcpy(batch.touched, f.touched + base, count * sizeof *f.touched);
-        int visits = 0;
-        for (int j = 0; j < count; ++j) {
-            batch.first_visit[j] = visits;
-            batch.position[j] = int32_t(base - begin) + j;
-            visits += __builtin_popcount(batch.touched[j]);
-            store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
-        }
+        begin_backward_batch(f, base, count, begin, batch);
         for (int b = 0; b < kBlocks; ++b) {
             // For the next batch, and for the second pass of this one.
             if (base > begin) fetch_splats(f, f.entries + base - kBatch + b * kFetch, f.entries + base);
             for (int j = b * kFetch; j < (b + 1) * kFetch && j < count; ++j)
                 __builtin_prefetch(records + int64_t(f.entries[base + j].slot) * kRecord, 1);
             const uint64_t list = column_of_bits(batch.touched, b);
-            if (list) revisit_block<kInvDepth>(state[b], list, batch, b, centers.x[b & 3], centers.y[b >> 2]);
+            if (list) revisit_colors<kInvDepth>(state[b], list, batch, b, centers.x[b & 3], centers.y[b >> 2]);
         }
         uint8_t order[kBatch];
         sort_by_block_count(batch.touched, count, order);

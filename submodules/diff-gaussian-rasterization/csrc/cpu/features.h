@@ -191,33 +191,6 @@ GS_INLINE F dot_channels(const Number* row, const F* grad, int count) {
     return (s[0] + s[1]) + (s[2] + s[3]);
 }
 
-struct FeatureBlock {
-    F T, behind;
-    I last;
-};
-
-// As revisit_block, of any channels.
-GS_INLINE void revisit_features(FeatureBlock& state, uint64_t list, BackwardBatch& batch, int b, F px, F py,
-                                const Turn& turn, const Entry* entries) {
-    FeatureBlock s = state;
-    const uint32_t before = (1u << b) - 1;
-    while (list) {
-        const int j = 63 - __builtin_clzll(list);
-        list ^= uint64_t(1) << j;
-        const Splat<Number>& splat = batch.splat[j];
-        const F q = log2_alpha(splat, px - F(splat.x), py - F(splat.y));
-        const M lit = at_most(q >= F(kLog2AlphaMin), I(batch.position[j]), s.last);
-        const F uncapped = zero_unless(lit, ex2_near(q)), alpha = min(uncapped, F(kAlphaMax));
-        const F change = dot_channels(turn.row(entries[j].splat), turn.grad + b * turn.pitch, turn.count) - s.behind;
-        s.T = s.T * recip(F(1) - alpha);
-        s.behind = fma(alpha, change, s.behind);
-        Visit& v = batch.visit[batch.first_visit[j] + __builtin_popcount(batch.touched[j] & before)];
-        v.weight = alpha * s.T;
-        v.g = s.T * uncapped * change;  // the cap lets the gradient through
-    }
-    state = s;
-}
-
 // Of one splat over its visits: the moments of g.
 template <bool kAbsolute>
 GS_INLINE F sum_moments(const Splat<Number>& splat, uint32_t blocks, const Visit* v, const Targets& target) {
@@ -263,26 +236,12 @@ GS_INLINE void write_record(const BackwardBatch& batch, int j, const Turn& turn,
     for (int c = kMoments + turn.pitch; c < turn.record(); ++c) record[c] = 0;
 }
 
-// The splats of a batch, and where the visits of each lie.
-GS_INLINE void begin_backward_batch(const Frame<Number>& f, int64_t base, int count, int64_t begin,
-                                    BackwardBatch& batch) {
-    std::memset(batch.touched, 0, sizeof batch.touched);
-    std::memcpy(batch.touched, f.touched + base, count * sizeof *f.touched);
-    int visits = 0;
-    for (int j = 0; j < count; ++j) {
-        batch.first_visit[j] = visits;
-        batch.position[j] = int32_t(base - begin) + j;
-        visits += __builtin_popcount(batch.touched[j]);
-        store(&batch.splat[j].x, load(&f.splats[f.entries[base + j].splat].x));
-    }
-}
-
 static void features_backward_tile(const Frame<Number>& f, const Number* offset, const FeatureGrads<Number>& grads,
                                    const Turn& turn, Number* records, int64_t tile) {
     const TilePlace t = place(f, tile);
     const Targets target(t, offset);
     const int64_t begin = f.tile_begin[tile], end = f.tile_begin[tile + 1], plane = int64_t(f.width) * f.height;
-    FeatureBlock state[kBlocks];
+    Behind state[kBlocks];
     for (int b = 0; b < kBlocks; ++b) {
         const int64_t at = tile * kBlocks * kLanes + b * kLanes;
         // The light that passes is a channel of its own, which is one behind all splats; it belongs to the first turn.
@@ -298,7 +257,10 @@ static void features_backward_tile(const Frame<Number>& f, const Number* offset,
         begin_backward_batch(f, base, count, begin, batch);
         for (int b = 0; b < kBlocks; ++b) {
             const uint64_t list = column_of_bits(batch.touched, b);
-            if (list) revisit_features(state[b], list, batch, b, target.x[b], target.y[b], turn, f.entries + base);
+            if (!list) continue;
+            revisit_block(state[b], list, batch, b, target.x[b], target.y[b], [&](int j) {
+                return dot_channels(turn.row(f.entries[base + j].splat), turn.grad + b * turn.pitch, turn.count);
+            });
         }
         for (int j = 0; j < count; ++j)
             write_record(batch, j, turn, target, grads.screen.absolute != nullptr,

@@ -78,12 +78,24 @@ __device__ __forceinline__ float uncapped_alpha(float e, float log2_opacity) {
     return exp2_fast(fminf(e, log2_opacity));
 }
 
+// How many pixels leave what they had seen when a segment began: see passed_at.
+inline int64_t passed_count(int64_t entries) { return (entries / kSegment + 1) * kStrips * kWarp; }
+
 // The next array of a piece of memory, aligned to 16 bytes.
 template <typename T>
 T* take(char*& next, int64_t count) {
     T* const begin = reinterpret_cast<T*>(next);
     next += (count * int64_t(sizeof(T)) + 15) / 16 * 16;
     return begin;
+}
+
+// Of a trace, what does not depend on the channels.
+inline void lay_out_walk(Trace& t, char*& next, const TileGrid& grid, int64_t entries) {
+    t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
+    t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
+    t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
+    t.stop = take<uint32_t>(next, int64_t(grid.width) * grid.height);
+    t.left = take<float>(next, int64_t(grid.width) * grid.height);
 }
 
 }  // namespace gs::cuda

@@ -374,14 +374,10 @@ __global__ void __launch_bounds__(kFinishThreads)
 
 FeatureTrace lay_out(char*& next, const TileGrid& grid, int64_t entries, int stride) {
     FeatureTrace t{};
-    t.passed_count = (entries / kSegment + 1) * kStrips * kWarp;
+    t.passed_count = passed_count(entries);
     t.passed = take<float4>(next, t.passed_count * (stride / 4));
     t.passed_light = take<float>(next, t.passed_count);
-    t.common.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
-    t.common.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
-    t.common.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
-    t.common.stop = take<uint32_t>(next, int64_t(grid.width) * grid.height);
-    t.common.left = take<float>(next, int64_t(grid.width) * grid.height);
+    lay_out_walk(t.common, next, grid, entries);
     return t;
 }
 

@@ -168,14 +168,10 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
 }
 
 Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {
-    const int64_t passed = (entries / kSegment + 1) * kStrips * kWarp;
+    const int64_t passed = passed_count(entries);
     Trace t{};
     t.passed = take<float4>(next, passed);
-    t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
-    t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
-    t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
-    t.stop = take<uint32_t>(next, int64_t(grid.width) * grid.height);
-    t.left = take<float>(next, int64_t(grid.width) * grid.height);
+    lay_out_walk(t, next, grid, entries);
     if (inv_depth) t.passed_inv_depth = take<float>(next, passed);
     return t;
 }
