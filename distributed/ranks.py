@@ -150,6 +150,13 @@ class Ranks:
         dist.all_gather_into_tensor(found.view(-1), own.detach().contiguous())
         return found
 
+    def from_one(self, rank: int, own: Tensor, shape: torch.Size) -> Tensor:
+        """What that process has; the others have something else, of the same type."""
+        found = own.contiguous() if rank == self.rank else own.new_empty(shape)
+        self.meet("from one")
+        dist.broadcast(found, rank)
+        return found
+
     def leave(self, failed: bool) -> None:
         """The end. Whoever has failed does not wait for what is under way on a GPU."""
         global _current

@@ -59,9 +59,13 @@ class Shown:
     @torch.no_grad()
     def pair(self, camera: Camera) -> Pair:
         """The picture, and the photo beside it."""
-        image, truth, mask = self.picture(camera).image, camera.image(), camera.counts()
+        image = self.picture(camera).image
+        return Pair(image[..., image.shape[-1] // 2 :] if self.right_half else image, *self.photo(camera))
+
+    def photo(self, camera: Camera) -> tuple[Tensor, Tensor | None]:
+        """What a picture is judged by, and where it counts."""
+        truth, mask = camera.image(), camera.counts()
         if self.right_half:
-            half = image.shape[-1] // 2
-            image, truth = image[..., half:], truth[..., half:]
-            mask = None if mask is None else mask[:, half:]
-        return Pair(image, truth, mask)
+            half = truth.shape[-1] // 2
+            truth, mask = truth[..., half:], None if mask is None else mask[:, half:]
+        return truth, mask

@@ -16,7 +16,7 @@ import distributed
 import strategies
 import train
 from arguments import ConfigError, parse_train
-from distributed import Ranks
+from distributed import Ranks, board
 from gaussian_renderer import sharded
 from scene import Scene
 from scene.folder import ModelFolder
@@ -96,6 +96,37 @@ def states(one: Trainer) -> dict[str, torch.Tensor]:
     for module in one.modules:
         found |= {f"{module.name} {i}": v.detach() for i, v in enumerate(module.parameters())}
     return {name: value.clone() for name, value in found.items()}
+
+
+def met(by_board: bool) -> list:
+    """What processes tell each other, and what they do not do when one of them cannot."""
+    board.possible = lambda: by_board
+    with joined() as ranks:
+        found = [ranks.meet("here", ranks.rank, 7), ranks.most(ranks.rank), ranks.any(ranks.rank == 1)]
+        for _ in range(50):
+            ranks.meet("again and again")
+        try:
+            with ranks.together():
+                if ranks.rank == 1:
+                    raise MemoryError
+            ranks.meet("there")
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            found.append(str(error))
+        found.append(ranks.meet("after that", -ranks.rank))
+        try:
+            ranks.meet("one place" if ranks.rank else "another place")
+        except RuntimeError as error:
+            found.append(str(error)[:29])
+    return found
+
+
+@pytest.mark.parametrize("by_board", [True, False])
+def test_processes_meet(by_board):
+    """On a board in memory that they share, or over sockets."""
+    for rank, found in enumerate(in_processes(3, met, by_board)):
+        reason = "" if rank == 1 else "out of memory on rank 1 (there)"
+        expected = [[[0, 7], [1, 7], [2, 7]], 2, True, reason, [[0], [-1], [-2]]]
+        assert found == [*expected, "processes are out of step: on"]
 
 
 def steps(scene: str, words: tuple, count: int, views: int, keep: int | None = None) -> tuple[dict, dict]:
@@ -212,6 +243,28 @@ def test_density_control_is_that_of_one_process(scene, count, names):
                 torch.testing.assert_close(
                     found[name][1][key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}"
                 )
+
+
+# Evaluation
+
+
+def judged(scene: str) -> list:
+    """Of all views: picture, photo and where it counts."""
+    with joined():
+        one = trainer(scene, "--eval", "--train_test_exp", double=True)
+        rough(one)
+        return [[pair.image, pair.truth] for pair in one.pairs(one.scene.train_cameras)]
+
+
+def test_pictures_of_all_views_are_those_of_one_process(scene):
+    """Eight views, three at a time."""
+    one = trainer(scene, "--eval", "--train_test_exp", double=True)
+    rough(one)
+    expected = [[pair.image, pair.truth] for pair in map(one.pair, one.scene.train_cameras)]
+    assert len(expected) == 8
+    for found in in_processes(3, judged, scene):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert torch.equal(ours[1], theirs[1]) and (ours[0] - theirs[0]).abs().max() <= EXACT
 
 
 # Whole runs

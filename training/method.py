@@ -5,7 +5,7 @@ training/trainer.py, another name is baselines/name.py, and a name with dots is 
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -62,6 +62,10 @@ class Method:
 
     def pair(self, camera) -> Pair:
         return self.shown.pair(camera)
+
+    def pairs(self, cameras: list[Camera]) -> Iterable[Pair]:
+        """Of all these views, in their order."""
+        return map(self.pair, cameras)
 
     def viewed(self, camera: Camera, request: Request) -> Tensor:
         """The picture [3, H, W] that a live viewer asks for, from this camera."""

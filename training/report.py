@@ -305,15 +305,15 @@ class Report:
         self,
         iteration: int,
         sets: dict[str, list],
-        render_pair: Callable,
+        render_pairs: Callable[[list], Iterable],
         histograms: dict[str, Tensor],
         count: int,
     ) -> None:
-        """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
+        """Score each named set of cameras. render_pairs(cameras) yields (picture, ground truth, mask)."""
         for name, cameras in sets.items():
             first_time = not self.history.scores.get(name)
             one_color: list[Tensor] = []
-            pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time, one_color)
+            pairs = self._with_pictures(iteration, name, cameras, render_pairs, first_time, one_color)
             scores = score(pairs)
             if scores is None:
                 continue
@@ -343,9 +343,8 @@ class Report:
             )
             self.log(self._doubts[name])
 
-    def _with_pictures(self, iteration, name, cameras, render_pair, first_time, one_color):
-        for index, camera in enumerate(cameras):
-            image, truth, mask = render_pair(camera)
+    def _with_pictures(self, iteration, name, cameras, render_pairs, first_time, one_color):
+        for index, (camera, (image, truth, mask)) in enumerate(zip(cameras, render_pairs(cameras))):
             one_color.append(psnr_of_one_color(to_float(truth), mask))
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"

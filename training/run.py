@@ -237,7 +237,7 @@ class Run:
         sets = {"test": trainer.scene.test_cameras, "train": spread(trainer.scene.train_cameras)}
         try:
             with self.ranks.together():
-                self._report.evaluate(iteration, sets, trainer.pair, trainer.histograms(), len(trainer))
+                self._report.evaluate(iteration, sets, trainer.pairs, trainer.histograms(), len(trainer))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise

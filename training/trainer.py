@@ -4,7 +4,7 @@ Schedule, next view, picture, loss, backward, Adam; then the strategy lets Gauss
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -241,6 +241,18 @@ class Trainer(Method):
     def pair(self, camera: Camera) -> Pair:
         self._blur()
         return super().pair(camera)
+
+    def pairs(self, cameras: list[Camera]) -> Iterable[Pair]:
+        """Each process shows a view at a time, and all get all pictures."""
+        for first in range(0, len(cameras), self.ranks.count):
+            some = cameras[first : first + self.ranks.count]
+            own = self.pair(some[min(self.ranks.rank, len(some) - 1)])
+            if self.ranks.alone:
+                yield own
+                continue
+            for rank, camera in enumerate(some):
+                truth, mask = self.shown.photo(camera)
+                yield Pair(self.ranks.from_one(rank, own.image, truth.shape), truth, mask)
 
     def _camera(self, view: int, iteration: int) -> Camera:
         """The view, with a smaller photo at first."""
