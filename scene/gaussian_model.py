@@ -66,7 +66,7 @@ class GaussianModel:
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
         self.extent = extent  # radius of the scene, to which position learning rates are relative
-        self.rates_for = 1.0  # views of a step, by which the learning rates of this time are larger
+        self.rates_for = 1.0  # views of a step, for which learning rates are larger: see for_views()
         self.ranks, self._total = ALONE, 0  # see deal()
         self._own_rates: dict[str, float] = {}  # attributes of one's own -> learning rate
         self._standard: bool | None = None  # see standard_activations()
@@ -249,9 +249,9 @@ class GaussianModel:
         adam = SparseGaussianAdam if self.sparse else FusedAdam
         self.optimizer: FusedAdam | SparseGaussianAdam = adam(groups, lr=0.0, eps=ADAM_EPS)
 
-    def schedule(self, iteration: int, views: float = 1.0) -> None:
-        """Learning rates and SH degree of this step (counted from 1), which is of so many views."""
-        opt, self.rates_for = self._opt, views
+    def schedule(self, iteration: int) -> None:
+        """Learning rates and SH degree of this step (counted from 1)."""
+        opt = self._opt
         late = max(iteration - opt.iterations // 2, 0)
         part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
         for group in self.optimizer.param_groups:
@@ -259,7 +259,7 @@ class GaussianModel:
             if group["name"] == "means":
                 start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
                 rate = log_linear(iteration, start, end, opt.position_lr_max_steps)
-            group |= for_views(views, rate, ADAM_BETAS, ADAM_EPS)
+            group |= for_views(self.rates_for, rate, ADAM_BETAS, ADAM_EPS)
         degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
         if degree != self.active_sh_degree:
             self.active_sh_degree, self._standard = degree, None

@@ -57,10 +57,12 @@ def test_rates_follow_the_square_root_rule():
     groups = lambda: {g["name"]: (g["lr"], *g["betas"], g["eps"]) for g in model.optimizer.param_groups}  # noqa: E731
     model.schedule(100)
     one = groups()
-    model.schedule(100, 4)
+    model.rates_for = 4
+    model.schedule(100)
     for name, (lr, beta1, beta2, eps) in groups().items():
         rate = one[name][0]
         assert (lr, beta1, beta2, eps) == pytest.approx((2 * rate, 0.9**4, 0.999**4, 0.5e-15)), name
+    model.rates_for = 1
     model.schedule(100)
     assert groups() == one and one["sh_dc"] == (0.0025, 0.9, 0.999, 1e-15)
 
@@ -174,7 +176,8 @@ def test_noise_comes_for_each_view_at_its_own_rate(scene):
     moves = []
     for views in (1, 4):
         one = trainer(scene, *words, "--views_per_step", str(views))
-        one.gaussians.schedule(4, views)
+        one.gaussians.rates_for = views
+        one.gaussians.schedule(4)
         before = one.gaussians.means.detach().clone()
         one.views = 4  # of which numbers are asked for
         for number in one._numbers(4):

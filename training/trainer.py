@@ -85,7 +85,8 @@ class Trainer(Method):
         """If memory runs out, the step is taken again, with fewer Gaussians."""
         self.pipe.debug |= iteration - self.views <= self.options.run.debug_from < iteration
         shared_by = self._shared_by(iteration)
-        self.gaussians.schedule(iteration, max(self.views / shared_by, 1))  # learning rates, SH degree
+        self.gaussians.rates_for = max(self.views / shared_by, 1)
+        self.gaussians.schedule(iteration)  # learning rates, SH degree
         for module in self.modules:
             module.views = self.views
             module.schedule(iteration)
