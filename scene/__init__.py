@@ -124,10 +124,7 @@ class Scene:
 
         if for_training:
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
-            if model.data_device == "disk":
-                self._say(keep_on_disk(to_load, self._folder.path, quiet))
-            else:
-                self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
+            self._say(self._load(to_load, quiet))
             self._check_masks()
             self.extent = self._extent_or_distance(train)
             shuffle = random.Random(seed).shuffle
@@ -212,6 +209,11 @@ class Scene:
             decode = partial(load_counts, view.image_path, size, lens, ignored, by_alpha, turn)
             counted = Picture(decode, (height, width), device, decoded)
         return _Pictures(width, height, photo, depth, counted)
+
+    def _load(self, pictures: list[Picture], quiet: bool) -> str:
+        if self._model.data_device == "disk":
+            return keep_on_disk(pictures, self._folder.path, quiet)
+        return load_all(pictures, self._device, on_host=self._model.data_device == "cpu", quiet=quiet)
 
     def _undistorted_path(self, view: View) -> Path:
         photo, folder = view.image_path, self._dataset.folder
