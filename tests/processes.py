@@ -67,9 +67,9 @@ def _run(port: int, rank: int, count: int, pipe, function: Callable, arguments: 
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def joined(gpu: bool = False) -> Iterator[Ranks]:
     """Also of one process."""
-    ranks = distributed.join(gpu=False, init_method="env://")
+    ranks = distributed.join(gpu, init_method="env://")
     failed: BaseException | None = None
     try:
         yield ranks

@@ -16,7 +16,7 @@ import distributed
 import strategies
 import train
 from arguments import ConfigError, parse_train
-from distributed import Ranks, board
+from distributed import ALONE, Ranks, board
 from gaussian_renderer import sharded
 from scene import Scene
 from scene.folder import ModelFolder
@@ -40,10 +40,10 @@ def scene(tmp_path_factory):
     return str(tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene"))
 
 
-def trainer(scene: str, *words: str, double: bool = False) -> Trainer:
+def trainer(scene: str, *words: str, double: bool = False, device: str = "cpu") -> Trainer:
     options = parse_train(["-s", scene, "-m", "m", *LINE, "--no-fused", *words])
     torch.manual_seed(0)
-    one = Trainer(Scene(options.model, torch.device("cpu"), 0, quiet=True), options, lambda *lines: None)
+    one = Trainer(Scene(options.model, torch.device(device), 0, quiet=True), options, lambda *lines: None)
     if double:
         in_double(one)
     return one
@@ -188,6 +188,29 @@ def test_processes_without_rows(scene):
     for found in in_processes(3, together, jobs):
         for keep in jobs:
             compare(found[keep], expected[keep], keep)
+
+
+def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
+    """Of one process and of all, what is learned in a step."""
+    with joined(gpu=True) as ranks:
+        torch.cuda.set_device(ranks.rank)
+        found = []
+        for how in (ALONE, ranks):
+            distributed.current = lambda how=how: how
+            one = trainer(scene, *words, "--views_per_step", "2", device=f"cuda:{ranks.rank}")
+            rough(one)
+            one.step(2)
+            found.append({name: value.cpu() for name, value in states(one).items()})
+    return found
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("name", WORDS)
+def test_steps_on_gpus_are_those_of_one(scene, name):
+    for expected, found in in_processes(2, on_gpus, scene, WORDS[name]):
+        for what, value in expected.items():
+            most = value.abs().max().clamp_min(1e-30)
+            assert (found[what] - value).abs().max() <= 1e-3 * most, what
 
 
 # Density control
