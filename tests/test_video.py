@@ -141,7 +141,12 @@ SEEK = """async ([data, time]) => {
   const sought = done('seeked'); video.currentTime = time; await sought;
   const canvas = document.createElement('canvas');
   canvas.width = video.videoWidth; canvas.height = video.videoHeight;
-  canvas.getContext('2d').drawImage(video, 0, 0);
+  const context = canvas.getContext('2d');
+  for (let tries = 0; tries < 200; tries++) {  // a busy machine shows the picture after it says so: black
+    context.drawImage(video, 0, 0);
+    if (context.getImageData(0, 0, canvas.width, canvas.height).data.some((v, i) => i % 4 < 3 && v)) break;
+    await new Promise(yes => setTimeout(yes, 20));
+  }
   return [video.duration, canvas.toDataURL().split(',')[1]];
 }"""
 
