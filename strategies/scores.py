@@ -37,7 +37,7 @@ def scores(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, **pic
 
 def shares(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, weights: Tensor) -> Tensor:
     """[N]: sum over pixels of weights [H, W] times the part that a Gaussian has in them."""
-    return scores(gaussians, camera, pipe, weights=weights).weight_sum
+    return scores(gaussians, camera, pipe, weights=weights.to(gaussians.means.dtype)).weight_sum
 
 
 @torch.no_grad()
