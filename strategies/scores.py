@@ -1,4 +1,7 @@
-"""How much each Gaussian matters in pictures: sums over the pixels that it is seen in."""
+"""How much each Gaussian matters in pictures: sums over the pixels that it is seen in.
+
+They are made by the native stages, so an edit of render() does not change them.
+"""
 
 from collections.abc import Callable
 
