@@ -2,8 +2,8 @@
 
 The number of Gaussians follows a curve up to --cap_max. Candidates are those with large absolute gradients;
 among them chance decides, in proportion to what --grow_by names: their share in edges of the photos or in
-the error, their gradient, or how much their pixels disagree. They split along their longest axis. Opacities are reset now and then, and what does not recover is removed; or they go
-down a little in each refinement.
+the error, their gradient, or how much their pixels disagree. They split along their longest axis. Opacities
+are reset now and then, and what does not recover is removed; or they go down a little in each refinement.
 """
 
 import math
