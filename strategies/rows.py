@@ -57,9 +57,11 @@ def split_along(gaussians: GaussianModel, parents: Tensor, reach: float) -> tupl
     deviations away: how far they are from the parent [2, K, 3], and which of its scales is that axis [K, 3].
     """
     scales, turn = gaussians.scales[parents], rotation_matrices(gaussians.raw_quats[parents])
-    longest = torch.nn.functional.one_hot(scales.argmax(dim=1), 3)  # the first of equal ones
-    offset = (turn @ (reach * scales * longest)[:, :, None])[:, :, 0]
-    return torch.stack([offset, -offset]), longest.bool()
+    longest = (
+        torch.arange(3, device=scales.device) == scales.argmax(dim=1)[:, None]
+    )  # the first of equal ones
+    offset = (turn * (reach * scales * longest)[:, None, :]).sum(2)
+    return torch.stack([offset, -offset]), longest
 
 
 def morton_order(means: Tensor) -> Tensor:
