@@ -57,9 +57,8 @@ def split_along(gaussians: GaussianModel, parents: Tensor, reach: float) -> tupl
     deviations away: how far they are from the parent [2, K, 3], and which of its scales is that axis [K, 3].
     """
     scales, turn = gaussians.scales[parents], rotation_matrices(gaussians.raw_quats[parents])
-    longest = (
-        torch.arange(3, device=scales.device) == scales.argmax(dim=1)[:, None]
-    )  # the first of equal ones
+    first = scales.argmax(dim=1)[:, None]  # of equal ones
+    longest = torch.arange(3, device=scales.device) == first
     offset = (turn * (reach * scales * longest)[:, None, :]).sum(2)
     return torch.stack([offset, -offset]), longest
 
