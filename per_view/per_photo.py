@@ -120,10 +120,10 @@ class Seen(NamedTuple):
 
     @property
     def twists(self) -> Tensor:
-        """Six twists of each camera that do different things to its picture, each by a pixel: [V, 6, 6], columns.
+        """Six twists of each camera, as columns, that do different things to its picture, each by a pixel.
 
-        A shift to the side and a turn look nearly alike. What they do together is one of the six, and what
-        sets them apart is another, and much larger. What would have to be larger still moves less."""
+        [V, 6, 6]. A shift to the side and a turn look nearly alike. What they do together is one of the six,
+        and what sets them apart is another, and much larger. What is hardest to see moves less."""
         squares, axes = torch.linalg.eigh(self.flows.double())
         sizes = squares.clamp_min(0).sqrt().clamp_min(1 / LARGEST)
         return (self.units.double()[:, :, None] * axes / sizes[:, None]).float()

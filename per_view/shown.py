@@ -12,7 +12,6 @@ from per_view.module import PerView
 from scene.cameras import Camera
 from utils.image import to_float, with_colors_of
 
-
 Render = Callable[[list[Camera]], list[Rendered]]
 
 

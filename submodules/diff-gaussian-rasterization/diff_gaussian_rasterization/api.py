@@ -94,7 +94,7 @@ def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
     Any tensor may have a first dimension more, [C, ...]: then each view has its own. Gradients of what the
     views share are summed; with `means.expand(C, -1, -1)` each view has its own. Images are stacked,
     [C, 3, H, W] and so on, and are to the last bit those of C calls: views are drawn one after the other,
-    since one keeps the machine busy.
+    since one keeps the machine busy. Where only cameras differ, the call costs the host less than C calls do.
     """
     expect_tensors(world_to_camera=world_to_camera)
     count = len(world_to_camera)
