@@ -19,6 +19,7 @@ from utils.files import DataError, read_json, write_json
 from utils.schedules import log_linear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+STEADY = 0.1  # the last rate of --appearance exposure, against exposure_lr_final: scenes follow what moves
 
 
 class Exposure(PerView):
@@ -62,7 +63,7 @@ class Exposure(PerView):
         self.optimizer.param_groups[0]["lr"] = log_linear(
             iteration,
             opt.exposure_lr_init,
-            opt.exposure_lr_final,
+            opt.exposure_lr_final * (STEADY if self.median else 1.0),
             opt.iterations,
             opt.exposure_lr_delay_steps,
             opt.exposure_lr_delay_mult,
@@ -77,6 +78,9 @@ class Exposure(PerView):
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.median:  # what photos share is the scene's
+            with torch.no_grad():
+                self.values -= self.values.mean(0) - torch.eye(3, 4, device=self.values.device)
 
     def state_dict(self) -> dict:
         moments = dict(self.optimizer.state[self.values])
