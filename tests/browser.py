@@ -1,5 +1,5 @@
-"""Browsers for tests: the system's chromium by playwright, without a window, and Firefox on a screen that nobody
-sees. Tests skip where there is none.
+"""Browsers for tests: the system's chromium by playwright, without a window, and Firefox on a screen that
+nobody sees. Tests skip where there is none.
 """
 
 import base64
