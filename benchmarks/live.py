@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import train
+from arguments import number
 from scene.folder import ModelFolder
 from training.table import Cell, to_markdown
 from utils.files import read_json
@@ -153,8 +154,8 @@ def main() -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     parser.add_argument("-s", "--source_path", required=True)
-    parser.add_argument("--iterations", type=int, default=3000)
-    parser.add_argument("--seconds", type=float, default=120.0, help="turns end before")
+    parser.add_argument("--iterations", type=number(int, 1, 10**9), default=3000)
+    parser.add_argument("--seconds", type=number(float, 1, 86400), default=120.0, help="turns end before")
     parser.add_argument("--json", type=Path, help="a file for all turns")
     args, flags = parser.parse_known_args()
     os.environ["BROWSER"] = "true"  # the program that does nothing
