@@ -38,7 +38,7 @@ def render(
     """
     inputs: dict[str, Any] = dict(
         means=gaussians.means,
-        **_shape(gaussians, pipe, scaling_modifier),
+        **shape_of(gaussians, pipe, scaling_modifier),
         **_color(gaussians, pipe, camera, override_color),
         world_to_camera=camera.world_to_camera,
         K=camera.K,
@@ -54,7 +54,7 @@ def render(
     return rasterize(**inputs, stats=stats)
 
 
-def _shape(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
+def shape_of(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
     raw = gaussians.standard_activations() and gaussians.smallest is None
     scales, opacities = (gaussians.log_scales, gaussians.opacity_logits) if raw else gaussians.shown()
     if pipe.compute_cov3D_python:

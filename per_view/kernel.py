@@ -22,12 +22,13 @@ from scene.cameras import Camera
 from scene.folder import ModelFolder
 from scene.torch_file import read_torch_file
 from utils.files import DataError, atomic_write
-from utils.schedules import log_linear
+from utils.schedules import for_views, log_linear
 
 SIDE = 9  # pixels of a kernel
 CODE, WIDTH, OCTAVES = 32, 64, 3
 RATES = 1e-3, 1e-5
 CENTERED = 4.0  # the logit of a kernel's middle at the start, above the others
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 OFTEN = 1e-3  # of the loss: the mean of the mask
 STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture, in pixels
 
@@ -76,7 +77,8 @@ class Kernel(PerView):
         first, last = self.options.views.blur_from_iter, self.options.opt.iterations
         self.active = iteration > first
         self.moves = self.active and not dimmed(self.options, iteration)
-        self.optimizer.param_groups[0]["lr"] = log_linear(max(iteration - first, 0), *RATES, last - first)
+        rate = log_linear(max(iteration - first, 0), *RATES, last - first)
+        self.optimizer.param_groups[0] |= for_views(self.views, rate, ADAM_BETAS, ADAM_EPS)
 
     def step(self) -> None:
         if self.moves:

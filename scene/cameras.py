@@ -111,6 +111,6 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
     value = value.view(*whole.shape[:-2], *size)
     if whole.dtype == torch.uint8:
         value = (value + 0.5).to(torch.uint8) if whole.dim() == 3 else (value > 0.999).to(torch.uint8)
-    small = Picture(lambda: value, value.nbytes, picture.device)
+    small = Picture(lambda: value, value.shape, picture.device, dtype=value.dtype)
     small.keep(value, on_device=True)
     return small

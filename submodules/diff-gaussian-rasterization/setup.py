@@ -97,7 +97,7 @@ def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
     glue = [
         "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
-        "ops_stages_cuda.cpp",
+        "ops_stages_cuda.cpp", "ops_colors.cpp", "ops_colors_cuda.cpp",
     ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
@@ -296,7 +296,7 @@ class NinjaFile:
             is_cuda = (
                 name.startswith("cuda/")
                 or name.endswith(".cu")
-                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp")
+                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp", "ops_colors_cuda.cpp")
             )
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
