@@ -135,7 +135,7 @@ class Ranks:
     def expect_same(self, what: str, *numbers: int) -> None:
         """Of what every process works out by itself, and all must have alike."""
         if len(set(map(tuple, self.meet(what, *numbers)))) > 1:
-            self._first_tells = True
+            self._over = self._first_tells = True
             raise _agreed(DataError(f"processes do not agree on {what}; the last checkpoint is from before"))
 
     def add_up(self, tensor: Tensor) -> Tensor:
@@ -152,6 +152,8 @@ class Ranks:
 
     def from_one(self, rank: int, own: Tensor, shape: torch.Size) -> Tensor:
         """What that process has; the others have something else, of the same type."""
+        if self.alone:
+            return own
         found = own.contiguous() if rank == self.rank else own.new_empty(shape)
         self.meet("from one")
         dist.broadcast(found, rank)

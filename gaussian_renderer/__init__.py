@@ -92,6 +92,8 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
 class Splats:
     """Gaussians as a scene representation: what training, evaluation and render.py ask of a model."""
 
+    at_once = 1  # pictures that all processes make together
+
     def __init__(self, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor):
         self.gaussians, self.pipe, self.background = gaussians, pipe, background
 
@@ -101,3 +103,7 @@ class Splats:
     def picture(self, camera, background: Tensor | None = None, stats: ScreenStats | None = None) -> Rendered:
         background = self.background if background is None else background
         return render(camera, self.gaussians, self.pipe, background, stats=stats)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Over all Gaussians, of values [N, n] with a row for each of those here: for a term of the loss."""
+        return values.mean()

@@ -63,11 +63,16 @@ class ShardedSplats(Splats):
     def __len__(self) -> int:
         return self.gaussians.total
 
+    def mean(self, values: Tensor) -> Tensor:
+        """For each of the pictures made at once, the part that the Gaussians here have in it."""
+        return values.sum() * (self.at_once / max(self.gaussians.total * values.shape[1], 1))
+
     def picture(
         self, camera: Camera | None, background: Tensor | None = None, stats: ScreenStats | None = None
     ) -> Rendered:
         with self.ranks.together():
             cameras = self._cameras(camera)
+            self.at_once = sum(seen.width > 0 for seen in cameras)
             absolute = stats is not None and stats.abs_grad_norm_sum is not None
             screens, pairs = self._projected(cameras)
             colors = self._colors(cameras, pairs)
@@ -171,6 +176,15 @@ class ShardedSplats(Splats):
         image, alpha = blend(screen, colors, lists(screen), background, carrier)
         inv_depth = image[3:] if self.with_depth else torch.zeros_like(alpha)
         return Rendered(image[:3], alpha, inv_depth, radii)
+
+
+def splats_of(
+    gaussians: GaussianModel, pipe: PipelineParams, background: Tensor, with_depth: bool = False
+) -> Splats:
+    """Of the Gaussians of one process or of several."""
+    if gaussians.ranks.alone:
+        return Splats(gaussians, pipe, background)
+    return ShardedSplats(gaussians, pipe, background, with_depth)
 
 
 def add_statistics(stats: ScreenStats, pairs: Pairs, cameras: list[Seen], grads: Tensor) -> None:

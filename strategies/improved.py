@@ -17,7 +17,7 @@ from torch import Tensor
 
 from arguments import ConfigError, Options, PipelineParams
 from gaussian_renderer import Splats
-from gaussian_renderer.sharded import ShardedSplats
+from gaussian_renderer.sharded import splats_of
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import check_statistics, draw_different, morton_order, split_along
@@ -155,8 +155,7 @@ class Improved(Strategy):
         return relative_shares(splats, views, partial(errors, splats=splats))
 
     def _splats(self, gaussians: GaussianModel) -> Splats:
-        kind = Splats if gaussians.ranks.alone else ShardedSplats
-        return kind(gaussians, self._pipe, self._background.to(gaussians.device))
+        return splats_of(gaussians, self._pipe, self._background.to(gaussians.device))
 
     def _thin(self, gaussians: GaussianModel, iteration: int) -> None:
         """In each round the same part of the Gaussians goes, the least visible."""

@@ -6,7 +6,7 @@ import os
 import socket
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 
@@ -14,6 +14,8 @@ import distributed
 from distributed import Ranks
 
 SECONDS = 120
+PORTS = 24  # runs that a group of processes may take one after the other, and some
+_ports: list[int] = []  # that are left
 PRELOADED = ["torch", "torch.distributed", "train", "training.trainer", "tests.tiny_scenes"]
 
 
@@ -21,12 +23,10 @@ def results_of(count: int, function: Callable, *arguments) -> list:
     """What function(*arguments) returns in each of them, or its exception."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    ports = free_ports()
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     processes = [
-        context.Process(target=_run, args=(port, rank, count, pipe[1], function, arguments), daemon=True)
+        context.Process(target=_run, args=(ports, rank, count, pipe[1], function, arguments), daemon=True)
         for rank, pipe in enumerate(pipes)
     ]
     for process in processes:
@@ -41,6 +41,24 @@ def results_of(count: int, function: Callable, *arguments) -> list:
             process.kill()
 
 
+def free_ports() -> list[int]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(PORTS)]
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def in_turn(jobs: dict[str, tuple]) -> dict:
+    """What functions return, by name, that join the other processes by themselves."""
+    found = {}
+    for name, (function, *arguments) in jobs.items():
+        found[name] = function(*arguments)
+        if _ports:
+            os.environ["MASTER_PORT"] = str(_ports.pop())
+    return found
+
+
 def _received(pipe):
     try:
         assert pipe.poll(SECONDS), "a process does not end"
@@ -49,13 +67,14 @@ def _received(pipe):
         return RuntimeError("the process has ended without a result")
 
 
-def _run(port: int, rank: int, count: int, pipe, function: Callable, arguments: tuple) -> None:
+def _run(ports: list[int], rank: int, count: int, pipe, function: Callable, arguments: tuple) -> None:
     """What is not joined() yet is started as by torchrun."""
     torch.set_num_threads(1)
     os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports.pop()), "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
     }  # fmt: skip
+    _ports[:] = ports
     try:
         result = function(*arguments)
     except BaseException as error:

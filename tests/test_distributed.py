@@ -18,18 +18,20 @@ import train
 from arguments import ConfigError, parse_train
 from distributed import ALONE, Ranks, board
 from gaussian_renderer import sharded
+from gaussian_renderer.fused_sharded import ShardedIteration
 from scene import Scene
 from scene.folder import ModelFolder
 from scene.formats import read as read_ply
 from scene.gaussian_model import GaussianModel
 from strategies import adc
 from strategies.strategy import Strategy
-from tests import tiny_scenes
-from tests.processes import in_processes, joined, results_of
+from tests import dealt_twin, tiny_scenes
+from tests.processes import in_processes, in_turn, joined, results_of
 from tests.test_step_options import LINE
 from training import checkpoint, health, method, report
+from training.dealt import expect_possible
 from training.run import device_of_rank
-from training.trainer import Trainer, expect_many
+from training.trainer import Trainer
 from utils.files import DataError
 
 EXACT = 1e-12
@@ -100,7 +102,7 @@ def states(one: Trainer) -> dict[str, torch.Tensor]:
 
 def met(by_board: bool) -> list:
     """What processes tell each other, and what they do not do when one of them cannot."""
-    board.possible = lambda: by_board
+    board.possible = lambda: by_board  # in a process of its own
     with joined() as ranks:
         found = [ranks.meet("here", ranks.rank, 7), ranks.most(ranks.rank), ranks.any(ranks.rank == 1)]
         for _ in range(50):
@@ -120,29 +122,58 @@ def met(by_board: bool) -> list:
     return found
 
 
-@pytest.mark.parametrize("by_board", [True, False])
-def test_processes_meet(by_board):
+def test_processes_meet():
     """On a board in memory that they share, or over sockets."""
-    for rank, found in enumerate(in_processes(3, met, by_board)):
+    for rank, found in enumerate(in_processes(3, in_turn, {"board": (met, True), "sockets": (met, False)})):
         reason = "" if rank == 1 else "out of memory on rank 1 (there)"
         expected = [[[0, 7], [1, 7], [2, 7]], 2, True, reason, [[0], [-1], [-2]]]
-        assert found == [*expected, "processes are out of step: on"]
+        assert found["board"] == found["sockets"] == [*expected, "processes are out of step: on"]
 
 
-def steps(scene: str, words: tuple, count: int, views: int, keep: int | None = None) -> tuple[dict, dict]:
-    """A few steps in float64, of a model of `keep` rows."""
+def steps(
+    scene: str, words: tuple, count: int, views: int, keep: int | None = None, native: bool = False
+) -> tuple[dict, dict]:
+    """A few steps in float64, of a model of `keep` rows. native: as on GPUs, with twins of the kernels."""
     one = trainer(scene, *words, "--views_per_step", str(views), double=True)
     if keep is not None:
         one.gaussians.reindex(torch.arange(keep))
         one.strategy.forget()
     rough(one)
+    if native:
+        library = dealt_twin.register()
+        one.native = ShardedIteration(one.scene.train_cameras, one.ranks, one.options, one.device)
     losses = [one.step(views * (i + 1)) for i in range(count)]
+    if native:
+        assert one.native and not one.gaussians.collected
+        library._destroy()
     return {k: float(v) for k, v in losses[-1].items()}, states(one)
 
 
-def together(jobs: dict) -> dict:
+def all_of(jobs: dict) -> dict:
+    """What functions return, by name, in processes that are joined once."""
     with joined():
-        return {name: steps(*job) for name, job in jobs.items()}
+        return {name: function(*arguments) for name, (function, *arguments) in jobs.items()}
+
+
+def jobs_of(scene: str, count: int) -> dict[tuple, tuple]:
+    """What so many processes are asked for."""
+    jobs: dict[tuple, tuple] = {}
+    for views in {2: (2, 3), 3: (3, 4)}[count]:
+        jobs |= {("steps", name, views): (steps, scene, words, 1, views) for name, words in WORDS.items()}
+    names = ("plain", "antialiasing", "background", "smaller")
+    jobs |= {("native", name): (steps, scene, WORDS[name], 3, count, None, True) for name in names}
+    if count == 3:
+        jobs |= {("rows", keep): (steps, scene, (), 2, 3, keep) for keep in (0, 1, 2, 4)}
+        jobs |= {("native rows", keep): (steps, scene, (), 2, 3, keep, True) for keep in (0, 1, 2, 4)}
+        jobs[("pictures",)] = (judged, scene)
+    jobs |= {("refined", name): (refined, scene, REFINED[name], 6, 84) for name in GROWN[count]}
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def found(scene):
+    """By how many processes there are, of each of them."""
+    return {count: in_processes(count, all_of, jobs_of(scene, count)) for count in (2, 3)}
 
 
 def compare(found: tuple[dict, dict], expected: tuple[dict, dict], name) -> None:
@@ -168,26 +199,33 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("count, views", [(1, 2), (2, 2), (2, 3), (3, 3), (3, 4)])
-def test_steps_are_those_of_one_process(scene, count, views):
+@pytest.mark.parametrize("count, views", [(2, 2), (2, 3), (3, 3), (3, 4)])
+def test_steps_are_those_of_one_process(scene, found, count, views):
     """Moments (that is, gradients), statistics, losses and what is learned of photos; shards are uneven, and
     where views are fewer than processes, one of these shows none."""
-    jobs = {name: (scene, words, 1, views) for name, words in WORDS.items()}
-    expected = {name: steps(*job) for name, job in jobs.items()}
-    for _, values in expected.values():
-        assert values["visits"].max() >= 2 and values["exp_avg of means"].abs().max() > 1e-8
-    for found in in_processes(count, together, jobs):
-        for name in jobs:
-            compare(found[name], expected[name], name)
+    for name, words in WORDS.items():
+        expected = steps(scene, words, 1, views)
+        assert expected[1]["visits"].max() >= 2 and expected[1]["exp_avg of means"].abs().max() > 1e-8
+        for results in found[count]:
+            compare(results["steps", name, views], expected, name)
 
 
-def test_processes_without_rows(scene):
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["plain", "antialiasing", "background", "smaller"])
+def test_native_steps_are_those_of_one_process(scene, found, count, name):
+    """What GPUs do, but for the kernels."""
+    expected = steps(scene, WORDS[name], 3, count)
+    for results in found[count]:
+        compare(results["native", name], expected, name)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 4])
+def test_processes_without_rows(scene, found, keep):
     """A model of fewer Gaussians than processes, or of none."""
-    jobs = {keep: (scene, (), 2, 3, keep) for keep in (0, 1, 2, 4)}
-    expected = {keep: steps(*job) for keep, job in jobs.items()}
-    for found in in_processes(3, together, jobs):
-        for keep in jobs:
-            compare(found[keep], expected[keep], keep)
+    expected = steps(scene, (), 2, 3, keep)
+    for results in found[3]:
+        compare(results["rows", keep], expected, keep)
+        compare(results["native rows", keep], expected, keep)
 
 
 def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
@@ -232,11 +270,6 @@ def refined(scene: str, words: tuple, views: int, iterations: int) -> list:
     return [counts, found, -10 * error.log10()]
 
 
-def all_refined(jobs: dict) -> dict:
-    with joined():
-        return {name: refined(*job) for name, job in jobs.items()}
-
-
 GROWING = ["--densify_grad_threshold", "4e-4", "--densify_until_iter", "60", "--opacity_reset_interval", "30"]
 IMPROVED = [*GROWING, "--strategy", "improved", "--densify_grad_threshold", "1e-4"]
 REFINED = {
@@ -250,43 +283,38 @@ REFINED = {
 }
 
 
-@pytest.mark.parametrize(
-    "count, names", [(2, ["capped", "absgrad", "by error"]), (3, ["adc", "mcmc", "improved", "thinned"])]
-)
-def test_density_control_is_that_of_one_process(scene, count, names):
+GROWN = {2: ["capped", "absgrad", "by error"], 3: ["adc", "mcmc", "improved", "thinned"]}
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_density_control_is_that_of_one_process(scene, found, count):
     """As many Gaussians after each refinement, in the same order, and the same pictures."""
-    jobs = {name: (scene, REFINED[name], 6, 84) for name in names}
-    expected = {name: refined(*job) for name, job in jobs.items()}
-    assert all(len(set(counts)) >= 4 or 150 in counts for counts, *_ in expected.values())
-    for found in in_processes(count, all_refined, jobs):
-        for name, (counts, params, quality) in expected.items():
-            assert found[name][0] == counts, name
-            assert abs(found[name][2] - quality) <= 1e-6, name
+    for name in GROWN[count]:
+        counts, params, quality = refined(scene, REFINED[name], 6, 84)
+        assert len(set(counts)) >= 4 or 150 in counts, name
+        for results in found[count]:
+            ours = results["refined", name]
+            assert ours[0] == counts and abs(ours[2] - quality) <= 1e-6, name
             for key, value in params.items():
-                torch.testing.assert_close(
-                    found[name][1][key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}"
-                )
+                torch.testing.assert_close(ours[1][key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
 
 
 # Evaluation
 
 
 def judged(scene: str) -> list:
-    """Of all views: picture, photo and where it counts."""
-    with joined():
-        one = trainer(scene, "--eval", "--train_test_exp", double=True)
-        rough(one)
-        return [[pair.image, pair.truth] for pair in one.pairs(one.scene.train_cameras)]
-
-
-def test_pictures_of_all_views_are_those_of_one_process(scene):
-    """Eight views, three at a time."""
+    """Of all views: picture and photo."""
     one = trainer(scene, "--eval", "--train_test_exp", double=True)
     rough(one)
-    expected = [[pair.image, pair.truth] for pair in map(one.pair, one.scene.train_cameras)]
+    return [[pair.image, pair.truth] for pair in one.pairs(one.scene.train_cameras)]
+
+
+def test_pictures_of_all_views_are_those_of_one_process(scene, found):
+    """Eight views, three at a time."""
+    expected = judged(scene)
     assert len(expected) == 8
-    for found in in_processes(3, judged, scene):
-        for ours, theirs in zip(found, expected, strict=True):
+    for results in found[3]:
+        for ours, theirs in zip(results[("pictures",)], expected, strict=True):
             assert torch.equal(ours[1], theirs[1]) and (ours[0] - theirs[0]).abs().max() <= EXACT
 
 
@@ -356,24 +384,25 @@ def test_a_run_leaves_what_one_process_leaves(runs):
         assert len(read_ply(runs[count].ply(60))) == told["gaussians"]
 
 
-@pytest.mark.parametrize("before, after", [(2, 2), (2, 3), (3, 2), (2, 1), (1, 2)])
-def test_any_number_of_processes_goes_on(scene, runs, tmp_path, before, after):
+def test_any_number_of_processes_goes_on(scene, runs, tmp_path):
     """From one checkpoint; with as many as before to the same bits."""
-    start = str(runs[before].checkpoint(30))
-    line = (
-        scene,
-        str(tmp_path / "m"),
-        "--views_per_step",
-        "6",
-        "--train_test_exp",
-        "--start_checkpoint",
-        start,
-    )
-    assert in_processes(after, trained, *line) == [0] * after
-    ours, theirs = gaussians_of(ModelFolder(tmp_path / "m")), gaussians_of(runs[before])
-    assert len(ours["params"]["means"]) == len(theirs["params"]["means"])
-    if before == after:
-        assert_same_bits(ModelFolder(tmp_path / "m"), runs[before])
+    ways = {1: [2], 2: [1, 2, 3], 3: [2]}  # after: before
+    for after, all_before in ways.items():
+        jobs = {}
+        for before in all_before:
+            line = "--views_per_step", "6", "--train_test_exp", "--start_checkpoint"
+            start, out = str(runs[before].checkpoint(30)), str(tmp_path / f"{before}{after}")
+            jobs[out] = (trained, scene, out, *line, start)
+        results = (
+            in_processes(after, in_turn, jobs) if after > 1 else [{k: f(*a) for k, (f, *a) in jobs.items()}]
+        )
+        assert all(set(codes.values()) == {0} for codes in results)
+        for before in all_before:
+            folder = ModelFolder(tmp_path / f"{before}{after}")
+            ours, theirs = gaussians_of(folder), gaussians_of(runs[before])
+            assert len(ours["params"]["means"]) == len(theirs["params"]["means"])
+            if before == after:
+                assert_same_bits(folder, runs[before])
 
 
 # What goes wrong in one of them
@@ -398,8 +427,10 @@ def at_step(number: int, rank: int, what: Callable[[Trainer], None]) -> None:
     step = Trainer.step
 
     def changed(self, iteration):
-        if iteration == number and self.ranks.rank == rank:
-            what(self)
+        if iteration == number:
+            Trainer.step = step
+            if self.ranks.rank == rank:
+                what(self)
         return step(self, iteration)
 
     Trainer.step = changed  # in a process of its own
@@ -415,14 +446,17 @@ def failing(scene: str, out: str, how: str) -> tuple:
     return told(scene, out)
 
 
-@pytest.mark.parametrize("how, reason", [("tells", "the cat sat on it"), ("breaks", "by zero")])
-def test_an_exception_ends_all(scene, tmp_path, how, reason):
+def test_an_exception_ends_all(scene, tmp_path):
     """The process that has failed says why, and so do the first and the log."""
-    first, second, third = in_processes(3, failing, scene, str(tmp_path / "m"), how)
-    assert (first[0], second[0], third[0]) == (1, 1, 1) and max(first[2], second[2], third[2]) < 15
-    assert f"train.py: rank 1: {reason}" in first[1] and reason in second[1] and third[1] == ""
-    assert f"Ended: rank 1: {reason}" in ModelFolder(tmp_path / "m").log.read_text()
-    assert not (tmp_path / "m" / ".training").exists()
+    reasons = {"tells": "the cat sat on it", "breaks": "by zero"}
+    jobs = {how: (failing, scene, str(tmp_path / how), how) for how in reasons}
+    results = in_processes(3, in_turn, jobs)
+    for how, reason in reasons.items():
+        first, second, third = (result[how] for result in results)
+        assert (first[0], second[0], third[0]) == (1, 1, 1) and max(first[2], second[2], third[2]) < 15
+        assert f"train.py: rank 1: {reason}" in first[1] and reason in second[1] and third[1] == ""
+        assert f"Ended: rank 1: {reason}" in ModelFolder(tmp_path / how).log.read_text()
+        assert not (tmp_path / how / ".training").exists()
 
 
 def test_a_process_that_dies_ends_all(scene, tmp_path):
@@ -440,14 +474,26 @@ def resumed(out: str) -> int:
     return train.main(["-m", out, "--resume", "--disable_viewer", "--quiet"])
 
 
-def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(scene, runs, tmp_path):
-    first, second = in_processes(2, interrupted, scene, str(tmp_path / "m"))
+@pytest.fixture(scope="module")
+def mishaps(scene, runs, tmp_path_factory):
+    """Of two processes, one run after the other: what each says of them, by their folders' names."""
+    folder = tmp_path_factory.mktemp("mishaps")
+    jobs = {"signal": (interrupted, scene, str(folder / "signal")), "on": (resumed, str(folder / "signal"))}
+    jobs["used"] = told, scene, str(runs[2])
+    for name, (function, argument) in MISHAPS.items():
+        jobs[name] = function, scene, str(folder / name), argument
+    first, second = in_processes(2, in_turn, jobs)
+    return {name: (first[name], second[name], ModelFolder(folder / name)) for name in jobs}
+
+
+def test_a_signal_to_one_process_stops_all_and_the_run_goes_on(runs, mishaps):
+    first, second, folder = mishaps["signal"]
     assert (first[0], second[0]) == (143, 143)
     assert "train.py: terminated" in first[1] and second[1] == ""
-    folder = ModelFolder(tmp_path / "m")
-    stopped = max(folder.checkpoints())
-    assert 24 <= stopped <= 36 and stopped % 6 == 0 and folder.ply(stopped).is_file()
-    assert in_processes(2, resumed, str(tmp_path / "m")) == [0, 0]
+    assert mishaps["on"][:2] == (0, 0)
+    stopped = [i for i in folder.checkpoints() if i not in (30, 60)]
+    assert len(stopped) == 1 and 24 <= stopped[0] <= 36 and stopped[0] % 6 == 0
+    assert folder.ply(stopped[0]).is_file()
     assert_same_bits(folder, runs[2])
 
 
@@ -479,18 +525,23 @@ def lacking(scene: str, out: str, where: str) -> tuple[int, list[int]]:
         counts.append(self.gaussians.total)
 
     Trainer.refine = counted
-    return trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5"), counts
+    code = trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5")
+    Trainer.refine = refine
+    return code, counts
 
 
-@pytest.mark.parametrize("where", ["picture", "backward", "refinement", "rows", "evaluation", "checkpoint"])
-def test_memory_that_runs_out_in_one_process(scene, tmp_path, where):
+LACKING = ["picture", "backward", "refinement", "rows", "evaluation", "checkpoint"]
+
+
+@pytest.mark.parametrize("where", LACKING)
+def test_memory_that_runs_out_in_one_process(mishaps, where):
     """All of them take the step again, or leave something out, and go on alike."""
-    first, second = in_processes(2, lacking, scene, str(tmp_path / "m"), where)
+    first, second, folder = mishaps[where]
     assert first[0] == 0 and second == first
     said = {"evaluation": "30 is not evaluated", "checkpoint": "not written: out of memory"}
     said |= dict.fromkeys(("picture", "backward"), "out of memory: iteration 30 is taken again")
     said |= dict.fromkeys(("refinement", "rows"), "out of memory: densification at iteration 30 undone")
-    assert said[where] in ModelFolder(tmp_path / "m").log.read_text()
+    assert said[where] in folder.log.read_text()
 
 
 def apart(scene: str, out: str, what: str) -> tuple:
@@ -508,9 +559,12 @@ def apart(scene: str, out: str, what: str) -> tuple:
     return told(scene, out, "--train_test_exp")
 
 
-@pytest.mark.parametrize("what", ["random numbers", "the order of views", "what is learned of photos"])
-def test_processes_that_go_apart_are_noticed(scene, tmp_path, what):
-    first, second = in_processes(2, apart, scene, str(tmp_path / "m"), what)
+APART = ["random numbers", "the order of views", "what is learned of photos"]
+
+
+@pytest.mark.parametrize("what", APART)
+def test_processes_that_go_apart_are_noticed(mishaps, what):
+    first, second, _ = mishaps[what]
     assert (first[0], second[0]) == (1, 1)
     assert f"processes do not agree on {what}" in first[1] and second[1] == ""
 
@@ -526,14 +580,24 @@ def spoilt(scene: str, out: str, rows: slice) -> tuple:
     return told(scene, out, "--densify_grad_threshold", "1e-2")
 
 
-@pytest.mark.parametrize("rows, lost", [(slice(0, 1), 1), (slice(None), 20)])
-def test_numbers_that_are_not_finite_in_one_process(scene, tmp_path, rows, lost):
+MISHAPS = {
+    **{
+        what: (lacking, what)
+        for what in ("picture", "backward", "refinement", "rows", "evaluation", "checkpoint")
+    },
+    **{what: (apart, what) for what in ("random numbers", "the order of views", "what is learned of photos")},
+    "few": (spoilt, slice(0, 1)),
+    "many": (spoilt, slice(None)),
+}
+
+
+@pytest.mark.parametrize(
+    "name, code, said", [("few", 0, "dropped 1 Gaussians"), ("many", 1, "Gaussians are not finite; lower")]
+)
+def test_numbers_that_are_not_finite_in_one_process(mishaps, name, code, said):
     """Few of them go; after many of them the run ends, and one process says why."""
-    first, second = in_processes(2, spoilt, scene, str(tmp_path / "m"), rows)
-    assert first[0] == second[0] == (lost > 1) and second[1] == ""
-    log = ModelFolder(tmp_path / "m").log.read_text()
-    few, many = f"dropped {lost} Gaussians", "Gaussians are not finite; lower"
-    assert (many if lost > 1 else few) in log
+    first, second, folder = mishaps[name]
+    assert first[0] == second[0] == code and second[1] == "" and said in folder.log.read_text()
 
 
 @pytest.mark.parametrize(
@@ -545,7 +609,7 @@ def test_what_one_process_must_do_says_so(words):
     options = parse_train([*LINE, "-s", "x", *words.split()])
     strategy = Strategy() if "tests" in words else strategies.make(options, 1.0, print)
     with pytest.raises(ConfigError) as caught:
-        expect_many(options, strategy)
+        expect_possible(Ranks(0, 2, host="gloo"), options, strategy)
     given = words.removesuffix(" --no-disable_viewer")
     assert str(caught.value) == f"{given} trains in one process: start it without torchrun"
 
@@ -566,7 +630,7 @@ def test_other_methods_train_in_one_process(monkeypatch):
         method.trainer(cast(Scene, None), options, print)
 
 
-def test_a_used_folder_is_refused(scene, runs):
-    first, second = in_processes(2, told, scene, str(runs[2]))
+def test_a_used_folder_is_refused(mishaps):
+    first, second, _ = mishaps["used"]
     assert (first[0], second[0]) == (1, 1) and second[1] == ""
     assert "has the results of an earlier run" in first[1]

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
-from zlib import crc32
+from typing import NamedTuple
 
 import torch
 from diff_gaussian_rasterization import ScreenStats
@@ -18,12 +17,13 @@ from torch import Tensor
 import distributed
 import per_view
 import strategies
-from arguments import PRESETS, ConfigError, ModelParams, Options, PipelineParams
+from arguments import PRESETS, ModelParams, Options, PipelineParams
 from gaussian_renderer import Splats, looks
 from gaussian_renderer.fused import FusedIteration, can_fuse
+from gaussian_renderer.fused_sharded import ShardedIteration, can_fuse_sharded
 from gaussian_renderer.network_gui import Request
-from gaussian_renderer.sharded import ShardedSplats
-from per_view import Pair, PerView, Shown
+from gaussian_renderer.sharded import splats_of
+from per_view import Pair, Shown
 from scene import Scene, formats
 from scene.cameras import Camera, smaller
 from scene.filter_3d import smallest_scales
@@ -31,9 +31,9 @@ from scene.folder import ModelFolder
 from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
+from training import dealt
 from training.average import Average
 from training.checkpoint import Part
-from training.dealt import Dealt
 from training.health import drop_nonfinite, drop_unusable
 from training.losses import depth, mean_opacity, mean_scale, photometric
 from training.memory import step_that_fits
@@ -45,6 +45,14 @@ COMPARE_EVERY = 500  # iterations: does the native step still do what render() a
 BLUR_EVERY = 100  # iterations
 MADE_UP = 15_000  # what points that the data set does not have count as, in a budget
 ROUNDING = 1e-5  # by which their losses may differ, as a fraction
+
+
+class Shot(NamedTuple):
+    """A view of a step."""
+
+    number: int  # of the iteration
+    view: int  # of the train cameras
+    background: Tensor
 
 
 class Trainer(Method):
@@ -60,10 +68,8 @@ class Trainer(Method):
         self.strategy = strategies.make(options, scene.extent, say)
         self.strategy.see(scene.train_cameras, self.pipe, scene.background)
         self.modules = per_view.attached(options, scene)
-        self.splats = Splats(self.gaussians, self.pipe, scene.background)
-        if not self.ranks.alone:
-            expect_many(options, self.strategy)
-            self.splats = ShardedSplats(self.gaussians, self.pipe, scene.background, bool(model.depths))
+        dealt.expect_possible(self.ranks, options, self.strategy)
+        self.splats = splats_of(self.gaussians, self.pipe, scene.background, bool(model.depths))
         self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
         held = [mean_opacity] * (self.opt.opacity_reg > 0) + [mean_scale] * (self.opt.scale_reg > 0)
         self.held = held  # terms that need no picture
@@ -71,12 +77,10 @@ class Trainer(Method):
         self.losses += [term for module in self.modules for term in module.loss_terms()]
         self.queue = ViewQueue(len(scene.train_cameras), run.seed)
         self.views_per_step = self.views = max(self.opt.views_per_step, self.ranks.count)
-        self._at_once = 1  # views that all processes show together
-        self.native: FusedIteration | None = None
+        self.native: FusedIteration | ShardedIteration | None = None
         self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
-        plain = self.losses == [photometric, *held] and not self.modules and self.ranks.alone
-        if plain and can_fuse(self.gaussians, options):
-            self.native = FusedIteration(len(scene.train_cameras), options, self.device)
+        if self.losses == [photometric, *held] and not self.modules:
+            self.native = native_step(self.gaussians, scene, options)
         self.average = Average(self.opt, say) if self.opt.average_last else None
         self._compared: tuple | None = None  # when the native step was last compared with the others
 
@@ -93,8 +97,8 @@ class Trainer(Method):
             module.views = self.views
             module.schedule(iteration)
         moves = reaches(shared_by, iteration, self.views) or iteration == self.opt.iterations
-        views = [(number, self.queue.next(), self._background()) for number in self._numbers(iteration)]
-        learn = partial(self._learn, iteration, views, moves)
+        shots = [Shot(number, self.queue.next(), self._background()) for number in self._numbers(iteration)]
+        learn = partial(self._learn, iteration, shots, moves)
         losses = step_that_fits(learn, iteration, self.gaussians, self.strategy, self.say)
         if self.average:
             self.average.after_step(self.gaussians, iteration, self.views)
@@ -104,110 +108,77 @@ class Trainer(Method):
         """Of the views of the step that ends with this one."""
         return range(iteration - self.views + 1, iteration + 1)
 
-    def _learn(self, iteration: int, views: list[tuple[int, int, Tensor]], moves: bool) -> dict[str, Tensor]:
-        """Render, compare and backward for each view, and step; nothing has moved if it fails. Views: their
-        numbers, which ones they are, and their backgrounds."""
+    def _learn(self, iteration: int, shots: list[Shot], moves: bool) -> dict[str, Tensor]:
+        """Render, compare and backward for each view, and step; nothing has moved if it fails."""
         for module in self.modules:
             module.forget_gradients()
-        self.last_view = ", ".join(self.scene.train_cameras[view].name for _, view, _ in views)
-        losses: list[dict[str, Tensor]] = []
+        self.last_view = ", ".join(self.scene.train_cameras[shot.view].name for shot in shots)
+        stats = self.strategy.stats(self.gaussians, shots[0].number)
+        found, at_once = [], self.ranks.count
         with self.ranks.together():
             self._blur(iteration)
-            visible = self._see(iteration, views, moves, losses)
-            if not self.ranks.alone:
-                self._prepare()
-        self.ranks.meet("step")
-        losses_of_all = self._mean(losses, len(views))
-        if visible is not None:
-            move(self.gaussians if moves else None, self.modules, visible, self.views)
-        return losses_of_all
+            for first in range(0, len(shots), at_once):
+                self._prefetch(shots, first + at_once)
+                last = moves and first + at_once >= len(shots)
+                found.append(self._see(iteration, shots[first : first + at_once], stats, last))
+        losses, seen = zip(*found)
+        if seen[-1] is not None:
+            self._move(moves, seen[-1])
+        names = ["loss", "l1", *["depth"] * bool(self.options.model.depths)]
+        return dealt.mean_of(self.ranks, losses, len(shots), names)
+
+    def _prefetch(self, shots: list[Shot], first: int) -> None:
+        """The photo that this process shows next: of the shots from here on, or else in the next step."""
+        rank = self.ranks.rank
+        view = shots[first + rank].view if first + rank < len(shots) else self.queue.peek(rank)
+        self.scene.train_cameras[view].prefetch()
 
     def _see(
-        self,
-        iteration: int,
-        views: list[tuple[int, int, Tensor]],
-        moves: bool,
-        losses: list[dict[str, Tensor]],
-    ) -> Tensor | None:
-        """Learn from the views that are this process's. Returns what the last one shows, unless the native
-        step has taken it."""
-        mine = views[self.ranks.rank :: self.ranks.count]
-        cameras = [self._camera(view, iteration) for _, view, _ in mine]
-        upcoming = [*cameras[1:], self.scene.train_cameras[self.queue.peek(self.ranks.rank)]]
-        visible, stats = None, self.strategy.stats(self.gaussians, views[0][0])
-        for first in range(0, len(views), self.ranks.count):
-            self._at_once = min(len(views) - first, self.ranks.count)
-            background = views[first][2]
-            if not cameras:
-                visible = self._collect(iteration, None, background, stats, losses)
-                continue
-            camera, (number, view, background) = cameras.pop(0), mine.pop(0)
-            upcoming.pop(0).prefetch()
-            if native := self._truthful(iteration, camera, background):
-                last = moves and number == iteration
-                loss, l1, *_ = native(view, camera, self.gaussians, background, stats, last)
-                losses.append({"loss": loss, "l1": l1})
-            else:
-                visible = self._collect(iteration, camera, background, stats, losses)
-        return visible
+        self, iteration: int, shots: list[Shot], stats: ScreenStats | None, last: bool
+    ) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Learn from views that are shown at once, one in each process. Returns the losses of the own one,
+        and which Gaussians are seen [N], unless the native step has moved them."""
+        if self.ranks.rank >= len(shots):
+            return self._collect(stats, *self._nothing(iteration, shots[0].background, stats))
+        own = shots[self.ranks.rank]
+        camera, background = self._camera(own.view, iteration), own.background
+        if len(shots) == self.ranks.count and (native := self._truthful(iteration, camera, background)):
+            losses = native(own.view, camera, self.gaussians, background, stats, last)
+            if losses is not None:
+                return dict(zip(("loss", "l1"), losses)), None
+        return self._collect(stats, *self.loss(iteration, camera, background, stats))
 
-    def _collect(
-        self,
-        iteration: int,
-        camera: Camera | None,
-        background: Tensor,
-        stats: ScreenStats | None,
-        losses: list[dict[str, Tensor]],
-    ) -> Tensor:
-        """The gradients of one view more, or of none while other processes show theirs. Returns which
-        Gaussians are seen [N]."""
+    def _collect(self, stats: ScreenStats | None, loss: Tensor, seen: Tensor) -> tuple[dict, Tensor]:
+        """Gradients become the mean over the views shown at once and those before them in this step."""
         visits = stats.visits.clone() if stats and self.modules else None
-        if camera is None:
-            loss, visible = self._nothing(iteration, background, stats)
-        else:
-            loss, visible = self.loss(iteration, camera, background, stats)
-        self.gaussians.collect(loss, self._at_once)
+        self.gaussians.collect(loss, self.splats.at_once)
         if stats and visits is not None:  # however many renders one picture was made of
-            torch.minimum(stats.visits, visits + self._at_once, out=stats.visits)
-        losses.append({"loss": loss} | self.parts_shown)
-        return visible
+            torch.minimum(stats.visits, visits + self.splats.at_once, out=stats.visits)
+        return {"loss": loss} | self.parts_shown, seen
 
     def _nothing(
         self, iteration: int, background: Tensor, stats: ScreenStats | None
     ) -> tuple[Tensor, Tensor]:
-        """As loss(), of no view."""
+        """As loss(), of no view, while other processes show theirs."""
         picture, self.parts_shown = self.splats.picture(None, background, stats), {}
-        camera: Any = None  # these terms ask for none
+        camera = self.scene.train_cameras[0]  # these terms do not look at it
         terms = [term(picture, camera, self, iteration) for term in self.held]
         return sum(terms, picture.image.sum()), picture.radii > 0
 
-    def _prepare(self) -> None:
-        """Take the memory that the step needs, and add up what all processes have found out of the photos."""
-        self.gaussians.prepare()
-        values = [value for module in self.modules for value in module.parameters()]
-        if not values:
-            return
-        grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
-        total = torch.cat([grad.flatten() for grad in grads])
-        self.ranks.meet("gradients of modules")
-        parts = self.ranks.add_up(total).split([value.numel() for value in values])
-        for value, part in zip(values, parts):
-            value.grad = part.view_as(value)
-
-    def _mean(self, losses: list[dict[str, Tensor]], views: int) -> dict[str, Tensor]:
-        """Over the views of all processes."""
-        if self.ranks.alone:
-            return mean_of(losses)
-        names = ["loss", "l1"] + ["depth"] * bool(self.options.model.depths)
-        zero = torch.zeros((), device=self.device)
-        sums = [sum((row[name].detach() for row in losses if name in row), zero) for name in names]
-        return dict(zip(names, self.ranks.add_up(torch.stack(sums)) / views))
-
-    def mean(self, values: Tensor) -> Tensor:
-        """Over all Gaussians, of values [N, n], as a part of the loss of each view."""
-        if self.ranks.alone:
-            return values.mean()
-        return values.sum() * (self._at_once / max(self.gaussians.total * values.shape[1], 1))
+    def _move(self, moves: bool, seen: Tensor) -> None:
+        """Everything along its mean gradient; if memory is lacking, nothing."""
+        with self.ranks.together():
+            dealt.add_up_gradients(self.ranks, self.modules)
+            for module in self.modules:
+                module.average_gradients(self.views)
+                module.prepare()
+            if not self.ranks.alone:
+                self.gaussians.prepare()
+        self.ranks.meet("step")
+        if moves:
+            self.gaussians.step(seen)
+        for module in self.modules:
+            module.step()
 
     def loss(
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
@@ -250,15 +221,13 @@ class Trainer(Method):
 
     def pairs(self, cameras: list[Camera]) -> Iterable[Pair]:
         """Each process shows a view at a time, and all get all pictures."""
-        for first in range(0, len(cameras), self.ranks.count):
-            some = cameras[first : first + self.ranks.count]
-            own = self.pair(some[min(self.ranks.rank, len(some) - 1)])
-            if self.ranks.alone:
-                yield own
-                continue
-            for rank, camera in enumerate(some):
-                truth, mask = self.shown.photo(camera)
-                yield Pair(self.ranks.from_one(rank, own.image, truth.shape), truth, mask)
+        rank, at_once = self.ranks.rank, self.ranks.count
+        for first in range(0, len(cameras), at_once):
+            some = cameras[first : first + at_once]
+            own = self.pair(some[min(rank, len(some) - 1)])
+            for other, camera in enumerate(some):
+                _, truth, mask = own if other == rank else (None, *self.shown.photo(camera))
+                yield Pair(self.ranks.from_one(other, own.image, truth.shape), truth, mask)
 
     def _camera(self, view: int, iteration: int) -> Camera:
         """The view, with a smaller photo at first."""
@@ -276,7 +245,9 @@ class Trainer(Method):
         fixed = self.scene.background
         return torch.rand(3, device=self.device).to(fixed) if self.opt.random_background else fixed
 
-    def _truthful(self, iteration: int, camera: Camera, background: Tensor) -> FusedIteration | None:
+    def _truthful(
+        self, iteration: int, camera: Camera, background: Tensor
+    ) -> FusedIteration | ShardedIteration | None:
         """The native step, as long as it does what render() and the loss terms say.
 
         It knows the published step alone. An edit of render(), of a loss term or of what the parameters mean
@@ -289,7 +260,8 @@ class Trainer(Method):
         with torch.no_grad():
             ours = self.loss(iteration, camera, background)[0].item()
         native = self.native.loss(camera, self.gaussians, background).item()
-        if math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native):
+        differ = math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native)
+        if self.ranks.any(differ):
             self.say(
                 f"iteration {iteration}: render() and the loss terms give a loss of {ours:.6f}, the "
                 f"native step {native:.6f}; from here on a step is {APART}"
@@ -300,13 +272,11 @@ class Trainer(Method):
     # Around the method
 
     def parts(self) -> dict[str, Part]:
-        named: dict[str, Part] = {module.name: module for module in self.modules}
         rows: dict[str, Part] = {"gaussians": self.gaussians, self.opt.strategy: self.strategy}
         if self.average:
             rows["average"] = self.average
-        if not self.ranks.alone:
-            rows = {name: Dealt(part, self.gaussians) for name, part in rows.items()}
-        return rows | {"queue": self.queue} | named
+        modules = {module.name: module for module in self.modules}
+        return dealt.parts(rows, self.gaussians) | {"queue": self.queue} | modules
 
     def loaded(self) -> None:
         self.strategy.check(self.gaussians)
@@ -356,21 +326,8 @@ class Trainer(Method):
         return looks.picture(camera, self.gaussians, pipe, self.scene.background, *asked)
 
     def check(self, when: str, known_bad: bool = False) -> None:
-        if not self.ranks.alone:
-            self._expect_same()
+        dealt.expect_same(self.ranks, self.modules, self.queue)
         drop_nonfinite(self.gaussians, self.modules, self.strategy, when, self.say, known_bad)
-
-    def _expect_same(self) -> None:
-        """Sums over processes might differ in their last bits; then what each goes on with would, too."""
-        bits = [
-            int(value.detach().contiguous().view(torch.int32).sum(dtype=torch.int64))
-            for module in self.modules
-            for value in module.parameters()
-        ]
-        self.ranks.expect_same("what is learned of photos", sum(bits))
-        self.ranks.expect_same("random numbers", crc32(torch.get_rng_state().numpy().tobytes()))
-        views = [self.queue.peek(ahead) for ahead in range(self.ranks.count)]
-        self.ranks.expect_same("the order of views", crc32(repr(views).encode()))
 
     def histograms(self) -> dict[str, Tensor]:
         return {"scene/opacity_histogram": self.gaussians.from_all(self.gaussians.opacities.detach())}
@@ -391,22 +348,16 @@ class Trainer(Method):
         return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
 
 
-def expect_many(options: Options, strategy: strategies.Strategy) -> None:
-    """Several processes cannot do everything yet."""
-    _, opt, pipe, run, _, views = options
-    wrong = {
-        "strategy": "" if strategy.for_many else opt.strategy,
-        "grow_by": opt.grow_by if opt.grow_by == "disagreement" else "",
-        "optimizer_type": "" if opt.optimizer_type == "default" else opt.optimizer_type,
-        "blur": "" if views.blur == "none" else views.blur,
-        "debug": pipe.debug or run.debug_from >= 0,
-        "convert_SHs_python": pipe.convert_SHs_python,
-        "view": run.view,
-    }
-    for name, value in wrong.items():
-        if value:
-            given = f"--{name}" if value is True else f"--{name} {value}"
-            raise ConfigError(f"{given} trains in one process: start it without torchrun")
+def native_step(
+    gaussians: GaussianModel, scene: Scene, options: Options
+) -> FusedIteration | ShardedIteration | None:
+    """If the native library has one that does what these options ask for."""
+    ranks, device = gaussians.ranks, gaussians.device
+    if not ranks.alone and can_fuse_sharded(gaussians, options):
+        return ShardedIteration(scene.train_cameras, ranks, options, device)
+    if ranks.alone and can_fuse(gaussians, options):
+        return FusedIteration(len(scene.train_cameras), options, device)
+    return None
 
 
 def within_budget(options: Options, scene: Scene) -> Options:
@@ -421,26 +372,6 @@ def within_budget(options: Options, scene: Scene) -> Options:
     points = len(scene.points) if scene.has_points else MADE_UP
     count = max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1)
     return options._replace(opt=replace(opt, cap_max=count))
-
-
-def mean_of(losses: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of some views. A part that a view does not have counts as 0."""
-    if len(losses) == 1:
-        return losses[0]
-    names = dict.fromkeys(name for row in losses for name in row)
-    found = {name: torch.stack([row[name].detach() for row in losses if name in row]) for name in names}
-    return {name: values.sum() / len(losses) for name, values in found.items()}
-
-
-def move(gaussians: GaussianModel | None, modules: list[PerView], visible: Tensor, views: int = 1) -> None:
-    """Everything along its mean gradient over the views; if memory is lacking, nothing."""
-    for module in modules:
-        module.average_gradients(views)
-        module.prepare()
-    if gaussians is not None:
-        gaussians.step(visible)
-    for module in modules:
-        module.step()
 
 
 def _word(value) -> str:
