@@ -335,7 +335,8 @@ class Trainer(Method):
     def describe(self) -> str:
         how = "one native call (--no-fused takes it apart)" if self.native else APART
         if not self.ranks.alone:
-            how = f"{self.views_per_step} views, shown by {self.ranks.count} processes"
+            kind = "native" if self.native else APART
+            how = f"{self.views_per_step} views, shown by {self.ranks.count} processes: {kind}"
         opt, named = self.opt, ""
         if opt.preset != "published":
             flags = " ".join(f"--{name} {_word(getattr(opt, name))}" for name in PRESETS[opt.preset])
