@@ -17,7 +17,7 @@ from torch import Tensor
 from arguments import Options
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, Seen, rate, seen
-from per_view.poses import moved, numbers
+from per_view.poses import moved, numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -70,8 +70,7 @@ class Motion(PerPhoto):
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [self.sharp_camera(camera)]
-        motions = along(self.poses(row), self.times(self.counts[row]))
-        return [moved(camera, motion) for motion in motions]
+        return places(camera, along(self.poses(row), self.times(self.counts[row])))
 
     def sharp_camera(self, camera: Camera) -> Camera:
         if (row := self.row(camera)) is None:

@@ -67,7 +67,7 @@ def camera(name: str = "a", angle: float = 0.3) -> Camera:
 def module(kind: str, size: float):
     torch.manual_seed(1)
     if kind == "poses":
-        found = Poses(["a"], torch.ones(1, 6).double())
+        found = Poses(["a"], torch.linalg.qr(torch.randn(1, 6, 6).double())[0])
         found.values = torch.nn.Parameter(size * torch.randn(1, 6).double())
     elif kind == "defocus":
         found = Defocus(["a"], torch.tensor([[0.2, 0.1, 0.4]]).double(), 5, "linear")
@@ -198,14 +198,15 @@ def test_mean_of_numbers_and_of_light():
 
 def test_similarities_of_the_world_are_taken_out_and_nothing_else():
     views = torch.stack([camera(angle=0.7 * k).world_to_camera for k in range(9)])
-    units = torch.tensor([2.0] * 3 + [1.0] * 3).repeat(9, 1)
+    units = torch.randn(9, 6, 6, generator=torch.Generator().manual_seed(0)).double()
     basis = gauge(views, units)
     torch.testing.assert_close(basis.T @ basis, torch.eye(7), atol=1e-5, rtol=0)
 
     def twists(after):
         motions = after @ torch.linalg.inv(views)
         turns = so3_log(motions[:, :3, :3])
-        return torch.cat([motions[:, :3, 3] / 2.0, turns], 1).float()
+        small = torch.cat([motions[:, :3, 3], turns], 1)
+        return torch.linalg.solve(units, small[..., None])[..., 0].float()
 
     world = se3_exp(1e-4 * torch.tensor([1.0, 2, -1, 0.5, 1, -2]).double())
     together = twists(views @ world)
@@ -271,7 +272,7 @@ def test_paths_shorten_where_photos_do_not_mind():
 
 
 def test_poses_stay_where_photos_do_not_mind():
-    poses = Poses(["a", "b"], torch.ones(2, 6))
+    poses = Poses(["a", "b"], torch.eye(6).expand(2, 6, 6))
     torch.nn.init.constant_(poses.values, 0.3)
     poses.rate = 0.02
     for _ in range(40):
@@ -289,7 +290,8 @@ def test_files(tmp_path):
         (module("defocus", 0.1), "blur.json"),
     ]:
         if isinstance(found, Motion):
-            found.seen = Seen(torch.eye(4)[None], camera().K[None], torch.ones(1).double(), torch.ones(1, 2))
+            one = torch.eye(4)[None], camera().K[None], torch.ones(1).double(), torch.ones(1, 2)
+            found.seen = Seen(*one, torch.eye(6)[None])
         found.save(folder, 7)
         path = folder.ply(7).with_name(name)
         other = type(found).read(path, CPU)

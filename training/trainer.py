@@ -185,7 +185,7 @@ class Trainer(Method):
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
     ) -> tuple[Tensor, Tensor]:
         """The sum of all terms, and which Gaussians were in view [N]."""
-        render = partial(self.splats.picture, background=background, stats=stats)
+        render = partial(self.splats.pictures, background=background, stats=stats)
         picture = self.shown.picture(camera, render)
         self.parts_shown: dict[str, Tensor] = {}
         first, *others = (term(picture, camera, self, iteration) for term in self.losses)
