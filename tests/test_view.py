@@ -28,7 +28,7 @@ from gaussian_renderer import network_gui
 from gaussian_renderer.network_gui import Viewer, ViewerError, parse_request
 from scene.folder import ModelFolder
 from tests import tiny_scenes
-from tests.browser import Tab, chromium, psnr
+from tests.browser import Tab, psnr
 from tests.test_page import scene as some_splats
 from tests.test_viewer import message
 from viewer.live import NoTrainer, Trainer
@@ -151,36 +151,34 @@ def test_splats_for_the_browser(served, folder):
     assert served.get("/splats?iteration=10")[1][:2] == b"\x1f\x8b"
 
 
-def test_both_sources_show_the_same_in_a_browser(served, folder):
-    with chromium() as browser:
-        tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
-        tab.do("$.source.value = 'floats', $.source.onchange(), 0")
-        tab.until("$.said.textContent !== 'loading' && window.__ready")
-        drawn = tab.picture()
-        tab.do("$.source.value = 'exact', $.source.onchange(), 0")
-        tab.until("source === 'exact' && window.__ready && !$.exact.hidden")
-        tab.do("[$.marks.width, $.marks.height] = [$.picture.width, $.picture.height], "
-               "$.marks.getContext('2d').drawImage($.exact, 0, 0)")  # fmt: skip
-        assert psnr(drawn, tab.picture("$.marks")) >= 50
-        tab.do("$.split.value = 50, $.split.oninput()")
-        assert tab.page.is_visible("#photo") and tab.do("$.photo.naturalWidth") == SIZE[0]
-        tab.do("$.frames.checked = true, step(1)")
-        assert "shot" in tab.wait().do("$.said.textContent")
-        assert [o for o in tab.do("[...$.iteration.options].map((o) => o.value)")] == ["20", "10"]
-        tab.open(f"{served.address}#camera=0&mode=error")
-        assert tab.do("look.mode") == "error" and tab.page.is_visible("#exact"), "a link is the view"
-        assert not tab.complaints
-        assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
+def test_both_sources_show_the_same_in_a_browser(browser, served, folder):
+    tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
+    tab.do("$.source.value = 'floats', $.source.onchange(), 0")
+    tab.until("$.said.textContent !== 'loading' && window.__ready")
+    drawn = tab.picture()
+    tab.do("$.source.value = 'exact', $.source.onchange(), 0")
+    tab.until("source === 'exact' && window.__ready && !$.exact.hidden")
+    tab.do("[$.marks.width, $.marks.height] = [$.picture.width, $.picture.height], "
+           "$.marks.getContext('2d').drawImage($.exact, 0, 0)")  # fmt: skip
+    assert psnr(drawn, tab.picture("$.marks")) >= 50
+    tab.do("$.split.value = 50, $.split.oninput()")
+    assert tab.page.is_visible("#photo") and tab.do("$.photo.naturalWidth") == SIZE[0]
+    tab.do("$.frames.checked = true, step(1)")
+    assert "shot" in tab.wait().do("$.said.textContent")
+    assert [o for o in tab.do("[...$.iteration.options].map((o) => o.value)")] == ["20", "10"]
+    tab.open(f"{served.address}#camera=0&mode=error")
+    assert tab.do("look.mode") == "error" and tab.page.is_visible("#exact"), "a link is the view"
+    assert not tab.complaints
+    assert all(url.startswith(("http://127.0.0.1", "about", "blob", "data")) for url in tab.requests)
 
 
-def test_a_browser_that_cannot_draw_asks_our_rasterizer(served):
-    with chromium() as browser:
-        tab = Tab(browser, SIZE)
-        tab.page.add_init_script("HTMLCanvasElement.prototype.getContext = (get => function (kind, ...more) {"
-                                 " return kind === 'webgl2' ? null : get.call(this, kind, ...more); })"
-                                 "(HTMLCanvasElement.prototype.getContext);")  # fmt: skip
-        tab.open(f"{served.address}#camera=0")
-        assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
+def test_a_browser_that_cannot_draw_asks_our_rasterizer(browser, served):
+    tab = Tab(browser, SIZE)
+    tab.page.add_init_script("HTMLCanvasElement.prototype.getContext = (get => function (kind, ...more) {"
+                             " return kind === 'webgl2' ? null : get.call(this, kind, ...more); })"
+                             "(HTMLCanvasElement.prototype.getContext);")  # fmt: skip
+    tab.open(f"{served.address}#camera=0")
+    assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
 
 
 def test_a_file_of_splats(tmp_path):
@@ -196,7 +194,7 @@ def test_a_file_of_splats(tmp_path):
         server.close()
 
 
-def test_a_voxel_grid_is_drawn_by_us(data, tmp_path):
+def test_a_voxel_grid_is_drawn_by_us(browser, data, tmp_path):
     tiny = "--method dvgo --iterations 60 --coarse_iters 40 --N_rand 64 --num_voxels_coarse 4000"
     tiny += " --alpha_init_coarse 1e-2"
     tiny += " --num_voxels 8000 --rgbnet_width 8 --disable_viewer --quiet --device cpu"
@@ -207,15 +205,14 @@ def test_a_voxel_grid_is_drawn_by_us(data, tmp_path):
             server.picture(f"camera=0&mode={mode}") for mode in ("color", "depth", "alpha", "normals")
         ]
         assert len({picture.tobytes() for picture in pictures}) == 4
-        with chromium() as browser:
-            tab = Tab(browser, SIZE).open(f"{server.address}#camera=0&mode=depth")
-            assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
-            assert not tab.page.is_visible("#scale") and "ellipsoids" not in tab.page.inner_text("#mode")
+        tab = Tab(browser, SIZE).open(f"{server.address}#camera=0&mode=depth")
+        assert tab.do("source") == "exact" and tab.page.is_visible("#exact") and not tab.complaints
+        assert not tab.page.is_visible("#scale") and "ellipsoids" not in tab.page.inner_text("#mode")
     finally:
         server.close()
 
 
-def test_a_normalized_model(data, tmp_path):
+def test_a_normalized_model(browser, data, tmp_path):
     """It lies elsewhere when it is loaded; the page knows the data set's coordinates alone."""
     folder = tmp_path / "m"
     run_training(data, folder, 20, "--disable_viewer", "--normalize")
@@ -229,31 +226,29 @@ def test_a_normalized_model(data, tmp_path):
     try:
         np.testing.assert_array_equal(server.picture("camera=0"), made)
         assert psnr(server.picture(f"view={free}&w={SIZE[0]}&h={SIZE[1]}"), made) >= 50
-        with chromium() as browser:
-            tab = Tab(browser, SIZE).open(f"{server.address}#camera=0")
-            tab.do("$.source.value = 'floats', $.source.onchange(), 0")
-            tab.until("$.said.textContent !== 'loading' && window.__ready")
-            assert psnr(tab.picture(), made) >= 50
+        tab = Tab(browser, SIZE).open(f"{server.address}#camera=0")
+        tab.do("$.source.value = 'floats', $.source.onchange(), 0")
+        tab.until("$.said.textContent !== 'loading' && window.__ready")
+        assert psnr(tab.picture(), made) >= 50
     finally:
         server.close()
 
 
-def test_a_camera_path_is_kept(served, folder):
+def test_a_camera_path_is_kept(browser, served, folder):
     """Made in the page, as nerfstudio's file: matrices from OpenGL's camera to the world, row by row."""
-    with chromium() as browser:
-        tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
-        for number in (0, 1, 2):
-            tab.do(f"show(scene.cameras[{number}], {number}), KEYS.k()")
-        tab.do("moveKey(-1), $.seconds.value = 4, 0")
-        ends = tab.do("[between(0, 0), between(0, 1)].map((v) => [...v.place, ...v.turn])")
-        keys = tab.do("path.slice(0, 2).map((v) => [...v.place, ...v.turn])")
-        np.testing.assert_allclose(ends, keys, atol=1e-6)
-        half = np.reshape(tab.do("between(0, 0.5).turn"), (3, 3))
-        np.testing.assert_allclose(half @ half.T, np.eye(3), atol=1e-9)
-        assert np.linalg.det(half) > 0
-        tab.do("save()")
-        tab.until("$.said.textContent.includes('camera_path.json')")
-        assert not tab.complaints
+    tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
+    for number in (0, 1, 2):
+        tab.do(f"show(scene.cameras[{number}], {number}), KEYS.k()")
+    tab.do("moveKey(-1), $.seconds.value = 4, 0")
+    ends = tab.do("[between(0, 0), between(0, 1)].map((v) => [...v.place, ...v.turn])")
+    keys = tab.do("path.slice(0, 2).map((v) => [...v.place, ...v.turn])")
+    np.testing.assert_allclose(ends, keys, atol=1e-6)
+    half = np.reshape(tab.do("between(0, 0.5).turn"), (3, 3))
+    np.testing.assert_allclose(half @ half.T, np.eye(3), atol=1e-9)
+    assert np.linalg.det(half) > 0
+    tab.do("save()")
+    tab.until("$.said.textContent.includes('camera_path.json')")
+    assert not tab.complaints
     data = json.loads((folder / "camera_path.json").read_text())
     assert data["seconds"] == 4 and data["is_cycle"] and len(data["keyframes"]) == 3
     entries = json.loads((folder / "cameras.json").read_text())
@@ -533,29 +528,28 @@ def test_a_page_that_vanishes_while_paused(data, tmp_path, monkeypatch):
     assert not trainer.paused
 
 
-def test_the_page_of_a_run(data, tmp_path):
+def test_the_page_of_a_run(browser, data, tmp_path):
     run = Running(data, tmp_path / "m", 1_000_000)
     server = Served(ModelFolder(tmp_path / "m"), run.trainer)
     try:
-        with chromium() as browser:
-            tab = Tab(browser, (400, 300)).open(server.address)
-            assert tab.do("source") == "training" and tab.page.is_visible("#exact")
-            tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
-            tab.until("!$.curve.hasAttribute('hidden')")
-            tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
-            tab.page.click("#pause")
-            tab.until("$.pause.textContent === 'resume' && window.__ready")
-            before = tab.do("$.exact.src")
-            tab.do("orbit(0.3, 0), 0")
-            tab.until(f"window.__ready && $.exact.src !== '{before}'")
-            told = server.get("/state")[1]
-            assert json.loads(told)["paused"]
-            tab.page.click("#pause")
-            tab.until("$.pause.textContent === 'pause'")
-            assert not json.loads(server.get("/state")[1])["paused"] and not tab.complaints
-            run.process.kill()
-            tab.until("$.said.textContent.includes('the last picture stays')")
-            assert tab.page.is_visible("#exact")
+        tab = Tab(browser, (400, 300)).open(server.address)
+        assert tab.do("source") == "training" and tab.page.is_visible("#exact")
+        tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
+        tab.until("!$.curve.hasAttribute('hidden')")
+        tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
+        tab.page.click("#pause")
+        tab.until("$.pause.textContent === 'resume' && window.__ready")
+        before = tab.do("$.exact.src")
+        tab.do("orbit(0.3, 0), 0")
+        tab.until(f"window.__ready && $.exact.src !== '{before}'")
+        told = server.get("/state")[1]
+        assert json.loads(told)["paused"]
+        tab.page.click("#pause")
+        tab.until("$.pause.textContent === 'pause'")
+        assert not json.loads(server.get("/state")[1])["paused"] and not tab.complaints
+        run.process.kill()
+        tab.until("$.said.textContent.includes('the last picture stays')")
+        assert tab.page.is_visible("#exact")
     finally:
         server.close()
         run.close()

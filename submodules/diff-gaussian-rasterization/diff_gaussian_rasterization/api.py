@@ -73,8 +73,7 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    function = _Rasterize if world_to_camera.dim() < 3 else _RasterizeViews
-    image, alpha, inv_depth, radii, *_ = function.apply(
+    image, alpha, inv_depth, radii, *_ = (_Rasterize, _RasterizeViews)[world_to_camera.dim() == 3].apply(
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
     )  # fmt: skip
