@@ -78,9 +78,6 @@ class Exposure(PerView):
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.median:  # what photos share is the scene's
-            with torch.no_grad():
-                self.values -= self.values.mean(0) - torch.eye(3, 4, device=self.values.device)
 
     def state_dict(self) -> dict:
         moments = dict(self.optimizer.state[self.values])

@@ -1,6 +1,7 @@
 """Colors that each photo has of its own: what cameras do to them, derivatives, files, test views."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from diff_gaussian_rasterization import Rendered
 import metrics
 import render
 from arguments import Options, parse_train
-from per_view import Bilateral, Exposure, PerView, Ppisp, attached, saved
+from per_view import Bilateral, Exposure, PerView, Ppisp, attached, bilateral, saved
 from per_view.appearance import color_rate
 from per_view.bilateral import SHAPE, recolored, roughness
 from per_view.exposure import apply_exposure
@@ -175,13 +176,16 @@ def test_what_photos_share_is_the_scenes():
     found.whole.values.grad[2] = 1.0
     found.step()
     assert found.whole.values[2].max() < 0 and found.whole.values.mean(0).abs().max() < 1e-8
-    found = Exposure(["a", "b"], CPU, median=True)
-    found.schedule(100_000)
-    assert found.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
-    found.values.grad = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 3, 4).clone()
-    found.step()
-    torch.testing.assert_close(found.values.mean(0), torch.eye(3, 4))
-    assert (found.values[1] > found.values[0]).all()
+
+
+def test_exposures_settle():
+    rates = []
+    for median in (False, True):
+        found = Exposure(["a", "b"], CPU, median=median)
+        for step in (0, 100_000):
+            found.schedule(step)
+            rates.append(found.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2, 1e-3, 1e-2, 1e-4])
 
 
 def test_rates_ease_in_and_rest_after_opacity_resets():
@@ -239,23 +243,30 @@ def test_colors_that_fit_best():
     torch.testing.assert_close(with_colors_of(0.4 * flat, flat), 0.4 * flat, atol=1e-3, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
-def test_photos_of_changing_exposure(kind, tmp_path):
-    """Fitted test views of photos that were brighter and darker come near those of photos that were not."""
-    found = {}
-    for name, exposures, flags in (
-        ("even", 0.0, []),
-        ("plain", 0.3, []),
-        ("fitted", 0.3, ["--appearance", kind]),
-    ):
-        data = tmp_path / f"data_{exposures}"
+@pytest.fixture(scope="module")
+def fitted_psnr(tmp_path_factory):
+    """Of test views whose colors are fitted: of a run with photos of changing exposure or not, and flags."""
+    place = tmp_path_factory.mktemp("exposures")
+
+    @cache
+    def run(exposures: float, *flags: str) -> float:
+        data = place / f"data_{exposures}"
         if not data.exists():
             blurred_scenes.make(data, count=16, exposures=exposures)
-        _, folder = trained(data, tmp_path / name, *flags)
+        _, folder = trained(data, place / "_".join([str(exposures), *flags]), *flags)
         common = ["-m", str(folder), "--device", "cpu"]
         assert render.main([*common, "--fit_test_colors", "--skip_train", "--quiet"]) == 0
         assert metrics.main([*common, "--lpips", "none"]) == 0
-        found[name] = json.loads((folder.path / "results.json").read_text())["ours_1200_colors"]["PSNR"]
-    assert found["fitted"] > found["plain"] + 2, found
-    assert found["fitted"] > found["even"] - 1.2, found
+        return json.loads((folder.path / "results.json").read_text())["ours_1200_colors"]["PSNR"]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
+def test_photos_of_changing_exposure(kind, fitted_psnr, monkeypatch):
+    """Fitted test views of photos that were brighter and darker come near those of photos that were not."""
+    monkeypatch.setattr(bilateral, "SHAPE", (12, 4, 4, 4))
+    even, plain, fitted = fitted_psnr(0.0), fitted_psnr(0.3), fitted_psnr(0.3, "--appearance", kind)
+    assert fitted > plain + 2, (even, plain, fitted)
+    assert fitted > even - 1.2, (even, plain, fitted)
