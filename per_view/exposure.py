@@ -1,8 +1,9 @@
 """Exposure: an affine color transform for each photo, as the published code has it.
 
 Colors go through A[:, :3] and get A[:, 3] added, A [3, 4] starting at the identity. With --train_test_exp,
-test views train on their left half, so that they have an exposure to be scored with on their right one. With
---appearance exposure, views other than the train photos are shown with the median of all exposures.
+test views train on their left half, so that they have an exposure to be scored with on their right one. How
+--appearance exposure learns the same is in affine.py; then views other than the train photos are shown with
+the median of all exposures.
 """
 
 from pathlib import Path
@@ -19,7 +20,6 @@ from utils.files import DataError, read_json, write_json
 from utils.schedules import log_linear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-STEADY = 0.1  # the last rate of --appearance exposure, against exposure_lr_final: scenes follow what moves
 
 
 class Exposure(PerView):
@@ -63,7 +63,7 @@ class Exposure(PerView):
         self.optimizer.param_groups[0]["lr"] = log_linear(
             iteration,
             opt.exposure_lr_init,
-            opt.exposure_lr_final * (STEADY if self.median else 1.0),
+            opt.exposure_lr_final,
             opt.iterations,
             opt.exposure_lr_delay_steps,
             opt.exposure_lr_delay_mult,

@@ -26,6 +26,7 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from tests import blurred_scenes, tiny_scenes
+from tests.derivatives import assert_derivatives
 from tools import contact_sheet
 from training.trainer import Trainer
 from utils.files import DataError
@@ -94,7 +95,10 @@ def test_derivatives(kind, size):
         return (weights * Shown(Blobs(), [found]).picture(view).image).sum()
 
     start = found.values.detach().clone().requires_grad_()
-    assert torch.autograd.gradcheck(loss, (start,), eps=1e-5, atol=1e-4, rtol=1e-3)
+    if size:
+        assert_derivatives(loss, [start], eps=1e-5, atol=1e-4, rtol=1e-3)
+    else:  # by symmetry, some are 0
+        assert torch.autograd.gradcheck(loss, (start,), eps=1e-5, atol=1e-4, rtol=1e-3)
     (grad,) = torch.autograd.grad(loss(start), start)
     if kind == "poses":
         del found.values
@@ -130,7 +134,7 @@ def test_kernels_of_a_network():
             return (amount * picture.image).sum() + found.restraint(picture, view, None, 1)
 
     inputs = found.network.codes.detach().clone(), found.network.outer.bias.detach().clone()
-    assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in inputs])
+    assert_derivatives(loss, inputs)
 
 
 @contextmanager
@@ -166,7 +170,7 @@ def test_an_uneven_exposure_is_found():
         return motion.picture(view, pictures).image + motion.light.restraint(0)
 
     del motion.light.values
-    assert torch.autograd.gradcheck(weighted, (torch.randn(1, PLACES).double().requires_grad_(),))
+    assert_derivatives(weighted, [torch.randn(1, PLACES).double()])
 
 
 def test_ends_and_middle_of_paths():
@@ -489,13 +493,13 @@ def test_sharp_photos_in_place_lose_nothing(tmp_path):
 @pytest.mark.slow
 def test_wrong_poses_become_better(tmp_path):
     truth = blurred_scenes.make(tmp_path / "data", misplaced=0.01, count=16)
-    given, before = trained(tmp_path / "data", tmp_path / "given", steps=800)
-    refined, after = trained(tmp_path / "data", tmp_path / "refined", "--poses", steps=800)
+    given, before = trained(tmp_path / "data", tmp_path / "given")
+    refined, after = trained(tmp_path / "data", tmp_path / "refined", "--poses")
     assert refined > given + 1, (refined, given)
     matrices = torch.stack([torch.tensor(camera.world_to_camera) for camera in truth.cameras.values()])
     origin = matrices.new_tensor([0, 0, 0, 1])
     errors = []
-    for path in (before.cameras, after.ply(800).with_name("cameras.json")):
+    for path in (before.cameras, after.ply(1200).with_name("cameras.json")):
         found = {camera["img_name"].removesuffix(".png"): camera for camera in json.loads(path.read_text())}
         seen = [  # where the middle of the scene is in the picture
             (torch.tensor(camera["rotation"]).double().T @ -torch.tensor(camera["position"]).double())
