@@ -14,6 +14,7 @@ import metrics
 import render
 import train
 from arguments import OptimizationParams, Options, PhotoParams, parse_train
+from benchmarks import blurred
 from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
 from per_view.kernel import SIDE, drift, mix
@@ -431,6 +432,33 @@ def test_blurred_and_sharp_views(tmp_path, monkeypatch):
     assert sheet.float().std() > 10
     drawn = (sheet == torch.tensor(contact_sheet.TRAIL)[:, None, None]).all(0).nonzero()
     assert len(drawn) > 100 and drawn[:, 1].max() < sheet.shape[2] // 3, "paths, in the photos"
+
+
+def test_renders_with_a_blur_that_is_known(tmp_path):
+    """benchmarks/blurred.py: test views stay sharp, train views are the mean along the path that it tells."""
+    data, model, to = tiny_scenes.colmap_scene(tmp_path / "data"), tmp_path / "model", tmp_path / "renders"
+    options = ["-s", str(data), "-m", str(model), "--iterations", "3", "--eval", "--llffhold", "4"]
+    assert train.main([*options, "--quiet", "--device", "cpu", "--disable_viewer"]) == 0
+    blurred.main(["-m", str(model), "--to", str(to), "--samples", "3", "--device", "cpu"])
+    sharp, moved = (
+        Scene(
+            parse_train(["-s", str(to / kind), "-m", str(tmp_path / kind), "--eval"]).model, CPU, quiet=True
+        )
+        for kind in ("sharp", "blurred")
+    )
+    truth = json.loads((to / "blurred" / "true_poses.json").read_text())
+    assert set(truth) == {view.name for view in moved.train_cameras}
+    assert len(sharp.test_cameras) == len(moved.test_cameras) > 0
+    for a, b in zip(sharp.test_cameras, moved.test_cameras, strict=True):
+        assert torch.equal(a.image(), b.image())
+    shown, _ = blurred.load(str(model), CPU)
+    for view in moved.train_cameras:
+        poses = torch.tensor(truth[view.name]["exposed_from"])
+        torch.testing.assert_close(poses[1], view.world_to_camera, atol=1e-5, rtol=0)
+        with torch.no_grad():
+            pictures = [shown.picture(replace(view, world_to_camera=pose)).image for pose in poses]
+        image = torch.stack(pictures).clamp(0, 1).mean(0)
+        assert (view.image() / 255 - image).abs().max() < 2 / 255
 
 
 def trained(data: Path, model: Path, *options: str, steps: int = 1200) -> tuple[float, ModelFolder]:
