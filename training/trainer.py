@@ -283,7 +283,7 @@ class Trainer(Method):
         for module in self.modules:
             module.save(folder, iteration)
         self._save_cameras(path.with_name("cameras.json"))
-        if not any(isinstance(module, per_view.Exposure) for module in self.modules):
+        if not any(module.name == "exposure" for module in self.modules):
             per_view.Exposure(self.scene.exposure_names, self.device).save(folder, iteration)  # identities
         return path
 
