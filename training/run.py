@@ -220,7 +220,8 @@ class Run:
         raise commands.Stopped(signal)
 
     def _summarize(self, iterations: int, trainer: Method) -> Summary:
-        cpu = f"{torch.get_num_threads()} CPU threads"
+        threads = torch.get_num_threads()
+        cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
         return Summary(
             iterations=iterations,
             gaussians=self._saved,
