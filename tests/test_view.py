@@ -634,7 +634,8 @@ def test_what_looking_costs(data, tmp_path, monkeypatch):
     """In seconds of computing, not of the clock: a busy machine takes longer for everything. What the server
     does keeps one of two cores from training, a picture that the trainer draws keeps both."""
     serves, answers = Computed(monkeypatch, Viewer, "serve"), Computed(monkeypatch, Handler, "handle")
-    serve, looked = Viewer.serve, threading.Event()
+    polls = Computed(monkeypatch, network_gui, "_readable")
+    serve, looked, begun = Viewer.serve, threading.Event(), time.monotonic()
 
     def patient(self, *args, **more):
         """Training does not end before somebody has looked, however busy the machine is."""
@@ -649,7 +650,8 @@ def test_what_looking_costs(data, tmp_path, monkeypatch):
     while serves.calls < 300:
         assert thread.is_alive()
         time.sleep(0.01)
-    alone = serves.seconds / serves.calls
+    alone, most = serves.seconds / serves.calls, 2 + (time.monotonic() - begun) / network_gui.LOOKOUT
+    assert polls.calls <= most, "a poll each hundredth of a second"
     server = Served(ModelFolder(tmp_path / "m"), Trainer(ModelFolder(tmp_path / "m")))
     shares = []
     for path in (f"/frame?view={FREE}&w=56&h=40&source=training&still=1", "/state"):
