@@ -220,8 +220,7 @@ class Run:
         raise commands.Stopped(signal)
 
     def _summarize(self, iterations: int, trainer: Method) -> Summary:
-        threads = torch.get_num_threads()
-        cpu = f"{threads} CPU thread{'s' * (threads > 1)}"
+        cpu = f"{torch.get_num_threads()} CPU threads"
         return Summary(
             iterations=iterations,
             gaussians=self._saved,
