@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,7 +100,7 @@ def firefox(folder: Path) -> Iterator["Fox"]:
     for program in ("firefox-esr", "Xvfb"):
         if not shutil.which(program):
             pytest.skip(f"there is no {program}")
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with ExitStack() as stack:
         read, write = os.pipe()
         screen = subprocess.Popen(["Xvfb", "-displayfd", str(write)], pass_fds=[write], **quiet)

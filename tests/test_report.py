@@ -93,7 +93,7 @@ def test_the_page_says_what_the_folder_says(models, capsys):
     found = Reader(path)
     scores = json.loads((models / "one/results.json").read_text())["ours_20"]
     assert f"{scores['PSNR']:.2f} dB" in found.text and f"{scores['SSIM']:.4f}" in found.text
-    for shown in ("lambda_dssim", "0.25", "--no-fused", "CPU threads"):
+    for shown in ("lambda_dssim", "0.25", "--no-fused", "CPU thread"):
         assert shown in found.text
     measured = json.loads((models / "one/per_view.json").read_text())["ours_20"]["PSNR"]
     names = json.loads((models / "one/test/ours_20/names.json").read_text())

@@ -195,7 +195,7 @@ def test_a_file_of_splats(tmp_path):
 
 
 def test_a_voxel_grid_is_drawn_by_us(browser, data, tmp_path):
-    tiny = "--method dvgo --iterations 60 --coarse_iters 40 --N_rand 64 --num_voxels_coarse 4000"
+    tiny = "--method dvgo --iterations 30 --coarse_iters 20 --N_rand 64 --num_voxels_coarse 4000"
     tiny += " --alpha_init_coarse 1e-2"
     tiny += " --num_voxels 8000 --rgbnet_width 8 --disable_viewer --quiet --device cpu"
     assert train.main(["-s", str(data), "-m", str(tmp_path / "m"), *tiny.split()]) == 0
@@ -474,85 +474,100 @@ def test_a_run_that_is_watched_ends_with_the_same_model(data, tmp_path):
     assert not (watched / "viewer.json").exists()
 
 
-def test_numbers_pause_and_the_end(data, tmp_path):
+def test_a_page_that_vanishes_while_paused(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(network_gui, "IDLE_LIMIT", 0.5)
+    folder, serve = tmp_path / "m", Viewer.serve
+    trainer = Trainer(ModelFolder(folder))
+
+    def patient(self, *args, **more):
+        """Training waits for the page, however busy the machine is."""
+        serve(self, *args, **more)
+        while not trainer.stats:
+            serve(self, *args, **more)
+            time.sleep(0.001)
+
+    monkeypatch.setattr(Viewer, "serve", patient)
+    thread = threading.Thread(target=run_training, args=(data, folder, 50, "--port", "0"))
+    thread.start()
+    while not trainer.there():
+        assert thread.is_alive()
+        time.sleep(0.01)
+    trainer.pause(True)
+    assert trainer.stats["iteration"] < 50
+    thread.join(120)
+    assert not thread.is_alive() and (folder / "point_cloud/iteration_50/point_cloud.ply").is_file()
+    with pytest.raises(NoTrainer, match="does not answer"):
+        trainer.state()
+    assert not trainer.paused
+
+
+@pytest.fixture(scope="module")
+def endless(data, tmp_path_factory):
+    """A run that trains until it is killed, and a server for it."""
+    folder = tmp_path_factory.mktemp("endless") / "m"
+    run = Running(data, folder, 1_000_000)
+    server = Served(ModelFolder(folder), run.trainer)
+    yield run, server
+    server.close()
+    run.close()
+
+
+def test_numbers_and_pause(endless):
     """Through the server, as the page does it."""
-    run = Running(data, tmp_path / "m", 1_000_000)
-    server = Served(ModelFolder(tmp_path / "m"), run.trainer)
+    _, server = endless
 
     def state() -> dict:
         status, body = server.get("/state")
         assert status == 200, body
         return json.loads(body)
 
-    try:
-        first = state()
-        assert first["live"] and first["iterations"] == 1_000_000 and first["gaussians"] > 0
-        assert '["training"' in server.get("/")[1].decode()
-        assert server.get("/pause?on=1", "POST")[0] == 200
-        paused = state()
-        time.sleep(1)
-        assert paused["paused"] and state()["iteration"] == paused["iteration"], "it stands still"
-        asked = f"view={FREE}&w=56&h=40&source=training"
-        assert server.picture(asked).std() > 1
-        np.testing.assert_array_equal(server.picture(asked), server.picture(asked))
-        assert server.get("/pause?on=0", "POST")[0] == 200
-        deadline = time.monotonic() + 30
-        while state()["iteration"] <= paused["iteration"]:
-            assert time.monotonic() < deadline
-        assert "losses" in state()
-        run.process.kill()
-        run.process.wait()
-        status, text = server.get(f"/frame?{asked}")
-        assert status == 503 and b"the last picture stays" in text
-    finally:
-        server.close()
-        run.close()
+    first = state()
+    assert first["live"] and first["iterations"] == 1_000_000 and first["gaussians"] > 0
+    assert '["training"' in server.get("/")[1].decode()
+    assert server.get("/pause?on=1", "POST")[0] == 200
+    paused = state()
+    time.sleep(1)
+    assert paused["paused"] and state()["iteration"] == paused["iteration"], "it stands still"
+    asked = f"view={FREE}&w=56&h=40&source=training"
+    assert server.picture(asked).std() > 1
+    np.testing.assert_array_equal(server.picture(asked), server.picture(asked))
+    assert server.get("/pause?on=0", "POST")[0] == 200
+    deadline = time.monotonic() + 30
+    while state()["iteration"] <= paused["iteration"]:
+        assert time.monotonic() < deadline
+    assert "losses" in state()
 
 
-def test_a_page_that_vanishes_while_paused(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(network_gui, "IDLE_LIMIT", 1.0)
-    folder = tmp_path / "m"
-    thread = threading.Thread(target=run_training, args=(data, folder, 2000, "--port", "0"))
-    thread.start()
-    trainer = Trainer(ModelFolder(folder))
-    while not trainer.there():
-        assert thread.is_alive()
-        time.sleep(0.01)
-    trainer.pause(True)
-    paused = trainer.stats["iteration"]
-    assert paused < 2000
-    thread.join(120)
-    assert not thread.is_alive() and (folder / "point_cloud/iteration_2000/point_cloud.ply").is_file()
-    with pytest.raises(NoTrainer, match="does not answer"):
-        trainer.state()
-    assert not trainer.paused
+def test_the_page_of_a_run(browser, endless):
+    _, server = endless
+    tab = Tab(browser, (400, 300)).open(server.address)
+    assert tab.do("source") == "training" and tab.page.is_visible("#exact")
+    tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
+    tab.until("!$.curve.hasAttribute('hidden')")
+    tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
+    tab.page.click("#pause")
+    tab.until("$.pause.textContent === 'resume' && window.__ready")
+    before = tab.do("$.exact.src")
+    tab.do("orbit(0.3, 0), 0")
+    tab.until(f"window.__ready && $.exact.src !== '{before}'")
+    assert json.loads(server.get("/state")[1])["paused"]
+    tab.page.click("#pause")
+    tab.until("$.pause.textContent === 'pause'")
+    assert not json.loads(server.get("/state")[1])["paused"] and not tab.complaints
+    tab.close()
 
 
-def test_the_page_of_a_run(browser, data, tmp_path):
-    run = Running(data, tmp_path / "m", 1_000_000)
-    server = Served(ModelFolder(tmp_path / "m"), run.trainer)
-    try:
-        tab = Tab(browser, (400, 300)).open(server.address)
-        assert tab.do("source") == "training" and tab.page.is_visible("#exact")
-        tab.until("/^iteration [0-9]+ of 1000000, [0-9,]+ splats, loss/.test($.said.textContent)")
-        tab.until("!$.curve.hasAttribute('hidden')")
-        tab.until("[...$.curve.querySelectorAll('path')].every((p) => p.getAttribute('d').includes('L'))")
-        tab.page.click("#pause")
-        tab.until("$.pause.textContent === 'resume' && window.__ready")
-        before = tab.do("$.exact.src")
-        tab.do("orbit(0.3, 0), 0")
-        tab.until(f"window.__ready && $.exact.src !== '{before}'")
-        told = server.get("/state")[1]
-        assert json.loads(told)["paused"]
-        tab.page.click("#pause")
-        tab.until("$.pause.textContent === 'pause'")
-        assert not json.loads(server.get("/state")[1])["paused"] and not tab.complaints
-        run.process.kill()
-        tab.until("$.said.textContent.includes('the last picture stays')")
-        assert tab.page.is_visible("#exact")
-    finally:
-        server.close()
-        run.close()
+def test_a_run_that_is_killed(browser, endless):
+    """The last of this run's tests."""
+    run, server = endless
+    tab = Tab(browser, (400, 300)).open(server.address)
+    run.process.kill()
+    run.process.wait()
+    tab.until("$.said.textContent.includes('the last picture stays')")
+    assert tab.page.is_visible("#exact")
+    status, text = server.get(f"/frame?view={FREE}&w=56&h=40&source=training")
+    assert status == 503 and b"the last picture stays" in text
+    tab.close()
 
 
 def test_train_py_opens_the_page(data, tmp_path):
@@ -619,12 +634,24 @@ def test_what_looking_costs(data, tmp_path, monkeypatch):
     """In seconds of computing, not of the clock: a busy machine takes longer for everything. What the server
     does keeps one of two cores from training, a picture that the trainer draws keeps both."""
     serves, answers = Computed(monkeypatch, Viewer, "serve"), Computed(monkeypatch, Handler, "handle")
-    thread = threading.Thread(target=run_training, args=(data, tmp_path / "m", 2000, "--port", "0"))
+    polls = Computed(monkeypatch, network_gui, "_readable")
+    serve, looked, begun = Viewer.serve, threading.Event(), time.monotonic()
+
+    def patient(self, *args, **more):
+        """Training does not end before somebody has looked, however busy the machine is."""
+        serve(self, *args, **more)
+        while serves.calls > 1000 and not looked.is_set():
+            serve(self, *args, **more)
+            time.sleep(0.002)
+
+    monkeypatch.setattr(Viewer, "serve", patient)
+    thread = threading.Thread(target=run_training, args=(data, tmp_path / "m", 1200, "--port", "0"))
     thread.start()
-    while serves.calls < 500:
+    while serves.calls < 300:
         assert thread.is_alive()
         time.sleep(0.01)
-    alone = serves.seconds / serves.calls
+    alone, most = serves.seconds / serves.calls, 2 + (time.monotonic() - begun) / network_gui.LOOKOUT
+    assert polls.calls <= most, "a poll each hundredth of a second"
     server = Served(ModelFolder(tmp_path / "m"), Trainer(ModelFolder(tmp_path / "m")))
     shares = []
     for path in (f"/frame?view={FREE}&w=56&h=40&source=training&still=1", "/state"):
@@ -634,6 +661,7 @@ def test_what_looking_costs(data, tmp_path, monkeypatch):
             assert status == 200, body
             waits += float(headers.get("X-Next", 1.0))  # seconds
         shares.append((serves.seconds + answers.seconds / 2 - before) / waits)
+    looked.set()
     thread.join()
     server.close()
     print(f"nobody: {1e6 * alone:.1f} us a step; pictures {shares[0]:.2%}, numbers {shares[1]:.2%}")
