@@ -238,7 +238,7 @@ class Trainer(Method):
         return {"model": self.field.state(), "optimizer": self.optimizer.state_dict()["state"]}
 
     def load_state_dict(self, state: dict) -> None:
-        self._use(Field.of(state["model"], self.device))
+        self._use(Field.of(state["model"] | {"params": asdict(self.params)}, self.device))
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
 
@@ -256,5 +256,7 @@ class Trainer(Method):
 def load(
     model: ModelParams, pipe: PipelineParams, folder: ModelFolder, iteration: int, background: Tensor
 ) -> Shown:
-    field = Field.of(read(folder.field(iteration), "nerf", background.device), background.device)
+    state, device = read(folder.field(iteration), "nerf", background.device), background.device
+    state["params"]["compile"] &= device.type == "cuda"  # elsewhere, a few pictures are not worth it
+    field = Field.of(state, device)
     return Shown(Seeable(field.requires_grad_(False), background))

@@ -16,6 +16,7 @@ from arguments import FieldParams
 from baselines import dvgo, nerf
 from baselines.rays import Captured, Photos, Rays, Space, composite, encode
 from baselines.voxels import Voxels, shift_of
+from scene.folder import ModelFolder
 from tests import tiny_scenes
 from training import checkpoint, table
 
@@ -310,6 +311,21 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     assert cells["MB"] == (whole / model).stat().st_size / 1e6 and cells["Gaussians"] is None
 
 
+@pytest.mark.parametrize("method", TINY)
+def test_flags_of_the_run_that_goes_on_count(method, scenes, tmp_path):
+    flags = [*SHORT, *TINY[method], "--method", method, "-s", str(scenes[method]), "-m", str(tmp_path / "m")]
+    assert train.main([*flags, "--iterations", "2", "--checkpoint_iterations", "2"]) == 0
+    assert train.main([*flags, "--iterations", "4", "--resume", "--chunk", "777"]) == 0
+    path = tmp_path / "m/point_cloud/iteration_4/field.pth"
+    state = torch.load(path)
+    assert state["params"]["chunk"] == 777
+    if method == "nerf":
+        torch.save(state | {"params": state["params"] | {"compile": True}}, path)
+        shown = nerf.load(None, None, ModelFolder(tmp_path / "m"), 4, torch.zeros(3))
+        assert shown.scene.field._ask is nerf._ask, "on a CPU, pictures wait for no compiler"
+        assert train.main([*flags, "--iterations", "9", "--resume", "--netwidth", "48"]) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_step_learns_what_the_step_itself_does(scenes, tmp_path, monkeypatch):
@@ -332,24 +348,10 @@ def test_pictures_get_better(method, scenes, tmp_path):
     more = {
         "dvgo": ["--coarse_iters", "120", "--iterations", "220", "--num_voxels", "27000"],
         "nerf": [
-            "--iterations",
-            "300",
-            "--N_rand",
-            "512",
-            "--lrate",
-            "5e-3",
-            "--multires",
-            "4",
-            "--netwidth",
-            "64",
-            "--precrop_iters",
-            "0",
-            "--N_samples",
-            "32",
-            "--N_importance",
-            "0",
+            "--iterations", "150", "--N_rand", "256", "--lrate", "1e-2", "--multires", "4",
+            "--precrop_iters", "0", "--N_importance", "0",
         ],
-    }[method]
+    }[method]  # fmt: skip
     flags = [
         *SHORT,
         *TINY[method],

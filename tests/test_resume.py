@@ -380,7 +380,8 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
     shutil.copytree(cut_off, folder)
     mine = {folder / "my notes.txt", folder / "test" / "theirs_70" / "renders" / "00000.png"}
     rendered = [
-        folder / "test" / "ours_70" / name for name in ("renders/00000.png", "gt/00000.png", "names.json")
+        folder / "test" / "ours_70" / name
+        for name in ("renders/00000.png", "gt/00000.png", "names.json", "seconds.json")
     ]
     for path in [*mine, *rendered, folder / "results.json", folder / "per_view.json"]:
         path.parent.mkdir(parents=True, exist_ok=True)
