@@ -167,7 +167,7 @@ def percent(net: nn.Module, pictures: Tensor, labels: Tensor) -> float:
     return 100 * (scores.argmax(1) == labels).float().mean().item()
 
 
-def settings(seed: int, old, test, args) -> dict[str, float]:
+def settings(seed: int, old: tuple[Tensor, Tensor], test, args) -> dict[str, float]:
     """Percent right, by row of the table."""
     byol, few = Byol(old[0], args.steps, seed, args.crop), draw(NEW, args.labels * len(NEW), 100 + seed)
     nets = {"nothing": copy.deepcopy(byol.online[0])}
