@@ -115,6 +115,13 @@ def test_the_page_says_what_the_folder_says(models, capsys):
     assert f"Report: {path}" in capsys.readouterr().out
 
 
+def test_a_curve_is_named_by_what_is_counted(models, tmp_path):
+    copy = shutil.copytree(models / "one", tmp_path / "m")
+    summary = json.loads((copy / "summary.json").read_text())
+    (copy / "summary.json").write_text(json.dumps(summary | {"unit": "voxels"}))
+    assert "Voxels" in gather(copy).curves and "Gaussians" in gather(models / "one").curves
+
+
 def test_nothing_is_loaded_and_all_pictures_have_words(models):
     path = written(models / "one", models / "two")
     found = Reader(path)

@@ -27,11 +27,12 @@ from utils.terminal import say
 
 GROUPS = (ModelParams, OptimizationParams, PipelineParams, RunParams, FieldParams)
 OF_THE_PLACE = {"source_path", "model_path", "quiet", "resume", "overwrite"}  # named apart, or no matter
+COUNT = "Gaussians"  # or what else a model is made of
 CURVES = {  # tag of TensorBoard -> curve, name of the line
     "train_loss_patches/total_loss": ("Loss", "train"),
     "test/loss_viewpoint - psnr": ("PSNR", "test"),
     "train/loss_viewpoint - psnr": ("PSNR", "train"),
-    "total_points": ("Gaussians", ""),
+    "total_points": (COUNT, ""),
     "memory": ("Memory", ""),
     "iter_time": ("Time of an iteration", ""),
 }
@@ -158,12 +159,12 @@ def _curves(folder: ModelFolder) -> dict[str, dict[str, Points]]:
     for tag, points in _events(folder.path).items():
         curve, line = CURVES[tag]
         curves.setdefault(curve, {})[line] = points
-    for line, by_iteration in _json(folder.summary).get("scores", {}).items():
+    summary = _json(folder.summary)
+    for line, by_iteration in summary.get("scores", {}).items():
         points = [(float(step), float(scores["psnr"])) for step, scores in by_iteration.items()]
         curves.setdefault("PSNR", {})[line] = points
-    return {
-        name: curves[name] for name in dict.fromkeys(name for name, _ in CURVES.values()) if name in curves
-    }
+    names = {name: name for name, _ in CURVES.values()} | {COUNT: summary.get("unit", COUNT).capitalize()}
+    return {title: curves[name] for name, title in names.items() if name in curves}
 
 
 def _events(folder: Path) -> dict[str, Points]:
