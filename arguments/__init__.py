@@ -136,7 +136,7 @@ class ModelParams:
     )
     white_background: bool = arg(False, "train against white instead of black", short="-w")
     train_test_exp: bool = arg(False, "optimize an exposure per image; test views train on their left half")
-    data_device: str = arg("cuda", "where the images live: cuda (if they fit) or cpu (pinned host memory)")
+    data_device: str = arg("cuda", "where the images live: cuda (if they fit), cpu (pinned memory) or disk")
     eval: bool = arg(False, "hold out test views")
     llffhold: int = arg(8, "with --eval: every n-th view by name is a test view, 0 for none", minimum=0)
     normalize: bool = arg(False, "train around the origin, at a size that suits the near plane")
@@ -218,6 +218,11 @@ class OptimizationParams:
     grow_by: str = arg("edges", "improved: what a Gaussian must show to be split first", choices=GROWTHS)
     update_every: list[int] = arg(
         [1], "views that make one step: up to densify_until_iter, in half of the rest, then", minimum=1
+    )
+    views_per_step: int = arg(
+        1,
+        "views that make one step, at rates times the root of their number; intervals count views",
+        minimum=1,
     )
     rates_final: float = arg(
         1.0,
@@ -822,8 +827,9 @@ def _check_schedules(opt: OptimizationParams, views: PhotoParams) -> None:
             )
     if not 1 <= len(opt.update_every) <= 3:
         raise ConfigError(f"update_every must be 1 to 3 numbers, got {len(opt.update_every)}")
-    if opt.optimizer_type != "default" and max(opt.update_every) > 1:
-        raise ConfigError(f"update_every must be 1 with --optimizer_type {opt.optimizer_type}")
+    for name, most in {"update_every": max(opt.update_every), "views_per_step": opt.views_per_step}.items():
+        if opt.optimizer_type != "default" and most > 1:
+            raise ConfigError(f"{name} must be 1 with --optimizer_type {opt.optimizer_type}, got {most}")
 
 
 def _parser(description: str, groups: tuple) -> argparse.ArgumentParser:

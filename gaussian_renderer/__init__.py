@@ -40,7 +40,7 @@ def render(
     """
     inputs: dict[str, Any] = dict(
         means=gaussians.means,
-        **_shape(gaussians, pipe, scaling_modifier),
+        **shape_of(gaussians, pipe, scaling_modifier),
         **_color(gaussians, pipe, camera, override_color),
         world_to_camera=camera.world_to_camera,
         K=camera.K,
@@ -61,7 +61,7 @@ def _rasterized(inputs: dict, stats: ScreenStats | None) -> Rendered:
     return (rasterize_views if several else rasterize)(**inputs, stats=stats)
 
 
-def _shape(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
+def shape_of(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
     raw = gaussians.standard_activations() and gaussians.smallest is None
     scales, opacities = (gaussians.log_scales, gaussians.opacity_logits) if raw else gaussians.shown()
     if pipe.compute_cov3D_python:
@@ -99,6 +99,8 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
 class Splats:
     """Gaussians as a scene representation: what training, evaluation and render.py ask of a model."""
 
+    at_once = 1  # pictures that all processes make together
+
     def __init__(self, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor):
         self.gaussians, self.pipe, self.background = gaussians, pipe, background
 
@@ -118,3 +120,7 @@ class Splats:
         places = torch.stack([camera.world_to_camera for camera in cameras])
         views = self.picture(replace(cameras[0], world_to_camera=places), background, stats)
         return [Rendered(*parts) for parts in zip(*(part.unbind() for part in views))]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Over all Gaussians, of values [N, n] with a row for each of those here: for a term of the loss."""
+        return values.mean()

@@ -38,7 +38,7 @@ class Affine(Appearance):
     def step(self) -> None:
         super().step()
         with torch.no_grad():
-            self.values -= self.values.mean(0)
+            self.values.sub_(self.values.mean(0))
 
     def save(self, folder: ModelFolder, iteration: int) -> None:
         exposure = Exposure(list(self.rows), self.values.device, median=True)

@@ -17,9 +17,10 @@ from per_view.module import PerView
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
-from utils.schedules import log_linear
+from utils.schedules import for_views, log_linear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 
 
 class Exposure(PerView):
@@ -60,7 +61,7 @@ class Exposure(PerView):
 
     def schedule(self, iteration: int) -> None:
         opt = self._opt
-        self.optimizer.param_groups[0]["lr"] = log_linear(
+        rate = log_linear(
             iteration,
             opt.exposure_lr_init,
             opt.exposure_lr_final,
@@ -68,6 +69,7 @@ class Exposure(PerView):
             opt.exposure_lr_delay_steps,
             opt.exposure_lr_delay_mult,
         )
+        self.optimizer.param_groups[0] |= for_views(self.views, rate, ADAM_BETAS, ADAM_EPS)
 
     def prepare(self) -> None:
         if self.values.grad is not None:

@@ -22,13 +22,14 @@ from scene.cameras import Camera
 from scene.folder import ModelFolder
 from scene.torch_file import read_torch_file
 from utils.files import DataError, atomic_write
-from utils.schedules import log_linear
+from utils.schedules import for_views, log_linear
 
 SIDE = 13  # pixels of a kernel
 CODE, WIDTH, OCTAVES = 32, 64, 3
 RATES = 1e-3, 1e-5
 OWN = 10.0  # the rate of a photo's own numbers, which move once in all photos, against that of the network
 CENTERED = 4.0  # the logit of a kernel's middle at the start, above the others
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 FADES = 0.0  # and how much those lose with each pixel of distance
 OFTEN = 1e-3  # of the loss: the mean of the mask
 STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture, in pixels
@@ -81,7 +82,7 @@ class Kernel(PerView):
         self.moves = self.active and not dimmed(self.options, iteration)
         rate = log_linear(max(iteration - first, 0), *RATES, last - first)
         for group, factor in zip(self.optimizer.param_groups, (OWN, 1.0)):
-            group["lr"] = factor * rate
+            group |= for_views(self.views, factor * rate, ADAM_BETAS, ADAM_EPS)
 
     def step(self) -> None:
         if self.moves:

@@ -69,11 +69,16 @@ class Shown:
     @torch.no_grad()
     def pair(self, camera: Camera) -> Pair:
         """The picture, and the photo beside it."""
-        image, truth, mask = self.picture(camera).image, camera.image(), camera.counts()
-        if self.right_half:
-            half = image.shape[-1] // 2
-            image, truth = image[..., half:], truth[..., half:]
-            mask = None if mask is None else mask[:, half:]
+        image, (truth, mask) = self.picture(camera).image, self.photo(camera)
+        image = image[..., image.shape[-1] // 2 :] if self.right_half else image
         if self.fits_colors and camera.is_test:
             image = with_colors_of(to_float(truth), image, mask)
         return Pair(image, truth, mask)
+
+    def photo(self, camera: Camera) -> tuple[Tensor, Tensor | None]:
+        """What a picture is judged by, and where it counts."""
+        truth, mask = camera.image(), camera.counts()
+        if self.right_half:
+            half = truth.shape[-1] // 2
+            truth, mask = truth[..., half:], None if mask is None else mask[:, half:]
+        return truth, mask

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
@@ -153,6 +154,9 @@ def test_the_figure_has_a_point_for_the_mean_of_each_way(tmp_path):
     assert [float(node.get("cx")) for node in circles] == pytest.approx([358, 89.5], abs=0.1)
     timed = figure.read([run("adc", 31.0, 100, optimization_seconds=4.0)], "bonsai")
     assert figure.figure(timed, "bonsai").count("<circle") == 2 and timed[0].seconds == 4
+    slower = figure.Point("mcmc", 5, None, 40.0)  # the best, but nobody knows how long it took
+    numbers = re.findall(r'fill="(?!#222222)[^"]*">(\d)</text>', figure.figure([slower, *timed], "bonsai"))
+    assert numbers == ["1", "2", "2"]
 
 
 def test_ticks_are_round_numbers_around_the_values():

@@ -180,7 +180,7 @@ def test_masks_hide_the_distractor_and_nothing_else(scene):
 def test_blur_softens_training_views_and_spares_test_views(kind):
     size = {**SMALL, "width": 240, "height": 180, "views": 2}
     sharp, _ = photograph(Options(**size))
-    blurred, _ = photograph(Options(**{**size, "blur": kind}))
+    blurred, _ = photograph(Options(**{**size, "blur": kind, "blur_samples": 5}))
     assert np.array_equal(blurred[0].image, sharp[0].image), "view 0 is a test view"
 
     def detail(image):

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
+import distributed
 from scene import formats
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
@@ -48,11 +49,15 @@ def save(
     data: Fingerprint | None = None,
 ) -> None:
     """Write the state after this iteration, and of which data set it is."""
+    with distributed.current().together():
+        states = {name: part.state_dict() for name, part in parts.items()}
+    if not distributed.current().first:
+        return
     state = {
         "format": FORMAT,
         "version": VERSION,
         "iteration": iteration,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "parts": states,
         "random": _random_states(device),
     } | ({"data": data.state_dict()} if data else {})
     with atomic_write(path, _size(state)) as file:
@@ -90,7 +95,8 @@ def load(
         same_count = found.get("queue", {}).get("count") == getattr(queue, "count", None)
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
-                part.load_state_dict(moved(found[name], device))
+                own = getattr(part, "own", dict)  # of several processes, each has some of the rows
+                part.load_state_dict(moved(own(found[name]), device))
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]

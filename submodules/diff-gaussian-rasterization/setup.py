@@ -9,7 +9,7 @@ writes that down as a ninja file under build/, and runs ninja, which recompiles 
 
 What goes in: every csrc/**/*.cpp and, for CUDA, csrc/**/*.cu, found by name.
   csrc/cpu/NAME.isa.cpp     compiled once for each instruction set in ISAS, with -DTILESPLAT_ISA=<name>
-  csrc/cuda/, ops_cuda.cpp  only when CUDA is on; ops_no_cuda.cpp only when it is off
+  csrc/cuda/, ops*_cuda.cpp only when CUDA is on; ops_no_cuda.cpp only when it is off
   EXTRA_FLAGS               flags of single files
 
 Environment:
@@ -77,8 +77,9 @@ ISAS = {
     "other": {"scalar": []},
 }
 
-# Flags of single files, by path below csrc/.
-EXTRA_FLAGS: dict[str, list[str]] = {}
+# Flags of single files, by path below csrc/, where the compiler takes them. Double is for tests of gradients:
+# it need not be fast, and compiles in half the time, to the same bits. (Why the second flag: see -O3 above.)
+EXTRA_FLAGS = {"cpu/kernels_double.cpp": ["-O1", "-fstack-reuse=none"]}
 
 # What we compile for without TORCH_CUDA_ARCH_LIST and without a GPU, as far as nvcc knows them.
 COMMON_ARCHS = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
@@ -97,7 +98,7 @@ def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
     glue = [
         "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
-        "ops_stages_cuda.cpp",
+        "ops_stages_cuda.cpp", "ops_colors.cpp", "ops_colors_cuda.cpp", "ops_dealt.cpp", "ops_dealt_cuda.cpp",
     ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
@@ -296,11 +297,13 @@ class NinjaFile:
             is_cuda = (
                 name.startswith("cuda/")
                 or name.endswith(".cu")
-                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp")
+                or name
+                in ("ops_cuda.cpp", "ops_stages_cuda.cpp", "ops_colors_cuda.cpp", "ops_dealt_cuda.cpp")
             )
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
             extra = EXTRA_FLAGS.get(name, [])
+            extra = extra if compiles(self.compiler, extra) else []
             part = "cuda" if is_cuda else "cpu"
             if name.endswith(".isa.cpp"):
                 by_isa.append((source, name, extra))

@@ -151,7 +151,7 @@ class _RasterizeAll(torch.autograd.Function):
 
     @staticmethod
     def forward(*inputs):
-        views = [_Rasterize.forward(*inputs[:8], matrix, *inputs[9:]) for matrix in inputs[8].unbind()]
+        views = [_Rasterize.forward(*(*inputs[:8], matrix, *inputs[9:])) for matrix in inputs[8].unbind()]
         pictures = (torch.stack(parts) for parts in zip(*(view[:4] for view in views)))
         return *pictures, *(part for view in views for part in view[4:])
 
@@ -173,10 +173,7 @@ class _RasterizeAll(torch.autograd.Function):
             if of_poses is not None and found[8] is not None:
                 of_poses[i] = found[8]
             found[8] = None
-            if not total:
-                total = found
-            elif some := [(t, f) for t, f in zip(total, found) if f is not None]:
-                torch._foreach_add_(*map(list, zip(*some)))
+            total = [f if t is None else t.add_(f) for t, f in zip(total, found)] if total else found
         total[8] = of_poses
         return tuple(total)
 

@@ -123,8 +123,48 @@ GS_INLINE void clear_rows(const GaussianGrads<Number>& out, int64_t rows, int re
     clear(out.sh_dc, 3), clear(out.sh_rest, 3 * rest_count), clear(out.colors, 3), clear(out.means2d, 3);
 }
 
+// The gradient of the mean by way of the direction in which its color is seen; that of the camera's center is its negative.
+GS_INLINE Vec3<F> seen_from_vjp(const Gaussians<Number>& g, const Camera<F>& camera, const int32_t* ids, int lanes,
+                                Vec3<F> mean, Vec3<F> color, Number* rest, int64_t first) {
+    F inv_length;
+    const Vec3<F> d = view_direction(camera, mean, inv_length);
+    Vec3<F> g_d;
+    if (g.sh_degree == 1)
+        g_d = sh_color_vjp<1>(g, ids, lanes, d, color, rest, first);
+    else if (g.sh_degree == 2)
+        g_d = sh_color_vjp<2>(g, ids, lanes, d, color, rest, first);
+    else
+        g_d = sh_color_vjp<3>(g, ids, lanes, d, color, rest, first);
+    return normalize_vjp(d, inv_length, g_d);
+}
+
+// Adds what sixteen splats do to the pose; p is the gradient of their means in camera space.
+GS_INLINE void add_pose(F* rotation, F* translation, F* to_center, M real, Vec3<F> p, Vec3<F> center,
+                        const Vec3<F>& mean, const Mat3<F>& r) {
+    const auto keep = [&](Vec3<F> a) {
+        return Vec3<F>{zero_unless(real, a.x), zero_unless(real, a.y), zero_unless(real, a.z)};
+    };
+    p = keep(p), center = keep(center);
+    add_outer(rotation, p, mean);
+    const F more[9] = {r.r0.x, r.r0.y, r.r0.z, r.r1.x, r.r1.y, r.r1.z, r.r2.x, r.r2.y, r.r2.z};
+    for (int k = 0; k < 9; ++k) rotation[k] = rotation[k] + zero_unless(real, more[k]);
+    translation[0] = translation[0] + p.x, translation[1] = translation[1] + p.y;
+    translation[2] = translation[2] + p.z;
+    to_center[0] = to_center[0] + center.x, to_center[1] = to_center[1] + center.y;
+    to_center[2] = to_center[2] + center.z;
+}
+
+// The parameters of the shape in space.
+GS_INLINE CovarianceGrad<F> shape_vjp(const Gaussians<Number>& g, const Geometry& s, const Sym3<F>& cov) {
+    CovarianceGrad<F> c = covariance_vjp(s.quat, s.scale, cov);
+    c.s = g.raw ? Vec3<F>{c.s.x * s.scale.x, c.s.y * s.scale.y, c.s.z * s.scale.z} : mul(F(g.scale_modifier), c.s);
+    if (g.raw) c.q = normalize_quat_vjp(s.quat, s.quat_norm, c.q);
+    return c;
+}
+
 // Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
-// view become zero.
+// view become zero. (Whether a product and a sum become one instruction is the compiler's choice. With sums of the pose in
+// a struct, for one, or the degrees of color out of line, it makes another one, and last bits of gradients change.)
 static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
                                    const Frame<Number>& f, const Number* records, bool inv_depth, int64_t chunk,
                                    const GaussianGrads<Number>& out, const Statistics& statistics, PoseSum* pose) {
@@ -139,7 +179,6 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
     for (int i = 0; i < visible; i += kLanes) {
         int32_t ids[kLanes];
         const int lanes = take_ids(f.visible + first, i, visible, ids);
-        const M real = first_lanes(lanes);
         F sum[kLanes];
         for (int k = 0; k < kLanes; ++k) {
             sum[k] = k < lanes ? sum_records(records, f.slots[ids[k]]) : F(0);
@@ -147,61 +186,30 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
         }
         transpose(sum);
         const Geometry s = geometry(g, camera, ids);
-        const F zero = F(0);
-
         const ScreenGrad screen = screen_vjp(g, s, sum);
-        const Vec2<F> g_mean2d = screen.mean;
-        const Sym2<F> g_cov2d = screen.cov;
-        const F g_opacity = screen.opacity;
-
-        // The camera. (Whether a product and a sum become one instruction is the compiler's choice, and it is another one
-        // where this is moved into functions: gradients' last bits would change.)
-        const ProjectCovarianceGrad<F> back = project_covariance_vjp(camera, s.p, s.cov, g_cov2d);
-        Vec3<F> g_p = add(project_mean_vjp(camera, s.p, g_mean2d), back.p);
+        const ProjectCovarianceGrad<F> back = project_covariance_vjp(camera, s.p, s.cov, screen.cov);
+        Vec3<F> g_p = add(project_mean_vjp(camera, s.p, screen.mean), back.p);
         if (inv_depth) g_p.z = g_p.z - sum[9] / (s.p.z * s.p.z);
         Vec3<F> g_mean = matvec_transposed(camera.rotation, g_p);
 
-        // The color.
-        Vec3<F> g_color = {sum[6], sum[7], sum[8]};
-        Vec3<F> g_center = {zero, zero, zero};
+        const F zero = F(0);
+        Vec3<F> g_color = {sum[6], sum[7], sum[8]}, g_center = {zero, zero, zero};
         if (!g.colors) {
-            alignas(64) Number color[3][kLanes];
+            alignas(64) Number drawn[3][kLanes];
             for (int k = 0; k < kLanes; ++k) {
                 const Splat<Number>& splat = f.splats[ids[k]];
-                color[0][k] = splat.red, color[1][k] = splat.green, color[2][k] = splat.blue;
+                drawn[0][k] = splat.red, drawn[1][k] = splat.green, drawn[2][k] = splat.blue;
             }
-            g_color = {zero_unless(load(color[0]) > zero, g_color.x), zero_unless(load(color[1]) > zero, g_color.y),
-                       zero_unless(load(color[2]) > zero, g_color.z)};
+            g_color = {zero_unless(load(drawn[0]) > zero, g_color.x), zero_unless(load(drawn[1]) > zero, g_color.y),
+                       zero_unless(load(drawn[2]) > zero, g_color.z)};
             if (g.sh_degree > 0) {
-                F inv_length;
-                const Vec3<F> d = view_direction(camera, s.mean, inv_length);
-                Vec3<F> g_d;
-                if (g.sh_degree == 1)
-                    g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else if (g.sh_degree == 2)
-                    g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else
-                    g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                const Vec3<F> g_offset = normalize_vjp(d, inv_length, g_d);
+                const Vec3<F> g_offset = seen_from_vjp(g, camera, ids, lanes, s.mean, g_color, out.sh_rest, first);
                 g_mean = add(g_mean, g_offset);
                 g_center = sub(g_center, g_offset);
             }
         }
-        if (pose) {
-            const auto keep = [&](Vec3<F> a) {
-                return Vec3<F>{zero_unless(real, a.x), zero_unless(real, a.y), zero_unless(real, a.z)};
-            };
-            const Vec3<F> p = keep(g_p), c = keep(g_center);
-            add_outer(rotation, p, s.mean);
-            const Mat3<F>& r = back.rotation;
-            const F more[9] = {r.r0.x, r.r0.y, r.r0.z, r.r1.x, r.r1.y, r.r1.z, r.r2.x, r.r2.y, r.r2.z};
-            for (int k = 0; k < 9; ++k) rotation[k] = rotation[k] + zero_unless(real, more[k]);
-            translation[0] = translation[0] + p.x, translation[1] = translation[1] + p.y;
-            translation[2] = translation[2] + p.z;
-            center[0] = center[0] + c.x, center[1] = center[1] + c.y, center[2] = center[2] + c.z;
-        }
+        if (pose) add_pose(rotation, translation, center, first_lanes(lanes), g_p, g_center, s.mean, back.rotation);
 
-        // Shape in space. Then everything is turned into rows.
         F row[kLanes];
         for (F& x : row) x = zero;
         row[0] = g_mean.x, row[1] = g_mean.y, row[2] = g_mean.z;
@@ -209,15 +217,12 @@ static void project_backward_chunk(const Gaussians<Number>& g, const View<Number
             row[3] = back.cov.xx, row[4] = back.cov.xy, row[5] = back.cov.xz;
             row[6] = back.cov.yy, row[7] = back.cov.yz, row[8] = back.cov.zz;
         } else {
-            CovarianceGrad<F> c = covariance_vjp(s.quat, s.scale, back.cov);
-            c.s = g.raw ? Vec3<F>{c.s.x * s.scale.x, c.s.y * s.scale.y, c.s.z * s.scale.z}
-                        : mul(F(g.scale_modifier), c.s);
-            if (g.raw) c.q = normalize_quat_vjp(s.quat, s.quat_norm, c.q);
+            const CovarianceGrad<F> c = shape_vjp(g, s, back.cov);
             row[3] = c.q.x, row[4] = c.q.y, row[5] = c.q.z, row[6] = c.q.w;
             row[7] = c.s.x, row[8] = c.s.y, row[9] = c.s.z;
         }
-        const F ndc_x = g_mean2d.x * F(0.5 * v.width), ndc_y = g_mean2d.y * F(0.5 * v.height);
-        row[10] = g_opacity;
+        const F ndc_x = screen.mean.x * F(0.5 * v.width), ndc_y = screen.mean.y * F(0.5 * v.height);
+        row[10] = screen.opacity;
         row[11] = ndc_x, row[12] = ndc_y;
         const F factor = g.colors ? F(1) : F(kSh0);
         row[13] = g_color.x * factor, row[14] = g_color.y * factor, row[15] = g_color.z * factor;
