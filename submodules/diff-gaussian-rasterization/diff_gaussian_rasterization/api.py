@@ -73,7 +73,7 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    image, alpha, inv_depth, radii, *_ = (_Rasterize, _RasterizeViews)[world_to_camera.dim() == 3].apply(
+    image, alpha, inv_depth, radii, *_ = (_RasterizeAll if world_to_camera.dim() == 3 else _Rasterize).apply(
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
     )  # fmt: skip
@@ -146,7 +146,7 @@ class _Rasterize(torch.autograd.Function):
         return _gradients(ctx, ctx.saved_tensors, *grads[:3])
 
 
-class _RasterizeViews(torch.autograd.Function):
+class _RasterizeAll(torch.autograd.Function):
     """As _Rasterize, for world_to_camera [C, 4, 4]. The rest is shared."""
 
     @staticmethod
