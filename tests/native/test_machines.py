@@ -45,8 +45,9 @@ def commands(machine: Machine, folder: Path) -> tuple[list[list[str]], list[str]
     isas = SETUP["ISAS"][machine.machine]
     known = [f"-DTILESPLAT_HAS_{isa.upper()}" for isa in isas]
     compiler = [*machine.compiler, *SETUP["CXX_FLAGS"], *machine.flags, f"-I{PACKAGE / 'csrc'}", *known]
-    files = [(source, []) for source in sorted((PACKAGE / "csrc/cpu").glob("*.cpp"))]
-    files = [(source, []) for source, _ in files if not source.name.endswith(".isa.cpp")]
+    extra = SETUP["EXTRA_FLAGS"] if machine.runner else {}  # of g++; what is not run is not optimized
+    sources = sorted((PACKAGE / "csrc/cpu").glob("*.cpp"))
+    files = [(s, extra.get(f"cpu/{s.name}", [])) for s in sources if not s.name.endswith(".isa.cpp")]
     files += [
         (PACKAGE / "csrc/cpu/kernels.isa.cpp", [*flags, f"-DTILESPLAT_ISA={isa}"])
         for isa, flags in isas.items()
