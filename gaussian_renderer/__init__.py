@@ -36,10 +36,12 @@ def render(
     given, is added to in backward: what densification decides by. override_color [N, 3] takes the place of
     the model's colors.
     """
+    part, stats = gaussians.seen_by(camera, scaling_modifier, stats)
+    override_color = None if override_color is None else override_color[part.rows]
     inputs: dict[str, Any] = dict(
-        means=gaussians.means,
-        **_shape(gaussians, pipe, scaling_modifier),
-        **_color(gaussians, pipe, camera, override_color),
+        means=part.means,
+        **_shape(part, pipe, scaling_modifier),
+        **_color(part, pipe, camera, override_color),
         world_to_camera=camera.world_to_camera,
         K=camera.K,
         width=camera.width,
@@ -49,9 +51,8 @@ def render(
         scale_modifier=scaling_modifier,
         antialiasing=pipe.antialiasing,
     )
-    if pipe.debug:
-        return _rasterize_or_keep(inputs, stats)
-    return rasterize(**inputs, stats=stats)
+    rendered = _rasterize_or_keep(inputs, stats) if pipe.debug else rasterize(**inputs, stats=stats)
+    return rendered._replace(radii=gaussians.spread(part, rendered.radii))
 
 
 def _shape(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:

@@ -90,7 +90,8 @@ def load(
         same_count = found.get("queue", {}).get("count") == getattr(queue, "count", None)
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
-                part.load_state_dict(moved(found[name], device))
+                on_host = bool(getattr(part, "on_host", ()))  # there it takes what it needs
+                part.load_state_dict(found[name] if on_host else moved(found[name], device))
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]

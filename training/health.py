@@ -42,7 +42,7 @@ def drop_nonfinite(
 ) -> None:
     """Drop the Gaussians that are not finite. `when`, for the user; `known`: something is wrong already."""
     learned = [value for module in modules for value in module.parameters()]
-    if torch.stack([v.sum() for v in [*gaussians.params.values(), *learned]]).isfinite().all() and not known:
+    if torch.stack([*gaussians.sums(), *(v.sum() for v in learned)]).isfinite().all() and not known:
         return
     finite, count = gaussians.finite(), len(gaussians)
     lost, bad = count - int(finite.sum()), [m.name for m in modules if not _all_finite(m)]

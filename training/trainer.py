@@ -27,6 +27,7 @@ from scene.folder import ModelFolder
 from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
+from scene.offload import model_class
 from training.average import Average
 from training.checkpoint import Part
 from training.health import drop_nonfinite, drop_unusable
@@ -47,7 +48,8 @@ class Trainer(Method):
         super().__init__(scene, options, say)
         model, self.opt, self.pipe, run, *_ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
-        self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
+        kind = model_class(run.offload, self.device, say)
+        self.gaussians = kind.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
         self.strategy.see(scene.train_cameras, self.pipe, scene.background)
@@ -234,6 +236,7 @@ class Trainer(Method):
 
     def describe(self) -> str:
         how = "one native call (--no-fused takes it apart)" if self.native else APART
+        how += ", colors wait on the host" if self.gaussians.on_host else ""
         opt, named = self.opt, ""
         if opt.preset != "published":
             flags = " ".join(f"--{name} {_word(getattr(opt, name))}" for name in PRESETS[opt.preset])

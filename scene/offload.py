@@ -1,0 +1,482 @@
+"""Gaussians whose colors are in the host's memory, for more of them than a GPU has room for (--offload).
+
+Of the 59 numbers of a Gaussian, 48 are spherical harmonics, and Adam has two moments for each. They are rows
+of one table in pinned memory. For each picture, the rows that the camera may see are fetched; after backward,
+rows with a gradient make their step on the device, by the same kernel as ever, and go back. The device reads
+and writes the table itself, so no thread of the host takes part. Positions, shapes and opacities stay on the
+device, with their moments.
+
+Adam also moves what has no gradient, by its moments, and most rows are not in view. They wait: a row knows
+the step that it is up to date with. After k missed steps the moments are m b1^k and v b2^k, so what was
+missed adds up to m / sqrt(v) times a sum that is the same for all rows that wait since the same step. The
+sum is kept for each step, and a row makes up for it when it is fetched. It is what a step each would do, but
+for rounding.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from diff_gaussian_rasterization import ScreenStats
+from torch import Tensor, nn
+
+from arguments import OptimizationParams
+from scene.gaussian_model import ADAM_EPS, MOMENTS, GaussianModel
+
+ON_HOST = ("sh_dc", "sh_rest")
+BETAS = (0.9, 0.999)
+LONGEST = 256  # steps after which a row that waits has come to rest: 0.9^256 is 2e-12
+PIECE = 2**18  # rows that pass through the device's scratch memory at a time
+SCAN = 2**22  # rows that are looked at in one go for which of them a camera may see
+NEAR, FOV_MARGIN, TILE = 0.2, 1.3, 16  # constants of the rasterizer: nearest depth, see may_see(), pixels
+DEVICES = ("cuda",)  # that have a memory of their own
+
+
+def model_class(offload: bool, device: torch.device, say: Callable[[str], None]) -> type[GaussianModel]:
+    """What a run with or without --offload trains."""
+    if offload and device.type not in DEVICES:
+        say(f"--offload changes nothing on a {device.type.upper()}: its memory is the host's")
+    return Offloaded if offload and device.type in DEVICES else GaussianModel
+
+
+class Fetched(NamedTuple):
+    """Rows of the table, on the device and up to date: by name [parameter, first moment, second moment]."""
+
+    rows: Tensor  # [V]
+    values: dict[str, list[Tensor]]
+
+
+class Colors:
+    """The table: a row is the parameters sh_dc and sh_rest, then their first moments, then their second."""
+
+    def __init__(self, table: Tensor, moved_at: Tensor, clock: "Clock"):
+        self._table = table  # [N, 3 * width] on the host
+        self._here = _as_seen_from(moved_at.device, table)
+        self._moved_at = moved_at  # [N] int32 on the device: the step that each row is up to date with
+        self.clock = clock
+        self.sum = torch.zeros((), device=moved_at.device)  # of all numbers written: not finite if one is not
+        self._behind = True  # rows may be waiting
+
+    @classmethod
+    def of(cls, values: dict[str, list[Tensor]], device: torch.device, step: int) -> "Colors":
+        count, width = len(values["sh_dc"][0]), sum(value[0][0].numel() for value in values.values())
+        table = _on_host(count, 3 * width, device)
+        for (name, i), columns in _columns(width).items():
+            table[:, columns] = values[name][i].detach().flatten(1)
+        moved_at = torch.full((count,), step, dtype=torch.int32, device=device)
+        return cls(table, moved_at, Clock(step, device))
+
+    @property
+    def _width(self) -> int:
+        return self._table.shape[1] // 3
+
+    def on_host(self) -> dict[str, list[Tensor]]:
+        """Views of the table, by name: parameter and moments."""
+        views: dict[str, list[Tensor]] = {name: [] for name in ON_HOST}
+        for (name, _), columns in _columns(self._width).items():
+            views[name].append(_shaped(name, self._table[:, columns]))
+        return views
+
+    def fetch(self, rows: Tensor) -> Fetched:
+        places = _columns(self._width)
+        flat = {key: self.sum.new_empty(len(rows), c.stop - c.start) for key, c in places.items()}
+        for begin in range(0, len(rows), PIECE):
+            piece = rows[begin : begin + PIECE]
+            numbers = self._here.index_select(0, piece)
+            self.clock.catch_up(numbers, self._moved_at[piece])
+            for key, columns in places.items():
+                flat[key][begin : begin + PIECE] = numbers[:, columns]
+        return Fetched(rows, {name: [_shaped(name, flat[name, i]) for i in range(3)] for name in ON_HOST})
+
+    def store(self, fetched: Fetched, wanted: Tensor) -> None:
+        """Write back the rows in the mask `wanted` [V]; they are up to date with the last step."""
+        columns = [fetched.values[name][i].flatten(1) for name, i in _columns(self._width)]
+        for places in wanted.nonzero()[:, 0].split(PIECE):
+            numbers, rows = torch.cat([values[places] for values in columns], 1), fetched.rows[places]
+            self._here.index_copy_(0, rows, numbers)
+            self._moved_at.index_fill_(0, rows, self.clock.step)
+            self.sum += numbers.sum()
+        self._behind = True
+
+    def catch_up(self, rows: Tensor | None = None) -> None:
+        """Let these rows, or all, make up for the steps they missed; the host may read them then."""
+        if self._behind or rows is not None:
+            late = self._moved_at != self.clock.step
+            late = late.nonzero()[:, 0] if rows is None else rows[late[rows]]
+            for piece in late.split(PIECE):
+                self.store(self.fetch(piece), torch.ones_like(piece, dtype=torch.bool))
+            self._behind = rows is not None
+            self._wait()
+
+    def _wait(self) -> None:
+        """Until the device has written what is under way."""
+        if self._moved_at.device.type == "cuda":
+            torch.cuda.synchronize(self._moved_at.device)
+
+    def reindexed(self, index: Tensor, fresh: Tensor | None) -> "Colors":
+        """Row k is what row index[k] is here; rows in the mask `fresh` have zero moments."""
+        table = _on_host(len(index), self._table.shape[1], index.device)
+        if fresh is not None:  # their parents' moments are still to be made use of
+            self.catch_up(index[fresh].unique())
+        self._wait()
+        torch.index_select(self._table, 0, index.cpu(), out=table)
+        moved_at = self._moved_at[index]
+        if fresh is not None:
+            table[:, self._width :].masked_fill_(fresh.cpu()[:, None], 0)
+            moved_at.masked_fill_(fresh, self.clock.step)
+        return Colors(table, moved_at, self.clock)
+
+
+class Clock:
+    """What rows have missed since each step: the sum over the steps after it of
+    rate * (b1 / sqrt(b2))^k * sqrt(1 - b2^j) / (1 - b1^j), for step j, the k-th since then."""
+
+    def __init__(self, step: int, device: torch.device):
+        self.step = self._first = step  # of Adam
+        self._sums = torch.zeros(1024, len(ON_HOST), dtype=torch.float64, device=device)
+        ages = torch.arange(1, LONGEST + 1, dtype=torch.float64, device=device)
+        self._powers = ((BETAS[0] / math.sqrt(BETAS[1])) ** ages).flip(0)
+
+    def tick(self, rates: list[float]) -> None:
+        """A step with these learning rates."""
+        self.step += 1
+        now, bias = self.step - self._first, [1 - beta**self.step for beta in BETAS]
+        if now == len(self._sums):
+            self._sums = torch.cat([self._sums, torch.zeros_like(self._sums)])
+        since = self._sums[max(now - LONGEST, 0) : now]
+        for column, rate in enumerate(rates):
+            size = rate * math.sqrt(bias[1]) / bias[0]
+            since[:, column].add_(self._powers[-len(since) :], alpha=size)
+
+    def catch_up(self, numbers: Tensor, moved_at: Tensor) -> None:
+        """Rows of the table [n, 3 * width], up to date with these steps [n], in place."""
+        missed = (self.step - moved_at).double()[:, None]
+        sums = self._sums[(moved_at - self._first).long()].to(numbers.dtype)
+        width = numbers.shape[1] // 3
+        params, avgs, squares = numbers.split(width, 1)
+        drift = avgs / squares.sqrt().add_(ADAM_EPS)
+        params[:, :3] -= sums[:, :1] * drift[:, :3]
+        params[:, 3:] -= drift[:, 3:].mul_(sums[:, 1:])
+        for moments, beta in zip((avgs, squares), BETAS):
+            moments *= (beta**missed).to(numbers.dtype)
+
+
+class Part(GaussianModel):
+    """What a camera may see of the model, with parameters of its own."""
+
+    rows: Tensor  # [V] of the model, rising
+    fetched: Fetched | None = None
+    stats: tuple[ScreenStats, ScreenStats] | None = None  # of these rows, and of all
+
+    def add_statistics(self) -> None:
+        for own, all_rows in zip(*(vars(stats).values() for stats in self.stats or ())):
+            if own is not None:
+                all_rows.index_add_(0, self.rows, own)
+
+
+class Seen(NamedTuple):
+    """Gradients of the rows that have any."""
+
+    rows: Tensor  # [U]
+    grads: dict[str, Tensor]  # by name [U, ...]
+    fetched: Fetched | None
+
+
+class Offloaded(GaussianModel):
+    on_host = ON_HOST
+    _colors: Colors | None = None
+
+    def __init__(
+        self, params: dict[str, Tensor], sh_degree: int, active_sh_degree: int = 0, extent: float = 1.0
+    ):
+        self._parts: list[Part] = []  # that the pictures of this step were made of
+        self._seen: Seen | None = None
+        super().__init__(params, sh_degree, active_sh_degree, extent)
+
+    @property
+    def params(self) -> dict[str, nn.Parameter]:
+        return _Looked(self._params, self._look)
+
+    @params.setter
+    def params(self, params: dict[str, nn.Parameter]) -> None:
+        self._params = params
+
+    def _look(self) -> None:
+        if self._colors:
+            self._colors.catch_up()
+
+    def setup_optimizer(self, opt: OptimizationParams) -> None:
+        super().setup_optimizer(opt)
+        self._pack()
+
+    def _pack(self) -> None:
+        """From parameters and moments, wherever they are, to the table."""
+        states = {name: self.optimizer.state.get(self._params[name], {}) for name in ON_HOST}
+        values = {
+            name: [value := self._params[name], *(state.get(key, torch.zeros_like(value)) for key in MOMENTS)]
+            for name, state in states.items()
+        }
+        step = int(states["sh_dc"].get("step", 0))
+        self._bind(Colors.of(values, self.device, step))
+
+    def _bind(self, colors: Colors) -> None:
+        """The parameters of that name, and their moments, are views of this table."""
+        self._colors = colors
+        step = torch.tensor(float(0 if self.sparse else colors.clock.step))
+        groups = {group["name"]: group for group in self.optimizer.param_groups}
+        for name, (value, *moments) in colors.on_host().items():
+            self.optimizer.state.pop(groups[name]["params"][0], None)
+            param = self._params[name] = nn.Parameter(value)
+            groups[name]["params"] = [param]
+            self.optimizer.state[param] = {"step": step, **dict(zip(MOMENTS, moments))}
+
+    # A picture
+
+    def seen_by(
+        self, camera, scaling_modifier: float = 1.0, stats: ScreenStats | None = None
+    ) -> tuple[GaussianModel, ScreenStats | None]:
+        assert self._colors
+        rows, params = self._rows_near(camera, scaling_modifier), self._params
+        fetched = self._colors.fetch(rows)
+        part = Part(
+            {n: fetched.values[n][0] if n in ON_HOST else v.detach()[rows] for n, v in params.items()},
+            self.sh_degree, self.active_sh_degree, self.extent,
+        )  # fmt: skip
+        part.rows, part._standard = rows, self.standard_activations()
+        part.smallest = None if self.smallest is None else self.smallest[rows]
+        if torch.is_grad_enabled():
+            self._remember(part, fetched)
+        if stats is not None:
+            absolute = stats.abs_grad_norm_sum is not None
+            part.stats = ScreenStats.zeros(len(rows), rows.device, absolute), stats
+        return part, part.stats[0] if part.stats else None
+
+    def _remember(self, part: Part, fetched: Fetched) -> None:
+        """Moments of many pictures would take much memory: then they are fetched again."""
+        if not self._parts and not self.collected:
+            part.fetched = fetched
+        for other in self._parts:
+            other.fetched = None
+        self._parts.append(part)
+
+    def spread(self, part: GaussianModel, values: Tensor) -> Tensor:
+        assert isinstance(part, Part)
+        return values.new_zeros(len(self), *values.shape[1:]).index_copy_(0, part.rows, values)
+
+    @torch.no_grad()
+    def _rows_near(self, camera, scaling_modifier: float) -> Tensor:
+        found = []
+        for begin in range(0, len(self), SCAN):
+            rows = {n: v[begin : begin + SCAN] for n, v in self._params.items() if n not in ON_HOST}
+            piece = GaussianModel(rows, self.sh_degree)
+            piece.smallest = None if self.smallest is None else self.smallest[begin : begin + SCAN]
+            scales = piece.shown()[0].amax(1) * scaling_modifier
+            found.append(begin + may_see(camera, piece.means, scales).nonzero()[:, 0])
+        return torch.cat(found)
+
+    # A step
+
+    def _backward(self, loss: Tensor) -> None:
+        super()._backward(loss)
+        parts, self._parts = self._parts, []
+        for part in parts:
+            part.add_statistics()
+        grads = [(part, {n: _gradient(value) for n, value in part._params.items()}) for part in parts]
+        if len(parts) == 1 and max(self._opt.update_every) == 1:
+            self._seen = Seen(parts[0].rows, grads[0][1], parts[0].fetched)
+            return
+        for part, of_part in grads:  # elsewhere they meet those of other pictures
+            for name in of_part.keys() - set(ON_HOST):
+                _add_rows(self._params[name], part.rows, of_part[name])
+        known = [(self._seen.rows, self._seen.grads)] if self._seen else []
+        self._seen = _joined(known + [(part.rows, of_part) for part, of_part in grads])
+
+    def step(self, visible: Tensor) -> None:
+        seen, colors = self._seen, self._colors
+        if seen is None or colors is None:
+            return super().step(visible)
+        whole = {n: v.grad for n, v in self._params.items() if n not in ON_HOST}  # of terms without a picture
+        torch.empty(self._room_for_step(), device=self.device)
+        fetched, moved = self._moved_colors(colors, seen, visible)
+        for name in whole:  # one after the other: a gradient for each Gaussian takes memory
+            for other in whole:
+                self._params[other].grad = whole[other] if other == name else None
+            if name in seen.grads:
+                _add_rows(self._params[name], seen.rows, seen.grads[name])
+            super().step(visible)
+        if not self.sparse:
+            colors.clock.tick(self._color_rates())
+            self.optimizer.state[self._params["sh_dc"]]["step"].fill_(colors.clock.step)  # both have this one
+        colors.store(fetched, moved)
+
+    def _room_for_step(self) -> int:
+        """Numbers for which there must be room before anything moves."""
+        others = [v for n, v in self._params.items() if n not in ON_HOST]
+        moments = sum(len(MOMENTS) * v.numel() for v in others if not self.optimizer.state.get(v))
+        return moments + max(v.numel() for v in others)
+
+    def _color_rates(self) -> list[float]:
+        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        return [float(rates[name]) for name in ON_HOST]
+
+    @torch.no_grad()
+    def _moved_colors(self, colors: Colors, seen: Seen, visible: Tensor) -> tuple[Fetched, Tensor]:
+        """The seen rows after the step, and a mask of those that must be written. In the table nothing has
+        moved yet."""
+        fetched = seen.fetched or colors.fetch(seen.rows)
+        params, *moments = ([fetched.values[name][i] for name in ON_HOST] for i in range(3))
+        grads, number, shown = [seen.grads[name] for name in ON_HOST], colors.clock.step + 1, None
+        moved = (grads[0] != 0).flatten(1).any(1)  # other rows can as well wait
+        if self.sparse:
+            number, shown = 1, visible[seen.rows]
+            moved = shown
+        torch.ops.tilesplat.adam_step(
+            params, grads, *moments, self._color_rates(), *BETAS, ADAM_EPS, number, shown
+        )
+        return fetched, moved
+
+    def forget_gradients(self) -> None:
+        super().forget_gradients()
+        self._parts, self._seen = [], None
+
+    def gradients(self) -> dict[str, Tensor]:
+        """By name, with a row for each Gaussian; those of colors on the host."""
+        found = {n: v.grad for n, v in self._params.items() if v.grad is not None}
+        for name, gradient in self._seen.grads.items() if self._seen else ():
+            whole = torch.zeros(self._params[name].shape)
+            found[name] = whole.index_copy_(0, self._seen.rows.cpu(), gradient.cpu())
+        return found
+
+    def _scale_gradients(self, factor: float) -> None:
+        of_params = [value.grad for value in self._params.values() if value.grad is not None]
+        for gradient in [*of_params, *(self._seen.grads.values() if self._seen else ())]:
+            gradient.mul_(factor)
+
+    # Rows that move, checkpoints, health
+
+    @torch.no_grad()
+    def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:
+        assert self._colors
+        colors = self._colors.reindexed(index, fresh)
+        super().reindex(index, fresh)
+        self._bind(colors)
+
+    def load_state_dict(self, state: dict) -> None:
+        gradients = dict(state.get("gradients", {}))
+        of_colors = {name: gradients.pop(name) for name in ON_HOST if name in gradients}
+        super().load_state_dict(state | {"gradients": gradients})
+        self._pack()
+        self.smallest = None if self.smallest is None else self.smallest.to(self.device)
+        if of_colors:
+            rows = (of_colors["sh_dc"] != 0).flatten(1).any(1).nonzero()[:, 0]
+            grads = {name: value[rows].to(self.device) for name, value in of_colors.items()}
+            self._seen = Seen(rows.to(self.device), grads, None)
+
+    def sums(self) -> list[Tensor]:
+        """Of colors, what has been written since rows last moved: reading all of them takes too long."""
+        assert self._colors
+        others = [value.sum() for name, value in self._params.items() if name not in ON_HOST]
+        return [*others, self._colors.sum]
+
+
+class _Looked(dict):
+    """Parameters by name. Those on the host catch up when somebody looks."""
+
+    def __init__(self, params: dict[str, nn.Parameter], look: Callable[[], None]):
+        super().__init__(params)
+        self._look = look
+
+    def __getitem__(self, name: str) -> nn.Parameter:
+        if name in ON_HOST:
+            self._look()
+        return super().__getitem__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self._look()
+        return super().__iter__()
+
+    def values(self):
+        self._look()
+        return super().values()
+
+    def items(self):
+        self._look()
+        return super().items()
+
+
+@torch.no_grad()
+def may_see(camera, means: Tensor, largest: Tensor) -> Tensor:
+    """Mask [N]: False only if the splat of such a Gaussian, of which this is the largest scale, lies behind
+    the camera or, estimated generously, beside the image."""
+    matrix, K = camera.world_to_camera.detach().to(means), camera.K.to(means)
+    at = means @ matrix[:3, :3].T + matrix[:3, 3]
+    size = K.new_tensor([camera.width, camera.height])
+    focal, depth = K.diagonal()[:2], at[:, 2:]
+    steep = 1 + (FOV_MARGIN * size / (2 * focal)) ** 2  # the projection is linearized no farther outside
+    sigma = (
+        (focal**2 * steep).sum().sqrt() * largest[:, None] / depth
+    )  # at least the splat's largest, in pixels
+    reach = 3 * (sigma + 2) + TILE
+    place = focal * at[:, :2] / depth + K[:2, 2]
+    outside = ((place < -reach) | (place > size + reach)).any(1)
+    return (at[:, 2] > 0.999 * NEAR) & ~outside
+
+
+def _as_seen_from(device: torch.device, table: Tensor) -> Tensor:
+    """The same memory as a tensor of the device, which reads and writes it through the bus."""
+    return torch.as_tensor(_Pinned(table), device=device) if device.type == "cuda" and len(table) else table
+
+
+class _Pinned:
+    """What PyTorch asks of arrays of other libraries on a GPU."""
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = tensor  # lives as long as what is made of it
+        self.__cuda_array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": tuple(tensor.shape),
+            "typestr": "<f4",
+            "version": 3,
+        }
+
+
+def _on_host(count: int, width: int, device: torch.device) -> Tensor:
+    try:
+        return torch.empty(count, width, pin_memory=device.type == "cuda")
+    except RuntimeError as error:
+        gigabytes = 4 * count * width / 2**30
+        raise MemoryError(f"the host has no {gigabytes:.1f} GiB for colors and their moments") from error
+
+
+def _columns(width: int) -> dict[tuple[str, int], slice]:
+    """From left to right: where the parameter (0) and the moments (1, 2) of sh_dc and sh_rest are."""
+    parts = (("sh_dc", 0, 3), ("sh_rest", 3, width))
+    return {(n, i): slice(i * width + first, i * width + end) for i in range(3) for n, first, end in parts}
+
+
+def _shaped(name: str, columns: Tensor) -> Tensor:
+    return (
+        columns.unflatten(1, (1, 3)) if name == "sh_dc" else columns.unflatten(1, (columns.shape[1] // 3, 3))
+    )
+
+
+def _gradient(value: Tensor) -> Tensor:
+    return torch.zeros_like(value) if value.grad is None else value.grad
+
+
+def _add_rows(param: nn.Parameter, rows: Tensor, gradient: Tensor) -> None:
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    param.grad.index_add_(0, rows, gradient)
+
+
+def _joined(parts: list[tuple[Tensor, dict[str, Tensor]]]) -> Seen:
+    """Gradients of colors, of several pictures."""
+    rows = torch.cat([rows for rows, _ in parts]).unique()
+    grads = {name: parts[0][1][name].new_zeros(len(rows), *parts[0][1][name].shape[1:]) for name in ON_HOST}
+    for own, of_part in parts:
+        places = torch.searchsorted(rows, own)
+        for name in ON_HOST:
+            grads[name].index_add_(0, places, of_part[name])
+    return Seen(rows, grads, None)
