@@ -195,7 +195,8 @@ class GaussianModel:
 
     def finite(self) -> Tensor:
         """Mask [N]: no parameter is infinite or not a number."""
-        finite = [value.isfinite().flatten(1).all(1).to(self.device) for value in self.params.values()]
+        self.settle()
+        finite = [value.isfinite().flatten(1).all(1).to(self.device) for value in self._params.values()]
         return torch.stack(finite).all(0)
 
     def sums(self) -> list[Tensor]:
@@ -354,8 +355,9 @@ class GaussianModel:
 
     def state_dict(self) -> dict:
         """Everything that training goes on from, as plain tensors and values."""
+        self.settle()
         return {
-            "params": {name: value.detach() for name, value in self.params.items()},
+            "params": {name: value.detach() for name, value in self._params.items()},
             "moments": {
                 g["name"]: dict(self.optimizer.state[g["params"][0]]) for g in self.optimizer.param_groups
             },

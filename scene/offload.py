@@ -107,9 +107,9 @@ class Colors:
             for piece in late.split(PIECE):
                 self.store(self.fetch(piece), torch.ones_like(piece, dtype=torch.bool))
             self._behind = rows is not None
-            self._wait()
+            self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
         """Until the device has written what is under way."""
         if self._moved_at.device.type == "cuda":
             torch.cuda.synchronize(self._moved_at.device)
@@ -119,13 +119,20 @@ class Colors:
         table = _on_host(len(index), self._table.shape[1], index.device)
         if fresh is not None:  # their parents' moments are still to be made use of
             self.catch_up(index[fresh].unique())
-        self._wait()
+        self.wait()
         torch.index_select(self._table, 0, index.cpu(), out=table)
         moved_at = self._moved_at[index]
         if fresh is not None:
             table[:, self._width :].masked_fill_(fresh.cpu()[:, None], 0)
             moved_at.masked_fill_(fresh, self.clock.step)
         return Colors(table, moved_at, self.clock)
+
+    def state_dict(self) -> dict:
+        return {"moved_at": self._moved_at, **self.clock.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._moved_at.copy_(state["moved_at"])
+        self.clock.load_state_dict(state)
 
 
 class Clock:
@@ -148,6 +155,14 @@ class Clock:
         for column, rate in enumerate(rates):
             size = rate * math.sqrt(bias[1]) / bias[0]
             since[:, column].add_(self._powers[-len(since) :], alpha=size)
+
+    def state_dict(self) -> dict:
+        return {"first": self._first, "sums": self._sums[: self.step - self._first + 1]}
+
+    def load_state_dict(self, state: dict) -> None:
+        sums, self._first = state["sums"], state["first"]
+        self.step = self._first + len(sums) - 1
+        self._sums = torch.cat([sums.to(self._sums.device), torch.zeros_like(self._sums)])
 
     def catch_up(self, numbers: Tensor, moved_at: Tensor) -> None:
         """Rows of the table [n, 3 * width], up to date with these steps [n], in place."""
@@ -206,6 +221,11 @@ class Offloaded(GaussianModel):
         if self._colors:
             self._colors.catch_up()
 
+    def settle(self) -> None:
+        """Let the host see what the device has written. Rows may go on waiting."""
+        if self._colors:
+            self._colors.wait()
+
     def setup_optimizer(self, opt: OptimizationParams) -> None:
         super().setup_optimizer(opt)
         self._pack()
@@ -223,13 +243,13 @@ class Offloaded(GaussianModel):
     def _bind(self, colors: Colors) -> None:
         """The parameters of that name, and their moments, are views of this table."""
         self._colors = colors
-        step = torch.tensor(float(0 if self.sparse else colors.clock.step))
+        step = float(0 if self.sparse else colors.clock.step)
         groups = {group["name"]: group for group in self.optimizer.param_groups}
         for name, (value, *moments) in colors.on_host().items():
             self.optimizer.state.pop(groups[name]["params"][0], None)
             param = self._params[name] = nn.Parameter(value)
             groups[name]["params"] = [param]
-            self.optimizer.state[param] = {"step": step, **dict(zip(MOMENTS, moments))}
+            self.optimizer.state[param] = {"step": torch.tensor(step), **dict(zip(MOMENTS, moments))}
 
     # A picture
 
@@ -307,7 +327,8 @@ class Offloaded(GaussianModel):
             super().step(visible)
         if not self.sparse:
             colors.clock.tick(self._color_rates())
-            self.optimizer.state[self._params["sh_dc"]]["step"].fill_(colors.clock.step)  # both have this one
+            for name in ON_HOST:
+                self.optimizer.state[self._params[name]]["step"] += 1
         colors.store(fetched, moved)
 
     def _room_for_step(self) -> int:
@@ -362,11 +383,21 @@ class Offloaded(GaussianModel):
         super().reindex(index, fresh)
         self._bind(colors)
 
+    def state_dict(self) -> dict:
+        """With rows as they wait, and what it takes to let them catch up: see up_to_date()."""
+        assert self._colors
+        state = super().state_dict() | {"behind": self._colors.state_dict()}
+        own = lambda values: {key: value.contiguous() for key, value in values.items()}  # noqa: E731
+        moments = {name: own(values) for name, values in state["moments"].items()}
+        return state | {"params": own(state["params"]), "moments": moments}
+
     def load_state_dict(self, state: dict) -> None:
         gradients = dict(state.get("gradients", {}))
         of_colors = {name: gradients.pop(name) for name in ON_HOST if name in gradients}
         super().load_state_dict(state | {"gradients": gradients})
         self._pack()
+        if "behind" in state:
+            self._colors.load_state_dict(state["behind"])
         self.smallest = None if self.smallest is None else self.smallest.to(self.device)
         if of_colors:
             rows = (of_colors["sh_dc"] != 0).flatten(1).any(1).nonzero()[:, 0]
@@ -378,6 +409,23 @@ class Offloaded(GaussianModel):
         assert self._colors
         others = [value.sum() for name, value in self._params.items() if name not in ON_HOST]
         return [*others, self._colors.sum]
+
+
+@torch.no_grad()
+def up_to_date(state: dict) -> dict:
+    """The state of a model, as state_dict() has it, in which no row waits."""
+    if "behind" not in state:
+        return state
+    params, moments = ({n: dict(state[key])[n] for n in ON_HOST} for key in ("params", "moments"))
+    values = {n: [params[n], *(moments[n][key] for key in MOMENTS)] for n in ON_HOST}
+    colors = Colors.of(values, torch.device("cpu"), 0)
+    colors.load_state_dict(state["behind"])
+    colors.catch_up()
+    now = colors.on_host()
+    return state | {
+        "params": state["params"] | {n: now[n][0] for n in ON_HOST},
+        "moments": state["moments"] | {n: moments[n] | dict(zip(MOMENTS, now[n][1:])) for n in ON_HOST},
+    }
 
 
 class _Looked(dict):

@@ -19,6 +19,7 @@ from scene import formats
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS
+from scene.offload import up_to_date
 from scene.torch_file import read_torch_file
 from training.report import Scores
 from utils.files import DataError, atomic_write
@@ -91,7 +92,7 @@ def load(
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
                 on_host = bool(getattr(part, "on_host", ()))  # there it takes what it needs
-                part.load_state_dict(found[name] if on_host else moved(found[name], device))
+                part.load_state_dict(found[name] if on_host else moved(up_to_date(found[name]), device))
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]
@@ -172,6 +173,8 @@ def _check_gaussians(model: dict[str, Any]) -> None:
         if name in (gradients := model.get("gradients", {})):
             _check_tensor(f"gradient of {name}", gradients[name], (count, *shape))
     _check_number("number of views of its gradients", model.get("collected", 0))
+    if "behind" in model:
+        _check_waiting(model["behind"], count)
     if "smallest" in model:
         _check_tensor("smallest", model["smallest"], (count,))
 
@@ -183,6 +186,17 @@ def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
         _check_number(f"step of {name}", float(state["step"]))
         for key in MOMENTS:
             _check_tensor(f"{key} of {name}", state[key], shape)
+
+
+def _check_waiting(waiting: dict[str, Any], count: int) -> None:
+    moved_at, sums, first = (waiting[key] for key in ("moved_at", "sums", "first"))
+    _check_number("first step of waiting rows", first)
+    if moved_at.dtype != torch.int32 or moved_at.shape != (count,):
+        raise ValueError(f"the steps of waiting rows must be {count} 32-bit integers")
+    if sums.dtype != torch.float64 or sums.dim() != 2 or sums.shape[1] != 2 or not len(sums):
+        raise ValueError("the sums of waiting rows must be pairs of 64-bit floats")
+    if count and not (first <= int(moved_at.min()) and int(moved_at.max()) < first + len(sums)):
+        raise ValueError(f"the steps of waiting rows must be {first} to {first + len(sums) - 1}")
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...]) -> None:
