@@ -447,6 +447,8 @@ def parse_train(argv: list[str] | None = None) -> Options:
             )
         if run.offload and model.method != "gaussians":
             raise ConfigError(f"offload must go with --method gaussians, got {model.method}")
+        if run.offload and (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ConfigError(f"offload is for one process and its GPU, got {processes} (WORLD_SIZE)")
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)

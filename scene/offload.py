@@ -230,7 +230,7 @@ class Offloaded(GaussianModel):
         super().setup_optimizer(opt)
         self._pack()
 
-    def _pack(self) -> None:
+    def _pack(self) -> Colors:
         """From parameters and moments, wherever they are, to the table."""
         states = {name: self.optimizer.state.get(self._params[name], {}) for name in ON_HOST}
         values = {
@@ -238,9 +238,9 @@ class Offloaded(GaussianModel):
             for name, state in states.items()
         }
         step = int(states["sh_dc"].get("step", 0))
-        self._bind(Colors.of(values, self.device, step))
+        return self._bind(Colors.of(values, self.device, step))
 
-    def _bind(self, colors: Colors) -> None:
+    def _bind(self, colors: Colors) -> Colors:
         """The parameters of that name, and their moments, are views of this table."""
         self._colors = colors
         step = float(0 if self.sparse else colors.clock.step)
@@ -250,6 +250,7 @@ class Offloaded(GaussianModel):
             param = self._params[name] = nn.Parameter(value)
             groups[name]["params"] = [param]
             self.optimizer.state[param] = {"step": torch.tensor(step), **dict(zip(MOMENTS, moments))}
+        return colors
 
     # A picture
 
@@ -364,9 +365,10 @@ class Offloaded(GaussianModel):
     def gradients(self) -> dict[str, Tensor]:
         """By name, with a row for each Gaussian; those of colors on the host."""
         found = {n: v.grad for n, v in self._params.items() if v.grad is not None}
-        for name, gradient in self._seen.grads.items() if self._seen else ():
-            whole = torch.zeros(self._params[name].shape)
-            found[name] = whole.index_copy_(0, self._seen.rows.cpu(), gradient.cpu())
+        if self._seen:
+            for name, gradient in self._seen.grads.items():
+                whole = torch.zeros(self._params[name].shape)
+                found[name] = whole.index_copy_(0, self._seen.rows.cpu(), gradient.cpu())
         return found
 
     def _scale_gradients(self, factor: float) -> None:
@@ -395,9 +397,9 @@ class Offloaded(GaussianModel):
         gradients = dict(state.get("gradients", {}))
         of_colors = {name: gradients.pop(name) for name in ON_HOST if name in gradients}
         super().load_state_dict(state | {"gradients": gradients})
-        self._pack()
+        colors = self._pack()
         if "behind" in state:
-            self._colors.load_state_dict(state["behind"])
+            colors.load_state_dict(state["behind"])
         self.smallest = None if self.smallest is None else self.smallest.to(self.device)
         if of_colors:
             rows = (of_colors["sh_dc"] != 0).flatten(1).any(1).nonzero()[:, 0]

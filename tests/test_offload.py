@@ -157,7 +157,9 @@ def test_rows_move_with_their_moments(plays_the_gpu):
     fresh = torch.tensor([False, False, True, False, False, False, True, True, False])
     for model in (plain, ours):
         model.reindex(index, fresh)
-    assert len(ours._colors._moved_at.unique()) > 1, "all have been moved up, which takes too long"
+    assert ours._colors and len(ours._colors._moved_at.unique()) > 1, (
+        "all have been moved up, which takes too long"
+    )
     for name, value in plain.params.items():
         torch.testing.assert_close(ours.params[name], value, rtol=1e-5, atol=1e-6)
     for name, state in moments(plain).items():
@@ -214,13 +216,17 @@ def test_numbers_that_are_not_finite_are_noticed(plays_the_gpu):
     assert torch.stack(model.sums()).isfinite().all()
 
 
-def test_where_it_has_no_use_it_says_so(scene, tmp_path, capsys):
+def test_where_it_has_no_use_it_says_so(scene, tmp_path, capsys, monkeypatch):
     flags = ["-s", str(scene), "-m", str(tmp_path / "m"), "--device", "cpu", "--disable_viewer", "--offload"]
     train.main([*flags, "--iterations", "2"])
     assert re.search(r"^--offload changes nothing on a CPU", capsys.readouterr().out, re.MULTILINE)
     with pytest.raises(SystemExit):
         train.main([*flags, "--method", "nerf"])
     assert "offload must go with --method gaussians, got nerf" in capsys.readouterr().err
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(SystemExit):
+        train.main(flags)
+    assert "offload is for one process and its GPU, got 4 (WORLD_SIZE)" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
