@@ -211,6 +211,12 @@ class GaussianModel:
         """The Gaussians that a camera may show, and the statistics of their rows."""
         return self, stats
 
+    def expect(self, camera) -> None:
+        """The camera of the next step."""
+
+    def make_room(self) -> None:
+        """Memory is lacking: give up what only saves time."""
+
     def spread(self, part: "GaussianModel", values: Tensor) -> Tensor:
         """Rows of what seen_by() returned as those of all Gaussians; the others are 0."""
         return values

@@ -1,19 +1,12 @@
 """Gaussians whose colors are in the host's memory, for more of them than a GPU has room for (--offload).
 
-Of the 59 numbers of a Gaussian, 48 are spherical harmonics, and Adam has two moments for each. They are rows
-of one table in pinned memory. For each picture, the rows that the camera may see are fetched; after backward,
-rows with a gradient make their step on the device, by the same kernel as ever, and go back. The device reads
-and writes the table itself, so no thread of the host takes part. Positions, shapes and opacities stay on the
-device, with their moments.
-
-Adam also moves what has no gradient, by its moments, and most rows are not in view. They wait: a row knows
-the step that it is up to date with. After k missed steps the moments are m b1^k and v b2^k, so what was
-missed adds up to m / sqrt(v) times a sum that is the same for all rows that wait since the same step. The
-sum is kept for each step, and a row makes up for it when it is fetched. It is what a step each would do, but
-for rounding.
+Of the 59 numbers of a Gaussian, 48 are spherical harmonics, and Adam has two moments for each. They are
+rows of a table on the host. For each picture, the rows that the camera may see are fetched; after backward,
+those with a gradient make their step on the device, by the same kernel as ever, and go back. While the
+device works on one view, it reads the rows of the next; those that the step in between writes are read
+again. Positions, shapes and opacities stay on the device, with their moments.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -22,12 +15,9 @@ from diff_gaussian_rasterization import ScreenStats
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
+from scene.color_table import BETAS, ON_HOST, Colors, Fetched
 from scene.gaussian_model import ADAM_EPS, MOMENTS, GaussianModel
 
-ON_HOST = ("sh_dc", "sh_rest")
-BETAS = (0.9, 0.999)
-LONGEST = 256  # steps after which a row that waits has come to rest: 0.9^256 is 2e-12
-PIECE = 2**18  # rows that pass through the device's scratch memory at a time
 SCAN = 2**22  # rows that are looked at in one go for which of them a camera may see
 NEAR, FOV_MARGIN, TILE = 0.2, 1.3, 16  # constants of the rasterizer: nearest depth, see may_see(), pixels
 DEVICES = ("cuda",)  # that have a memory of their own
@@ -38,143 +28,6 @@ def model_class(offload: bool, device: torch.device, say: Callable[[str], None])
     if offload and device.type not in DEVICES:
         say(f"--offload changes nothing on a {device.type.upper()}: its memory is the host's")
     return Offloaded if offload and device.type in DEVICES else GaussianModel
-
-
-class Fetched(NamedTuple):
-    """Rows of the table, on the device and up to date: by name [parameter, first moment, second moment]."""
-
-    rows: Tensor  # [V]
-    values: dict[str, list[Tensor]]
-
-
-class Colors:
-    """The table: a row is the parameters sh_dc and sh_rest, then their first moments, then their second."""
-
-    def __init__(self, table: Tensor, moved_at: Tensor, clock: "Clock"):
-        self._table = table  # [N, 3 * width] on the host
-        self._here = _as_seen_from(moved_at.device, table)
-        self._moved_at = moved_at  # [N] int32 on the device: the step that each row is up to date with
-        self.clock = clock
-        self.sum = torch.zeros((), device=moved_at.device)  # of all numbers written: not finite if one is not
-        self._behind = True  # rows may be waiting
-
-    @classmethod
-    def of(cls, values: dict[str, list[Tensor]], device: torch.device, step: int) -> "Colors":
-        count, width = len(values["sh_dc"][0]), sum(value[0][0].numel() for value in values.values())
-        table = _on_host(count, 3 * width, device)
-        for (name, i), columns in _columns(width).items():
-            table[:, columns] = values[name][i].detach().flatten(1)
-        moved_at = torch.full((count,), step, dtype=torch.int32, device=device)
-        return cls(table, moved_at, Clock(step, device))
-
-    @property
-    def _width(self) -> int:
-        return self._table.shape[1] // 3
-
-    def on_host(self) -> dict[str, list[Tensor]]:
-        """Views of the table, by name: parameter and moments."""
-        views: dict[str, list[Tensor]] = {name: [] for name in ON_HOST}
-        for (name, _), columns in _columns(self._width).items():
-            views[name].append(_shaped(name, self._table[:, columns]))
-        return views
-
-    def fetch(self, rows: Tensor) -> Fetched:
-        places = _columns(self._width)
-        flat = {key: self.sum.new_empty(len(rows), c.stop - c.start) for key, c in places.items()}
-        for begin in range(0, len(rows), PIECE):
-            piece = rows[begin : begin + PIECE]
-            numbers = self._here.index_select(0, piece)
-            self.clock.catch_up(numbers, self._moved_at[piece])
-            for key, columns in places.items():
-                flat[key][begin : begin + PIECE] = numbers[:, columns]
-        return Fetched(rows, {name: [_shaped(name, flat[name, i]) for i in range(3)] for name in ON_HOST})
-
-    def store(self, fetched: Fetched, wanted: Tensor) -> None:
-        """Write back the rows in the mask `wanted` [V]; they are up to date with the last step."""
-        columns = [fetched.values[name][i].flatten(1) for name, i in _columns(self._width)]
-        for places in wanted.nonzero()[:, 0].split(PIECE):
-            numbers, rows = torch.cat([values[places] for values in columns], 1), fetched.rows[places]
-            self._here.index_copy_(0, rows, numbers)
-            self._moved_at.index_fill_(0, rows, self.clock.step)
-            self.sum += numbers.sum()
-        self._behind = True
-
-    def catch_up(self, rows: Tensor | None = None) -> None:
-        """Let these rows, or all, make up for the steps they missed; the host may read them then."""
-        if self._behind or rows is not None:
-            late = self._moved_at != self.clock.step
-            late = late.nonzero()[:, 0] if rows is None else rows[late[rows]]
-            for piece in late.split(PIECE):
-                self.store(self.fetch(piece), torch.ones_like(piece, dtype=torch.bool))
-            self._behind = rows is not None
-            self.wait()
-
-    def wait(self) -> None:
-        """Until the device has written what is under way."""
-        if self._moved_at.device.type == "cuda":
-            torch.cuda.synchronize(self._moved_at.device)
-
-    def reindexed(self, index: Tensor, fresh: Tensor | None) -> "Colors":
-        """Row k is what row index[k] is here; rows in the mask `fresh` have zero moments."""
-        table = _on_host(len(index), self._table.shape[1], index.device)
-        if fresh is not None:  # their parents' moments are still to be made use of
-            self.catch_up(index[fresh].unique())
-        self.wait()
-        torch.index_select(self._table, 0, index.cpu(), out=table)
-        moved_at = self._moved_at[index]
-        if fresh is not None:
-            table[:, self._width :].masked_fill_(fresh.cpu()[:, None], 0)
-            moved_at.masked_fill_(fresh, self.clock.step)
-        return Colors(table, moved_at, self.clock)
-
-    def state_dict(self) -> dict:
-        return {"moved_at": self._moved_at, **self.clock.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        self._moved_at.copy_(state["moved_at"])
-        self.clock.load_state_dict(state)
-
-
-class Clock:
-    """What rows have missed since each step: the sum over the steps after it of
-    rate * (b1 / sqrt(b2))^k * sqrt(1 - b2^j) / (1 - b1^j), for step j, the k-th since then."""
-
-    def __init__(self, step: int, device: torch.device):
-        self.step = self._first = step  # of Adam
-        self._sums = torch.zeros(1024, len(ON_HOST), dtype=torch.float64, device=device)
-        ages = torch.arange(1, LONGEST + 1, dtype=torch.float64, device=device)
-        self._powers = ((BETAS[0] / math.sqrt(BETAS[1])) ** ages).flip(0)
-
-    def tick(self, rates: list[float]) -> None:
-        """A step with these learning rates."""
-        self.step += 1
-        now, bias = self.step - self._first, [1 - beta**self.step for beta in BETAS]
-        if now == len(self._sums):
-            self._sums = torch.cat([self._sums, torch.zeros_like(self._sums)])
-        since = self._sums[max(now - LONGEST, 0) : now]
-        for column, rate in enumerate(rates):
-            size = rate * math.sqrt(bias[1]) / bias[0]
-            since[:, column].add_(self._powers[-len(since) :], alpha=size)
-
-    def state_dict(self) -> dict:
-        return {"first": self._first, "sums": self._sums[: self.step - self._first + 1]}
-
-    def load_state_dict(self, state: dict) -> None:
-        sums, self._first = state["sums"], state["first"]
-        self.step = self._first + len(sums) - 1
-        self._sums = torch.cat([sums.to(self._sums.device), torch.zeros_like(self._sums)])
-
-    def catch_up(self, numbers: Tensor, moved_at: Tensor) -> None:
-        """Rows of the table [n, 3 * width], up to date with these steps [n], in place."""
-        missed = (self.step - moved_at).double()[:, None]
-        sums = self._sums[(moved_at - self._first).long()].to(numbers.dtype)
-        width = numbers.shape[1] // 3
-        params, avgs, squares = numbers.split(width, 1)
-        drift = avgs / squares.sqrt().add_(ADAM_EPS)
-        params[:, :3] -= sums[:, :1] * drift[:, :3]
-        params[:, 3:] -= drift[:, 3:].mul_(sums[:, 1:])
-        for moments, beta in zip((avgs, squares), BETAS):
-            moments *= (beta**missed).to(numbers.dtype)
 
 
 class Part(GaussianModel):
@@ -207,6 +60,7 @@ class Offloaded(GaussianModel):
     ):
         self._parts: list[Part] = []  # that the pictures of this step were made of
         self._seen: Seen | None = None
+        self._upcoming = None  # camera
         super().__init__(params, sh_degree, active_sh_degree, extent)
 
     @property
@@ -259,7 +113,10 @@ class Offloaded(GaussianModel):
     ) -> tuple[GaussianModel, ScreenStats | None]:
         assert self._colors
         rows, params = self._rows_near(camera, scaling_modifier), self._params
+        next_rows = self._rows_expected() if torch.is_grad_enabled() else None
         fetched = self._colors.fetch(rows)
+        if next_rows is not None:
+            self._colors.read_ahead(next_rows)
         part = Part(
             {n: fetched.values[n][0] if n in ON_HOST else v.detach()[rows] for n, v in params.items()},
             self.sh_degree, self.active_sh_degree, self.extent,
@@ -280,6 +137,13 @@ class Offloaded(GaussianModel):
         for other in self._parts:
             other.fetched = None
         self._parts.append(part)
+
+    def expect(self, camera) -> None:
+        self._upcoming = camera
+
+    def _rows_expected(self) -> Tensor | None:
+        camera, self._upcoming = self._upcoming, None
+        return None if camera is None else self._rows_near(camera, 1.0)
 
     def spread(self, part: GaussianModel, values: Tensor) -> Tensor:
         assert isinstance(part, Part)
@@ -362,6 +226,10 @@ class Offloaded(GaussianModel):
         super().forget_gradients()
         self._parts, self._seen = [], None
 
+    def make_room(self) -> None:
+        if self._colors:
+            self._colors.forget_ahead()
+
     def gradients(self) -> dict[str, Tensor]:
         """By name, with a row for each Gaussian; those of colors on the host."""
         found = {n: v.grad for n, v in self._params.items() if v.grad is not None}
@@ -413,23 +281,6 @@ class Offloaded(GaussianModel):
         return [*others, self._colors.sum]
 
 
-@torch.no_grad()
-def up_to_date(state: dict) -> dict:
-    """The state of a model, as state_dict() has it, in which no row waits."""
-    if "behind" not in state:
-        return state
-    params, moments = ({n: dict(state[key])[n] for n in ON_HOST} for key in ("params", "moments"))
-    values = {n: [params[n], *(moments[n][key] for key in MOMENTS)] for n in ON_HOST}
-    colors = Colors.of(values, torch.device("cpu"), 0)
-    colors.load_state_dict(state["behind"])
-    colors.catch_up()
-    now = colors.on_host()
-    return state | {
-        "params": state["params"] | {n: now[n][0] for n in ON_HOST},
-        "moments": state["moments"] | {n: moments[n] | dict(zip(MOMENTS, now[n][1:])) for n in ON_HOST},
-    }
-
-
 class _Looked(dict):
     """Parameters by name. Those on the host catch up when somebody looks."""
 
@@ -471,44 +322,6 @@ def may_see(camera, means: Tensor, largest: Tensor) -> Tensor:
     place = focal * at[:, :2] / depth + K[:2, 2]
     outside = ((place < -reach) | (place > size + reach)).any(1)
     return (at[:, 2] > 0.999 * NEAR) & ~outside
-
-
-def _as_seen_from(device: torch.device, table: Tensor) -> Tensor:
-    """The same memory as a tensor of the device, which reads and writes it through the bus."""
-    return torch.as_tensor(_Pinned(table), device=device) if device.type == "cuda" and len(table) else table
-
-
-class _Pinned:
-    """What PyTorch asks of arrays of other libraries on a GPU."""
-
-    def __init__(self, tensor: Tensor):
-        self._tensor = tensor  # lives as long as what is made of it
-        self.__cuda_array_interface__ = {
-            "data": (tensor.data_ptr(), False),
-            "shape": tuple(tensor.shape),
-            "typestr": "<f4",
-            "version": 3,
-        }
-
-
-def _on_host(count: int, width: int, device: torch.device) -> Tensor:
-    try:
-        return torch.empty(count, width, pin_memory=device.type == "cuda")
-    except RuntimeError as error:
-        gigabytes = 4 * count * width / 2**30
-        raise MemoryError(f"the host has no {gigabytes:.1f} GiB for colors and their moments") from error
-
-
-def _columns(width: int) -> dict[tuple[str, int], slice]:
-    """From left to right: where the parameter (0) and the moments (1, 2) of sh_dc and sh_rest are."""
-    parts = (("sh_dc", 0, 3), ("sh_rest", 3, width))
-    return {(n, i): slice(i * width + first, i * width + end) for i in range(3) for n, first, end in parts}
-
-
-def _shaped(name: str, columns: Tensor) -> Tensor:
-    return (
-        columns.unflatten(1, (1, 3)) if name == "sh_dc" else columns.unflatten(1, (columns.shape[1] // 3, 3))
-    )
 
 
 def _gradient(value: Tensor) -> Tensor:

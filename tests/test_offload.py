@@ -9,12 +9,13 @@ from diff_gaussian_rasterization import rasterize
 
 import train
 from arguments import OptimizationParams
-from scene import gaussian_model, offload
+from scene import color_table, gaussian_model, offload
 from scene.cameras import Camera
+from scene.color_table import Clock
 from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
 from scene.gaussian_model import GaussianModel
-from scene.offload import Clock, Offloaded, may_see
+from scene.offload import Offloaded, may_see
 from tests import tiny_scenes
 from tests.test_gaussians import SHAPES, make_model, moments
 
@@ -37,7 +38,7 @@ def scene(tmp_path_factory):
 @pytest.fixture
 def plays_the_gpu(monkeypatch):
     monkeypatch.setattr(offload, "DEVICES", ("cuda", "cpu"))
-    monkeypatch.setattr(offload, "PIECE", 7)  # several pieces of a handful of rows
+    monkeypatch.setattr(color_table, "PIECE", 7)  # several pieces of a handful of rows
     monkeypatch.setattr(offload, "SCAN", 13)
     degree = lambda iteration, highest: min(iteration // 5, highest)  # noqa: E731
     monkeypatch.setattr(gaussian_model, "sh_degree_at", degree)
@@ -199,6 +200,25 @@ def test_a_step_for_which_memory_is_lacking_is_taken_again(scene, tmp_path, play
     monkeypatch.setattr(Offloaded, "_room_for_step", much)
     again = trained(scene, tmp_path / "again", *flags)
     assert next(calls) == 51 and farthest(again, plain) == 0
+
+
+def test_the_next_view_is_read_ahead_but_for_what_has_been_written(plays_the_gpu):
+    model = Offloaded({n: v.detach() for n, v in make_model(30).params.items()}, 3)
+    model.setup_optimizer(OptimizationParams())
+    colors, rows = model._colors, torch.arange(0, 30, 2)
+    assert colors
+    before = model.sh_dc.detach().clone()
+    colors.read_ahead(rows)
+    mine = colors.fetch(torch.tensor([2, 3, 9, 20]))
+    for values in mine.values["sh_dc"]:
+        values += 1
+    colors.store(mine, torch.tensor([True, True, False, True]))
+    model._params["sh_dc"].data[8] = 7  # behind its back: what was read ahead is not read again
+    found = colors.fetch(torch.tensor([2, 3, 4, 8, 9, 20, 29]))
+    expected = before[found.rows] + torch.tensor([1.0, 1, 0, 0, 0, 1, 0])[:, None, None]
+    assert torch.equal(found.values["sh_dc"][0], expected)
+    model.make_room()
+    assert (colors.fetch(torch.tensor([8])).values["sh_dc"][0] == 7).all()
 
 
 def test_numbers_that_are_not_finite_are_noticed(plays_the_gpu):

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 
 from scene import formats
+from scene.color_table import up_to_date
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS
-from scene.offload import up_to_date
 from scene.torch_file import read_torch_file
 from training.report import Scores
 from utils.files import DataError, atomic_write

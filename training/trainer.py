@@ -88,7 +88,9 @@ class Trainer(Method):
         camera = self._camera(view, iteration)
         self.last_view = camera.name
         moves = iteration % self._shared_by(iteration) == 0 or iteration == self.opt.iterations
-        self.scene.train_cameras[self.queue.peek()].prefetch()
+        upcoming = self.scene.train_cameras[self.queue.peek()]
+        upcoming.prefetch()
+        self.gaussians.expect(upcoming)
         self._blur(iteration)
         stats = self.strategy.stats(self.gaussians, iteration)
         if native := self._truthful(iteration, camera, background):
