@@ -19,7 +19,6 @@ from torch import Tensor
 from scene.gaussian_model import ADAM_EPS, MOMENTS
 
 ON_HOST = ("sh_dc", "sh_rest")
-BETAS = (0.9, 0.999)
 LONGEST = 256  # steps after which a row that waits has come to rest: 0.9^256 is 2e-12
 PIECE = 2**18  # rows that pass through the device's scratch memory at a time
 SMALL_PIECE = 2**11  # the same beside other work, to which it leaves most of the device
@@ -176,44 +175,54 @@ class Colors:
 
 class Clock:
     """What rows have missed since each step: the sum over the steps after it of
-    rate * (b1 / sqrt(b2))^k * sqrt(1 - b2^j) / (1 - b1^j), for step j, the k-th since then."""
+    rate * b1^k / sqrt(b2^k) * sqrt(1 - b2^j) / (1 - b1^j), for step j, the k-th since then. And how far the
+    moments have decayed: the logarithms of b1 and b2, summed over the steps so far."""
 
     def __init__(self, step: int, device: torch.device):
         self.step = self._first = step  # of Adam
         self._sums = torch.zeros(1024, len(ON_HOST), dtype=torch.float64, device=device)
-        ages = torch.arange(1, LONGEST + 1, dtype=torch.float64, device=device)
-        self._powers = ((BETAS[0] / math.sqrt(BETAS[1])) ** ages).flip(0)
+        self._decays = torch.zeros_like(self._sums)
 
-    def tick(self, rates: list[float]) -> None:
+    def tick(self, rates: list[float], betas: tuple[float, float]) -> None:
         """A step with these learning rates."""
         self.step += 1
-        now, bias = self.step - self._first, [1 - beta**self.step for beta in BETAS]
+        now, bias = self.step - self._first, [1 - beta**self.step for beta in betas]
         if now == len(self._sums):
-            self._sums = torch.cat([self._sums, torch.zeros_like(self._sums)])
-        since = self._sums[max(now - LONGEST, 0) : now]
+            self._sums, self._decays = (_twice_as_long(values) for values in (self._sums, self._decays))
+        self._decays[now] = self._decays[now - 1]
+        for column, beta in enumerate(betas):
+            self._decays[now, column] += math.log(beta)
+        begin = max(now - LONGEST, 0)
+        avg, square = (self._decays[now] - self._decays[begin:now]).unbind(1)
+        share = (avg - square / 2).exp()
         for column, rate in enumerate(rates):
-            size = rate * math.sqrt(bias[1]) / bias[0]
-            since[:, column].add_(self._powers[-len(since) :], alpha=size)
+            self._sums[begin:now, column].add_(share, alpha=rate * math.sqrt(bias[1]) / bias[0])
 
     def state_dict(self) -> dict:
-        return {"first": self._first, "sums": self._sums[: self.step - self._first + 1]}
+        known = self.step - self._first + 1
+        return {"first": self._first, "sums": self._sums[:known], "decays": self._decays[:known]}
 
     def load_state_dict(self, state: dict) -> None:
-        sums, self._first = state["sums"], state["first"]
-        self.step = self._first + len(sums) - 1
-        self._sums = torch.cat([sums.to(self._sums.device), torch.zeros_like(self._sums)])
+        self._first, self.step = state["first"], state["first"] + len(state["sums"]) - 1
+        self._sums, self._decays = (
+            _twice_as_long(state[key].to(self._sums.device)) for key in ("sums", "decays")
+        )
 
     def catch_up(self, numbers: Tensor, moved_at: Tensor) -> None:
         """Rows of the table [n, 3 * width], up to date with these steps [n], in place."""
-        missed = (self.step - moved_at).double()[:, None]
-        sums = self._sums[(moved_at - self._first).long()].to(numbers.dtype)
-        width = numbers.shape[1] // 3
-        params, avgs, squares = numbers.split(width, 1)
+        since, now = (moved_at - self._first).long(), self.step - self._first
+        sums = self._sums[since].to(numbers.dtype)
+        decays = (self._decays[now] - self._decays[since]).exp().to(numbers.dtype)
+        params, avgs, squares = numbers.split(numbers.shape[1] // 3, 1)
         drift = avgs / squares.sqrt().add_(ADAM_EPS)
         params[:, :3] -= sums[:, :1] * drift[:, :3]
         params[:, 3:] -= drift[:, 3:].mul_(sums[:, 1:])
-        for moments, beta in zip((avgs, squares), BETAS):
-            moments *= (beta**missed).to(numbers.dtype)
+        avgs *= decays[:, :1]
+        squares *= decays[:, 1:]
+
+
+def _twice_as_long(values: Tensor) -> Tensor:
+    return torch.cat([values, torch.zeros_like(values)])
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from diff_gaussian_rasterization import ScreenStats
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
-from scene.color_table import BETAS, ON_HOST, Colors, Fetched
-from scene.gaussian_model import ADAM_EPS, MOMENTS, GaussianModel
+from scene.color_table import ON_HOST, Colors, Fetched
+from scene.gaussian_model import MOMENTS, GaussianModel
 
 SCAN = 2**22  # rows that are looked at in one go for which of them a camera may see
 NEAR, FOV_MARGIN, TILE = 0.2, 1.3, 16  # constants of the rasterizer: nearest depth, see may_see(), pixels
@@ -191,7 +191,8 @@ class Offloaded(GaussianModel):
                 _add_rows(self._params[name], seen.rows, seen.grads[name])
             super().step(visible)
         if not self.sparse:
-            colors.clock.tick(self._color_rates())
+            rates, betas, _ = self._adam_of_colors()
+            colors.clock.tick(rates, betas)
             for name in ON_HOST:
                 self.optimizer.state[self._params[name]]["step"] += 1
         colors.store(fetched, moved)
@@ -202,9 +203,11 @@ class Offloaded(GaussianModel):
         moments = sum(len(MOMENTS) * v.numel() for v in others if not self.optimizer.state.get(v))
         return moments + max(v.numel() for v in others)
 
-    def _color_rates(self) -> list[float]:
-        rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        return [float(rates[name]) for name in ON_HOST]
+    def _adam_of_colors(self) -> tuple[list[float], tuple[float, float], float]:
+        """Learning rates, betas and eps."""
+        groups = {group["name"]: group for group in self.optimizer.param_groups}
+        first = groups[ON_HOST[0]]
+        return [float(groups[name]["lr"]) for name in ON_HOST], first["betas"], first["eps"]
 
     @torch.no_grad()
     def _moved_colors(self, colors: Colors, seen: Seen, visible: Tensor) -> tuple[Fetched, Tensor]:
@@ -217,9 +220,8 @@ class Offloaded(GaussianModel):
         if self.sparse:
             number, shown = 1, visible[seen.rows]
             moved = shown
-        torch.ops.tilesplat.adam_step(
-            params, grads, *moments, self._color_rates(), *BETAS, ADAM_EPS, number, shown
-        )
+        rates, betas, eps = self._adam_of_colors()
+        torch.ops.tilesplat.adam_step(params, grads, *moments, rates, *betas, eps, number, shown)
         return fetched, moved
 
     def forget_gradients(self) -> None:

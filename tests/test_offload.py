@@ -18,6 +18,7 @@ from scene.gaussian_model import GaussianModel
 from scene.offload import Offloaded, may_see
 from tests import tiny_scenes
 from tests.test_gaussians import SHAPES, make_model, moments
+from utils.files import DataError
 
 SHORT = [
     "--device", "cpu", "--disable_viewer", "--quiet", "--iterations", "50", "--densify_from_iter", "5",
@@ -86,7 +87,7 @@ def test_what_a_row_has_missed():
     v = 0.08991, and bias corrections 0.3439 and 0.003994. So it moves by 0.1 * 0.54 / 0.3439 divided by
     sqrt(0.08991 / 0.003994)."""
     clock = Clock(3, CPU)
-    clock.tick([0.1, 0.1])
+    clock.tick([0.1, 0.1], (0.9, 0.999))
     row = torch.tensor([[1.0] * 6 + [0.6] * 6 + [0.09] * 6])
     clock.catch_up(row, torch.tensor([3], dtype=torch.int32))
     expected = 1 - 0.1 * 0.54 / 0.3439 / math.sqrt(0.08991 / (1 - 0.999**4))
@@ -97,7 +98,7 @@ def test_what_a_row_has_missed():
 @pytest.mark.parametrize("missed", [0, 1, 2, 30, 300, 1500])
 @pytest.mark.parametrize("before", [1, 20, 2000])
 def test_missed_steps_are_those_of_dense_adam(before, missed):
-    """In float64, with rates that fall."""
+    """In float64, with rates that fall, and betas that change."""
     random = torch.Generator().manual_seed(before + missed)
     width = 12
     row = torch.randn(5, 3 * width, generator=random, dtype=torch.float64)
@@ -106,11 +107,12 @@ def test_missed_steps_are_those_of_dense_adam(before, missed):
     clock = Clock(before, CPU)
     for step in range(before + 1, before + missed + 1):
         rates = [2.5e-3 * 0.999**step, 1.25e-4 * 0.999**step]
-        clock.tick(rates)
-        avg, square = 0.9 * avg, 0.999 * square
-        root = (square / (1 - 0.999**step)).sqrt() + 1e-15
+        b1, b2 = (0.9, 0.999) if step % 100 < 50 else (0.8, 0.998)
+        clock.tick(rates, (b1, b2))
+        avg, square = b1 * avg, b2 * square
+        root = (square / (1 - b2**step)).sqrt() + 1e-15
         each = torch.tensor([rates[0]] * 3 + [rates[1]] * (width - 3), dtype=torch.float64)
-        value = value - each * avg / (1 - 0.9**step) / root
+        value = value - each * avg / (1 - b1**step) / root
     clock.catch_up(row, torch.full((5,), before, dtype=torch.int32))
     for ours, truth in zip(row.split(width, 1), (value, avg, square)):
         torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-9 * float(truth.abs().max()))
@@ -190,6 +192,24 @@ def test_checkpoints_are_those_of_any_run(scene, tmp_path, plays_the_gpu):
         scene, tmp_path / "d", "--no-fused", "--start_checkpoint", str(tmp_path / "b/chkpnt23.pth")
     )
     assert max(farthest(model, plain) for model in (ours, there, back)) < 1e-4
+
+
+def test_what_is_wrong_in_a_checkpoint_is_told(scene, tmp_path, plays_the_gpu, capsys):
+    trained(scene, tmp_path / "a", "--offload", "--iterations", "4", "--checkpoint_iterations", "2")
+    state = torch.load(tmp_path / "a/chkpnt2.pth", weights_only=True)
+    behind = state["parts"]["gaussians"]["behind"]
+    for key, value, told in [
+        ("moved_at", behind["moved_at"] + 7, "the steps of waiting rows must be 0 to 2"),
+        ("moved_at", behind["moved_at"][1:], "must be 40 32-bit integers"),
+        ("sums", behind["sums"].float(), "must be pairs of 64-bit floats"),
+        ("decays", behind["decays"][1:], "must be pairs of 64-bit floats"),
+        ("first", -1, "first step of waiting rows must be an integer from 0"),
+    ]:
+        state["parts"]["gaussians"]["behind"] = behind | {key: value}
+        torch.save(state, tmp_path / "bad.pth")
+        with pytest.raises(DataError, match="was it trained"):
+            trained(scene, tmp_path / "b", "--offload", "--start_checkpoint", str(tmp_path / "bad.pth"))
+        assert told in capsys.readouterr().err
 
 
 def test_a_step_for_which_memory_is_lacking_is_taken_again(scene, tmp_path, plays_the_gpu, monkeypatch):

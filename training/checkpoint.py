@@ -189,14 +189,16 @@ def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
 
 
 def _check_waiting(waiting: dict[str, Any], count: int) -> None:
-    moved_at, sums, first = (waiting[key] for key in ("moved_at", "sums", "first"))
+    moved_at, sums, decays, first = (waiting[key] for key in ("moved_at", "sums", "decays", "first"))
     _check_number("first step of waiting rows", first)
     if moved_at.dtype != torch.int32 or moved_at.shape != (count,):
         raise ValueError(f"the steps of waiting rows must be {count} 32-bit integers")
-    if sums.dtype != torch.float64 or sums.dim() != 2 or sums.shape[1] != 2 or not len(sums):
-        raise ValueError("the sums of waiting rows must be pairs of 64-bit floats")
-    if count and not (first <= int(moved_at.min()) and int(moved_at.max()) < first + len(sums)):
-        raise ValueError(f"the steps of waiting rows must be {first} to {first + len(sums) - 1}")
+    for values in (sums, decays):
+        if values.dtype != torch.float64 or not len(sums) or values.shape != (len(sums), 2):
+            raise ValueError("what waiting rows have missed must be pairs of 64-bit floats")
+    last = first + len(sums) - 1
+    if count and not (first <= int(moved_at.min()) and int(moved_at.max()) <= last):
+        raise ValueError(f"the steps of waiting rows must be {first} to {last}")
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...]) -> None:
