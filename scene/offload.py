@@ -147,7 +147,7 @@ class Offloaded(GaussianModel):
 
     def spread(self, part: GaussianModel, values: Tensor) -> Tensor:
         assert isinstance(part, Part)
-        return values.new_zeros(len(self), *values.shape[1:]).index_copy_(0, part.rows, values)
+        return values.new_zeros(*values.shape[:-1], len(self)).index_copy_(-1, part.rows, values)
 
     @torch.no_grad()
     def _rows_near(self, camera, scaling_modifier: float) -> Tensor:
@@ -311,19 +311,19 @@ class _Looked(dict):
 @torch.no_grad()
 def may_see(camera, means: Tensor, largest: Tensor) -> Tensor:
     """Mask [N]: False only if the splat of such a Gaussian, of which this is the largest scale, lies behind
-    the camera or, estimated generously, beside the image."""
-    matrix, K = camera.world_to_camera.detach().to(means), camera.K.to(means)
-    at = means @ matrix[:3, :3].T + matrix[:3, 3]
-    size = K.new_tensor([camera.width, camera.height])
-    focal, depth = K.diagonal()[:2], at[:, 2:]
+    the camera (or all of several) or, estimated generously, beside the image."""
+    K, size = camera.K.to(means), means.new_tensor([camera.width, camera.height])
+    focal, seen = K.diagonal()[:2], torch.zeros_like(largest, dtype=torch.bool)
     steep = 1 + (FOV_MARGIN * size / (2 * focal)) ** 2  # the projection is linearized no farther outside
-    sigma = (
-        (focal**2 * steep).sum().sqrt() * largest[:, None] / depth
-    )  # at least the splat's largest, in pixels
-    reach = 3 * (sigma + 2) + TILE
-    place = focal * at[:, :2] / depth + K[:2, 2]
-    outside = ((place < -reach) | (place > size + reach)).any(1)
-    return (at[:, 2] > 0.999 * NEAR) & ~outside
+    for matrix in camera.world_to_camera.detach().to(means).view(-1, 4, 4):
+        at = means @ matrix[:3, :3].T + matrix[:3, 3]
+        depth = at[:, 2:]
+        sigma = (focal**2 * steep).sum().sqrt() * largest[:, None] / depth  # at least the splat's, in pixels
+        reach = 3 * (sigma + 2) + TILE
+        place = focal * at[:, :2] / depth + K[:2, 2]
+        outside = ((place < -reach) | (place > size + reach)).any(1)
+        seen |= (at[:, 2] > 0.999 * NEAR) & ~outside
+    return seen
 
 
 def _gradient(value: Tensor) -> Tensor:

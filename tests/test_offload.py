@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,9 @@ def test_nothing_that_shows_is_left_out(distance):
     found = may_see(view, means, scales.amax(1))
     assert shows.sum() > 500 and not (shows & ~found).any()
     assert found.sum() < 2.0 * shows.sum() and found.float().mean() < 0.6
+    places = torch.stack([view.world_to_camera, torch.eye(4)])
+    either = may_see(replace(view, world_to_camera=places), means, scales.amax(1))
+    assert torch.equal(either, found | may_see(camera(0.0), means, scales.amax(1)))
 
 
 def test_rows_move_with_their_moments(plays_the_gpu):
