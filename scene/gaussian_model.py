@@ -218,7 +218,7 @@ class GaussianModel:
         """Memory is lacking: give up what only saves time."""
 
     def spread(self, part: "GaussianModel", values: Tensor) -> Tensor:
-        """Values [..., V] of what seen_by() returned as those of all Gaussians, [..., N]; the others are 0."""
+        """Values [..., V] of what seen_by() returned as [..., N] of all Gaussians; the others are 0."""
         return values
 
     # Optimization
