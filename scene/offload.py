@@ -167,15 +167,18 @@ class Offloaded(GaussianModel):
         parts, self._parts = self._parts, []
         for part in parts:
             part.add_statistics()
-        grads = [(part, {n: _gradient(value) for n, value in part._params.items()}) for part in parts]
-        if len(parts) == 1 and max(self._opt.update_every) == 1:
-            self._seen = Seen(parts[0].rows, grads[0][1], parts[0].fetched)
+        found = [
+            Seen(part.rows, {n: _gradient(value) for n, value in part._params.items()}, part.fetched)
+            for part in parts
+        ]
+        if len(found) == 1 and self._seen is None and max(self._opt.update_every) == 1:
+            self._seen = found[0]
             return
-        for part, of_part in grads:  # elsewhere they meet those of other pictures
-            for name in of_part.keys() - set(ON_HOST):
-                _add_rows(self._params[name], part.rows, of_part[name])
-        known = [(self._seen.rows, self._seen.grads)] if self._seen else []
-        self._seen = _joined(known + [(part.rows, of_part) for part, of_part in grads])
+        found = [*([self._seen] if self._seen else []), *found]
+        for seen in found:  # those of a parameter on the device meet there
+            for name in seen.grads.keys() - set(ON_HOST):
+                _add_rows(self._params[name], seen.rows, seen.grads[name])
+        self._seen = _joined(found)
 
     def step(self, visible: Tensor) -> None:
         seen, colors = self._seen, self._colors
@@ -237,8 +240,8 @@ class Offloaded(GaussianModel):
         found = {n: v.grad for n, v in self._params.items() if v.grad is not None}
         if self._seen:
             for name, gradient in self._seen.grads.items():
-                whole = torch.zeros(self._params[name].shape)
-                found[name] = whole.index_copy_(0, self._seen.rows.cpu(), gradient.cpu())
+                known = found.get(name, torch.zeros(self._params[name].shape)).cpu()
+                found[name] = known.index_add(0, self._seen.rows.cpu(), gradient.cpu())
         return found
 
     def _scale_gradients(self, factor: float) -> None:
@@ -336,12 +339,13 @@ def _add_rows(param: nn.Parameter, rows: Tensor, gradient: Tensor) -> None:
     param.grad.index_add_(0, rows, gradient)
 
 
-def _joined(parts: list[tuple[Tensor, dict[str, Tensor]]]) -> Seen:
+def _joined(found: list[Seen]) -> Seen:
     """Gradients of colors, of several pictures."""
-    rows = torch.cat([rows for rows, _ in parts]).unique()
-    grads = {name: parts[0][1][name].new_zeros(len(rows), *parts[0][1][name].shape[1:]) for name in ON_HOST}
-    for own, of_part in parts:
-        places = torch.searchsorted(rows, own)
+    rows = torch.cat([seen.rows for seen in found]).unique()
+    first = found[0].grads
+    grads = {name: first[name].new_zeros(len(rows), *first[name].shape[1:]) for name in ON_HOST}
+    for seen in found:
+        places = torch.searchsorted(rows, seen.rows)
         for name in ON_HOST:
-            grads[name].index_add_(0, places, of_part[name])
+            grads[name].index_add_(0, places, seen.grads[name])
     return Seen(rows, grads, None)
