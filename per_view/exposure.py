@@ -16,9 +16,11 @@ from per_view.module import PerView
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
-from utils.schedules import log_linear
+from utils.schedules import for_views, log_linear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+STEADY = 0.1  # the last rate of --appearance exposure, against exposure_lr_final: scenes follow what moves
 
 
 class Exposure(PerView):
@@ -59,14 +61,15 @@ class Exposure(PerView):
 
     def schedule(self, iteration: int) -> None:
         opt = self._opt
-        self.optimizer.param_groups[0]["lr"] = log_linear(
+        rate = log_linear(
             iteration,
             opt.exposure_lr_init,
-            opt.exposure_lr_final,
+            opt.exposure_lr_final * (STEADY if self.median else 1.0),
             opt.iterations,
             opt.exposure_lr_delay_steps,
             opt.exposure_lr_delay_mult,
         )
+        self.optimizer.param_groups[0] |= for_views(self.views, rate, ADAM_BETAS, ADAM_EPS)
 
     def prepare(self) -> None:
         if self.values.grad is not None:
@@ -77,6 +80,9 @@ class Exposure(PerView):
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.median:  # what photos share is the scene's
+            with torch.no_grad():
+                self.values -= self.values.mean(0) - torch.eye(3, 4, device=self.values.device)
 
     def state_dict(self) -> dict:
         moments = dict(self.optimizer.state[self.values])

@@ -13,6 +13,7 @@ class PerView:
     """The defaults do nothing."""
 
     name = ""  # of its part in checkpoints
+    views = 1  # of a step
     blurs = False  # does picture() take sharpness away that no camera took?
 
     def cameras(self, camera: Camera) -> list[Camera]:
@@ -37,6 +38,18 @@ class PerView:
 
     def schedule(self, iteration: int) -> None:
         """Learning rates of this step (counted from 1)."""
+
+    def forget_gradients(self) -> None:
+        """Of a step that was not taken."""
+        for value in self.parameters():
+            value.grad = None
+
+    def average_gradients(self, views: int) -> None:
+        """They are sums over so many views, and become means."""
+        if views > 1:
+            for value in self.parameters():
+                if value.grad is not None:
+                    value.grad /= views
 
     def prepare(self) -> None:
         """Take the memory that step() needs: if it is lacking, the step fails here, before anything moved."""

@@ -33,6 +33,7 @@ from scene.images import (
     training_size,
 )
 from scene.lens import undistorted_size
+from scene.on_disk import keep_on_disk
 from scene.points import PointCloud, bounds_of_points, points_in_view, uniform_points
 from scene.readers import View, read_dataset
 from scene.readers.views import Points
@@ -78,8 +79,8 @@ class Scene:
         for_training: bool = True,
         quiet: bool = False,
     ):
-        if model.data_device != "cpu" and not model.data_device.startswith("cuda"):
-            raise DataError(f"data_device must be cuda or cpu, got {model.data_device}")
+        if model.data_device not in ("cpu", "disk") and not model.data_device.startswith("cuda"):
+            raise DataError(f"data_device must be cuda, cpu or disk, got {model.data_device}")
         self._model, self._device, self._seed = model, device, seed
         self._say: Callable[[str], None] = (lambda text: None) if quiet else say
         depths = model.depths if for_training else ""
@@ -123,7 +124,7 @@ class Scene:
 
         if for_training:
             to_load = [p for seen in pictures.values() for p in seen if isinstance(p, Picture)]
-            self._say(load_all(to_load, device, on_host=model.data_device == "cpu", quiet=quiet))
+            self._say(self._load(to_load, quiet))
             self._check_masks()
             self.extent = self._extent_or_distance(train)
             shuffle = random.Random(seed).shuffle
@@ -200,14 +201,19 @@ class Scene:
         by_alpha = self._model.alpha == "mask"
         white, device, decoded = self._model.white_background, self._device, DECODED * math.prod(file_size)
         decode = partial(load_image, view.image_path, size, white, lens, cache, cutout, by_alpha, turn)
-        photo, depth, counted = Picture(decode, 3 * width * height, device, decoded), None, None
+        photo, depth, counted = Picture(decode, (3, height, width), device, decoded), None, None
         if view.depth is not None and view.depth.reliable:
             decode = partial(load_inverse_depth, view.depth, size, lens, view.turn(view.depth.path))
-            depth = Picture(decode, 4 * width * height, device, decoded)
+            depth = Picture(decode, (height, width), device, decoded, torch.float32)
         if ignored is not None or by_alpha:
             decode = partial(load_counts, view.image_path, size, lens, ignored, by_alpha, turn)
-            counted = Picture(decode, width * height, device, decoded)
+            counted = Picture(decode, (height, width), device, decoded)
         return _Pictures(width, height, photo, depth, counted)
+
+    def _load(self, pictures: list[Picture], quiet: bool) -> str:
+        if self._model.data_device == "disk":
+            return keep_on_disk(pictures, self._folder.path, quiet)
+        return load_all(pictures, self._device, on_host=self._model.data_device == "cpu", quiet=quiet)
 
     def _undistorted_path(self, view: View) -> Path:
         photo, folder = view.image_path, self._dataset.folder

@@ -88,18 +88,25 @@ class Camera:
 
 def smaller(camera: Camera, times: int) -> Camera:
     """The same view with pictures so many times narrower, which stay where they are computed with."""
+    small = narrower(camera, times)
+    pictures = {
+        name: None if picture is None else _resized(picture, (small.height, small.width))
+        for name, picture in (("photo", camera.photo), ("depth", camera.depth), ("counted", camera.counted))
+    }
+    return replace(small, **pictures)
+
+
+def narrower(camera: Camera, times: int) -> Camera:
+    """The same without pictures."""
     width, height = max(camera.width // times, 1), max(camera.height // times, 1)
     factors = camera.K.new_tensor([[width / camera.width], [height / camera.height], [1.0]])
     half = camera.half
     if half is not None:
         start, stop, _ = half.indices(camera.width)
         half = slice(start * width // camera.width, stop * width // camera.width)
-    pictures = {
-        name: None if picture is None else _resized(picture, (height, width))
-        for name, picture in (("photo", camera.photo), ("depth", camera.depth), ("counted", camera.counted))
-    }
+    none = dict(photo=None, depth=None, counted=None)
     return replace(
-        camera, width=width, height=height, K=camera.K * factors, half=half, coarseness=times, **pictures
+        camera, width=width, height=height, K=camera.K * factors, half=half, coarseness=times, **none
     )
 
 
@@ -111,6 +118,6 @@ def _resized(picture: Picture, size: tuple[int, int]) -> Picture:
     value = value.view(*whole.shape[:-2], *size)
     if whole.dtype == torch.uint8:
         value = (value + 0.5).to(torch.uint8) if whole.dim() == 3 else (value > 0.999).to(torch.uint8)
-    small = Picture(lambda: value, value.nbytes, picture.device)
+    small = Picture(lambda: value, value.shape, picture.device, dtype=value.dtype)
     small.keep(value, on_device=True)
     return small

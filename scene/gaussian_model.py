@@ -13,17 +13,20 @@ from diff_gaussian_rasterization import FusedAdam, ScreenStats, SparseGaussianAd
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
+from distributed import ALONE, Move, Ranks
+from distributed.rows import from_all, on_first, own, own_of
 from scene.filter_3d import blurred
 from scene.points import PointCloud
 from utils.files import DataError
 from utils.geometry import covariances
 from utils.memory import in_short, out_of_memory
-from utils.schedules import log_linear, sh_degree_at
+from utils.schedules import for_views, log_linear, sh_degree_at
 from utils.sh import rgb_to_sh
 
 INITIAL_OPACITY = 0.1
 RESET_OPACITY = 0.01
 FAINTEST = 1e-12  # opacity whose logit is kept
+ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-15  # gradients of positions are tiny: the usual 1e-8 would damp them
 MOMENTS = ("exp_avg", "exp_avg_sq")
 PROBES = 32  # rows on which the activations are tried
@@ -65,6 +68,8 @@ class GaussianModel:
         self.sh_degree = sh_degree  # the highest
         self.active_sh_degree = active_sh_degree  # the highest in use so far
         self.extent = extent  # radius of the scene, to which position learning rates are relative
+        self.rates_for = 1.0  # views of a step, for which learning rates are larger: see for_views()
+        self.ranks, self._total = ALONE, 0  # see deal()
         self._own_rates: dict[str, float] = {}  # attributes of one's own -> learning rate
         self._standard: bool | None = None  # see standard_activations()
 
@@ -138,7 +143,35 @@ class GaussianModel:
             settle()
 
     def __len__(self) -> int:
+        """How many Gaussians there are here."""
         return len(self._params["means"])
+
+    # Several processes, each with its own rows
+
+    def deal(self, ranks: Ranks) -> None:
+        """Of all rows, keep those of this process. Call it before setup_optimizer()."""
+        self.ranks, self._total = ranks, len(self)
+        self.params = {k: nn.Parameter(own(ranks, v.detach())) for k, v in self.params.items()}
+
+    @property
+    def total(self) -> int:
+        """How many Gaussians there are in all processes."""
+        return len(self) if self.ranks.alone else self._total
+
+    def from_all(self, values: Tensor) -> Tensor:
+        """The rows [total, ...] of all processes, of values [N, ...] with a row for each Gaussian here."""
+        return from_all(self.ranks, values, self.total)
+
+    def own(self, values: Tensor) -> Tensor:
+        """The other way: of the rows of all processes, those of the Gaussians here."""
+        return own(self.ranks, values)
+
+    def add_to(self, name: str, index: Tensor, values: Tensor) -> None:
+        """To these rows, counted over all processes, of a parameter."""
+        self.params[name].index_add_(0, *own_of(self.ranks, index, values.to(self.means.dtype)))
+
+    def set_rows(self, name: str, index: Tensor, values: Tensor) -> None:
+        self.params[name].index_copy_(0, *own_of(self.ranks, index, values.to(self.means.dtype)))
 
     @property
     def device(self) -> torch.device:
@@ -170,6 +203,15 @@ class GaussianModel:
         scales, opacities = self.shown()
         params = dict(self.params)
         params |= {"log_scales": scales.log(), "opacity_logits": opacities.clamp_min(FAINTEST).logit()}
+        shown = GaussianModel(params, self.sh_degree, self.active_sh_degree, self.extent)
+        shown.ranks, shown._total = self.ranks, self._total
+        return shown
+
+    def whole(self) -> "GaussianModel":
+        """The Gaussians of all processes, on the host of the first; in the others it has none."""
+        if self.ranks.alone:
+            return self
+        params = {name: on_first(self.ranks, v.detach(), self.total) for name, v in self.params.items()}
         return GaussianModel(params, self.sh_degree, self.active_sh_degree, self.extent)
 
     def standard_activations(self) -> bool:
@@ -236,14 +278,14 @@ class GaussianModel:
     def schedule(self, iteration: int) -> None:
         """Learning rates and SH degree of this step (counted from 1)."""
         opt = self._opt
+        late = max(iteration - opt.iterations // 2, 0)
+        part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
         for group in self.optimizer.param_groups:
+            rate = part * self._rates[group["name"]]
             if group["name"] == "means":
                 start, end = opt.position_lr_init * self.extent, opt.position_lr_final * self.extent
-                group["lr"] = log_linear(iteration, start, end, opt.position_lr_max_steps)
-            elif opt.rates_final < 1:
-                late = max(iteration - opt.iterations // 2, 0)
-                part = log_linear(late, 1.0, opt.rates_final, opt.iterations - opt.iterations // 2)
-                group["lr"] = part * self._rates[group["name"]]
+                rate = log_linear(iteration, start, end, opt.position_lr_max_steps)
+            group |= for_views(self.rates_for, rate, ADAM_BETAS, ADAM_EPS)
         degree = max(self.active_sh_degree, sh_degree_at(iteration, self.sh_degree))
         if degree != self.active_sh_degree:
             self.active_sh_degree, self._standard = degree, None
@@ -259,6 +301,12 @@ class GaussianModel:
             self.optimizer.step()
         self.forget_gradients()
 
+    def prepare(self) -> None:
+        """Take the memory that step() needs."""
+        if isinstance(self.optimizer, FusedAdam):
+            self.optimizer.begin_step()
+            self.optimizer.take_step_back()
+
     def forget_gradients(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         self.collected = 0
@@ -267,12 +315,13 @@ class GaussianModel:
         """By name, of parameters that have one."""
         return {name: value.grad for name, value in self.params.items() if value.grad is not None}
 
-    def collect(self, loss: Tensor) -> None:
-        """Backward; the gradients are then the mean over one view more."""
+    def collect(self, loss: Tensor, views: int = 1) -> None:
+        """Backward of a view, and of those that other processes show at the same time; the gradients are then
+        the mean over so many views more."""
         if self.collected:
             self._scale_gradients(self.collected)
         self._backward(loss)
-        self.collected += 1
+        self.collected += views
         if self.collected > 1:
             self._scale_gradients(1 / self.collected)
 
@@ -285,36 +334,40 @@ class GaussianModel:
 
     @torch.no_grad()
     def reindex(self, index: Tensor, fresh: Tensor | None = None) -> None:
-        """Make row k of the model what row index[k] was, carrying Adam's moments along.
+        """Make row k of the model what row index[k] was, carrying Adam's moments along. Rows are counted over
+        all processes.
 
         Pruning, cloning, splitting and sorting are all this one move. Rows in the mask `fresh` are new
         Gaussians: they start with zero moments. Gradients do not move; call after the optimizer's step.
         When memory for the new rows is lacking, it fails before anything has moved.
         """
         self.settle()
-        self._reserve(len(index))
+        move = Move(self.ranks, index)
+        self._reserve(move.count)
+        self.ranks.meet("room for rows")
         self.forget_gradients()
         self.smallest = None
         device = self.device
         try:
-            self._move(index, fresh)
+            self._move(move, None if fresh is None else self.own(fresh))
+            self._total = len(index)
             self._bring_back(device)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
             raise DataError(f"while Gaussians were moved: {in_short(error)}") from None
 
-    def _move(self, index: Tensor, fresh: Tensor | None) -> None:
+    def _move(self, move: Move, fresh: Tensor | None) -> None:
         groups = [group for group in self.optimizer.param_groups if group["name"] not in self.on_host]
         for group in groups:  # nothing old is kept longer than it takes to copy it
             old = group["params"].pop()
             state = self.optimizer.state.pop(old, {})
-            new = group["params"] = [nn.Parameter(_rows(old, index))]
+            new = group["params"] = [nn.Parameter(_rows(old, move))]
             self._params[group["name"]] = new[0]
             del old
             for key in MOMENTS:
                 if key in state:
-                    state[key] = _rows(state[key], index)
+                    state[key] = _rows(state[key], move)
                     if fresh is not None:
                         rows = fresh.view(-1, *[1] * (state[key].dim() - 1))
                         state[key].masked_fill_(rows.to(state[key].device), 0)
@@ -336,9 +389,12 @@ class GaussianModel:
     def _reserve(self, count: int) -> None:
         """Fail if there is no room for so many rows, with their moments. Tensor after tensor, the new one is
         made before the old one goes; a GPU can do without, as _rows() goes through the host then."""
-        rows = [v.shape[1:].numel() for name, v in self._params.items() if name not in self.on_host]
+        here = [value for name, value in self._params.items() if name not in self.on_host]
+        rows = [value.shape[1:].numel() for value in here]  # numbers in each
         more = max(count - len(self), 0) * sum(rows) * (1 + len(MOMENTS))
-        if self.device.type == "cpu":
+        if not self.ranks.alone:  # what is sent, what is received, and what becomes of it
+            more += 3 * max(count, len(self)) * max(rows)
+        elif self.device.type == "cpu":
             more += count * max(rows)
         elif more:
             more += GPU_PIECES
@@ -383,6 +439,7 @@ class GaussianModel:
             name: nn.Parameter(params[name].to("cpu" if name in self.on_host else device).contiguous())
             for name in self._params
         }
+        self._total = state.get("total", len(self))
         self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
         self.extent = state["extent"] or self.extent
         self.setup_optimizer(self._opt)
@@ -410,9 +467,12 @@ def _standard_activations(model: GaussianModel) -> bool:
     )
 
 
-def _rows(tensor: Tensor, index: Tensor) -> Tensor:
+def _rows(tensor: Tensor, move: Move) -> Tensor:
     """These rows of a tensor that nobody needs afterwards. Where old and new do not fit side by side, the old
     one gives up its place, and the new one is on the host."""
+    if not move.alone:
+        return move(tensor.detach())
+    index = move.index
     try:
         return tensor.index_select(0, index)
     except torch.OutOfMemoryError:

@@ -7,9 +7,11 @@ there is used as long as photo and lens are the ones that it was made from.
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -200,14 +202,22 @@ class Picture:
     """A tensor from a file: decoded each time it is asked for, until it is told to stay somewhere."""
 
     def __init__(
-        self, decode: Callable[[], Tensor], size_in_bytes: int, device: torch.device, decoding: int = 0
+        self,
+        decode: Callable[[], Tensor],
+        shape: tuple[int, ...],
+        device: torch.device,
+        decoding: int = 0,
+        dtype: torch.dtype = torch.uint8,
     ):
         self.decode = decode  # on the host
         self.decoding = decoding  # bytes that it takes meanwhile
-        self.size_in_bytes = size_in_bytes
+        self.shape, self.dtype = shape, dtype  # of the value
+        self.size_in_bytes = math.prod(shape) * dtype.itemsize
         self.device = device  # where it is wanted
         self._kept: Tensor | None = None
         self._coming: tuple | None = None  # a copy under way to the device, and the event of its end
+        self._on_disk: Tensor | None = None
+        self._being_read: Future | None = None
 
     def keep(self, value: Tensor, on_device: bool) -> None:
         """Let the decoded value stay on the device or in host memory (pinned, so that copies can overlap)."""
@@ -216,8 +226,22 @@ class Picture:
         else:
             self._kept = value if self.device.type == "cpu" else value.pin_memory()
 
+    def read_from(self, value: Tensor) -> None:
+        """Let the value be in a file that is mapped into memory."""
+        self._on_disk = value
+
+    def _read(self) -> Tensor:
+        """A copy, in memory that can be sent to a GPU beside the computation."""
+        assert self._on_disk is not None
+        pinned = self.device.type != "cpu"
+        return torch.empty_like(self._on_disk, pin_memory=pinned).copy_(self._on_disk)
+
     def get(self) -> Tensor:
         """The value, on the device."""
+        if self._on_disk is not None:
+            reading, self._being_read = self._being_read, None
+            value = self._read() if reading is None else reading.result()
+            return value.to(self.device, non_blocking=True)
         if self._coming is not None:
             value, done = self._coming
             self._coming = None
@@ -230,11 +254,19 @@ class Picture:
 
     def prefetch(self) -> None:
         """Begin the copy that the next get() would make, beside the computation."""
+        if self._on_disk is not None:
+            self._being_read = self._being_read or _reader().submit(self._read)
+            return
         if self._kept is None or self._kept.device.type == self.device.type or self._coming is not None:
             return
         with torch.cuda.stream(_copy_stream(self.device)):
             value = self._kept.to(self.device, non_blocking=True)
             self._coming = value, torch.cuda.current_stream(self.device).record_event()
+
+
+@cache
+def _reader() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "reads pictures")
 
 
 _copy_streams: dict[torch.device, torch.cuda.Stream] = {}
@@ -272,7 +304,8 @@ def _check_room(pictures: Sequence[Picture], elsewhere: str) -> None:
     if free is not None and total + largest > free:
         raise DataError(
             f"the {len(pictures)} pictures take {(total + largest) / 1e9:,.1f} GB of memory and "
-            f"{free / 1e9:,.1f} GB are free: make them smaller (-r 2, -r 4, -r 8 or -r WIDTH){elsewhere}"
+            f"{free / 1e9:,.1f} GB are free: make them smaller (-r 2, -r 4, -r 8 or -r WIDTH), keep "
+            f"them on the disk (--data_device disk){elsewhere}"
         )
 
 

@@ -14,7 +14,7 @@ PAPER, INK, TRAIN, TEST = (255, 255, 255), (60, 60, 60), (30, 90, 200), (220, 60
 def draw_layout(views: list[View], test: list[View], points: PointCloud | None) -> Image.Image:
     """`test`: those of the views that are drawn in another color."""
     held_out = set(test)
-    axes = _axes(views)  # right, forward, up; rows
+    axes = axes_of(np.array([view.world_to_camera for view in views]))  # right, forward, up; rows
     centers = np.array([view.center for view in views]) @ axes.T
     cloud, colors = _visible(points, axes, centers)
     low, high = _bounds(centers, cloud)
@@ -41,11 +41,12 @@ def draw_layout(views: list[View], test: list[View], points: PointCloud | None) 
     return picture
 
 
-def _axes(views: list[View]) -> np.ndarray:
-    """Rows: across, forward, up. Up is so for the average camera; across is where cameras spread most."""
-    up = -np.mean([view.world_to_camera[1, :3] for view in views], axis=0)
+def axes_of(matrices: np.ndarray) -> np.ndarray:
+    """Rows: across, forward, up, of cameras whose world_to_camera are [V, 4, 4]. Up is so for the average
+    camera; across is where cameras spread most."""
+    up = -matrices[:, 1, :3].mean(axis=0)
     up = up / np.linalg.norm(up) if np.linalg.norm(up) > 0.1 else np.array([0.0, -1, 0])
-    centers = np.array([view.center for view in views])
+    centers = -(matrices[:, :3, :3].transpose(0, 2, 1) @ matrices[:, :3, 3:])[..., 0]
     flat = centers - centers.mean(axis=0)
     flat = flat - np.outer(flat @ up, up)
     across = np.linalg.svd(flat, full_matrices=True)[2][0]

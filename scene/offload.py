@@ -171,7 +171,8 @@ class Offloaded(GaussianModel):
             Seen(part.rows, {n: _gradient(value) for n, value in part._params.items()}, part.fetched)
             for part in parts
         ]
-        if len(found) == 1 and self._seen is None and max(self._opt.update_every) == 1:
+        alone = max(*self._opt.update_every, self._opt.views_per_step) == 1
+        if len(found) == 1 and self._seen is None and alone:
             self._seen = found[0]
             return
         found = [*([self._seen] if self._seen else []), *found]

@@ -26,6 +26,8 @@ class AdaptiveDensityControl(Strategy):
     and are thrown away at each refinement, so they never have to follow the rows around.
     """
 
+    for_many = True
+
     begin: int  # the first refinement is at the next multiple of `every`
     end: int  # before this iteration
     every: int
@@ -96,12 +98,12 @@ class AdaptiveDensityControl(Strategy):
         """
         extent, stats = self.extent, self._stats
         assert stats is not None
-        scale = gaussians.scales.amax(dim=1)  # [N]
+        scale = gaussians.from_all(gaussians.scales.amax(dim=1))  # [N]
         pull = stats.abs_grad_norm_sum if self.absolute else stats.grad_norm_sum
         assert pull is not None
-        pull = pull / stats.visits.clamp_min(1)
+        pull = gaussians.from_all(pull / stats.visits.clamp_min(1))
         large = scale > self.split_above * extent
-        good = gaussians.opacities[:, 0] >= MIN_OPACITY
+        good = gaussians.from_all(gaussians.opacities[:, 0]) >= MIN_OPACITY
         stays = good & (scale <= MAX_SCALE * extent) if prune_large else good
         child_stays = good & (scale / SHRINK <= MAX_SCALE * extent) if prune_large else good
 
@@ -118,12 +120,12 @@ class AdaptiveDensityControl(Strategy):
         is_new, is_child = rows >= len(stay), rows >= len(stay) + len(clones)
 
         keep = torch.where(is_child, child_stays[index], stays[index]).nonzero()[:, 0]
-        keep = keep[morton_order(gaussians.means[index[keep]])]
+        keep = keep[morton_order(gaussians.from_all(gaussians.means)[index[keep]])]
         index, is_new, rows = index[keep], is_new[keep], is_child[keep].nonzero()[:, 0]
         offsets, log_scales = scattered(gaussians, index[rows], SHRINK, self.generator)
         gaussians.reindex(index, fresh=is_new)  # all that may fail for want of memory is behind us
-        gaussians.means.index_add_(0, rows, offsets)
-        gaussians.log_scales.index_copy_(0, rows, log_scales)
+        gaussians.add_to("means", rows, offsets)
+        gaussians.set_rows("log_scales", rows, log_scales)
 
 
 def make(options: Options, extent: float, say: Callable[[str], None]) -> AdaptiveDensityControl:

@@ -16,6 +16,8 @@ from diff_gaussian_rasterization import ScreenStats
 from torch import Tensor
 
 from arguments import ConfigError, Options, PipelineParams
+from gaussian_renderer import Splats
+from gaussian_renderer.sharded import splats_of
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from strategies.rows import check_statistics, draw_different, morton_order, split_along
@@ -42,6 +44,8 @@ CHILD_OPACITY = 0.6  # relative to the parent's
 
 @dataclass(eq=False)
 class Improved(Strategy):
+    for_many = True
+
     begin: int  # gradients count from here on
     end: int  # before this iteration
     every: int
@@ -107,32 +111,33 @@ class Improved(Strategy):
     @torch.no_grad()
     def refine(self, gaussians: GaussianModel, iteration: int) -> None:
         """Split those that are chosen and remove the faint, in a single move of the rows."""
-        stays = gaussians.opacities[:, 0] >= MIN_OPACITY
+        opacities = gaussians.from_all(gaussians.opacities)
+        stays = opacities[:, 0] >= MIN_OPACITY
         chosen = self._chosen(gaussians, iteration, stays)
         stays[chosen] = False
         kept = stays.nonzero()[:, 0]
         index = torch.cat([kept, chosen, chosen])
         offsets, longest = split_along(gaussians, chosen, REACH)
-        order = morton_order(gaussians.means[index])
+        order = morton_order(gaussians.from_all(gaussians.means)[index])
         rows = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
         children = rows[len(kept) :]  # where they will be
         fresh = torch.zeros(len(index), dtype=torch.bool, device=order.device).index_fill_(0, children, True)
         factors = torch.where(longest, math.log(ALONG), math.log(ACROSS)).repeat(2, 1)
-        logits = (CHILD_OPACITY * gaussians.opacities[chosen]).logit().repeat(2, 1)
+        logits = (CHILD_OPACITY * opacities[chosen]).logit().repeat(2, 1)
         gaussians.reindex(index[order], fresh=fresh)  # all that may fail for want of memory is behind us
         if self.opacity_decay:
             less = (gaussians.opacities - self.opacity_decay).clamp_min(FAINTEST)
             gaussians.opacity_logits.copy_(less.logit())
-        gaussians.means.index_add_(0, children, offsets.flatten(0, 1))
-        gaussians.log_scales.index_add_(0, children, factors)
-        gaussians.opacity_logits.index_copy_(0, children, logits)
+        gaussians.add_to("means", children, offsets.flatten(0, 1))
+        gaussians.add_to("log_scales", children, factors)
+        gaussians.set_rows("opacity_logits", children, logits)
         self.forget()
 
     def _chosen(self, gaussians: GaussianModel, iteration: int, stays: Tensor) -> Tensor:
         """Rows that split: as many as there is room for."""
         stats, room = self._stats, max(self.allowed(iteration) - int(stays.sum()), 0)
         assert stats is not None and stats.abs_grad_norm_sum is not None
-        pull = stats.abs_grad_norm_sum / stats.visits.clamp_min(1)
+        pull = gaussians.from_all(stats.abs_grad_norm_sum / stats.visits.clamp_min(1))
         late = iteration > self.end - FULL_BEFORE_END
         threshold = self.grad_threshold * (LATE_THRESHOLD if late else 1)
         candidates = (stays & (pull >= threshold)).nonzero()[:, 0]
@@ -142,27 +147,29 @@ class Improved(Strategy):
         return candidates[draw_different(score[candidates], room, self.generator)]
 
     def _score(self, gaussians: GaussianModel, iteration: int) -> Tensor:
-        views = self._views(iteration)
+        views, splats = self._views(iteration), self._splats(gaussians)
         if self.grow_by == "edges":
-            return relative_shares(gaussians, views, self._pipe, edges)
+            return relative_shares(splats, views, edges)
         if self.grow_by == "disagreement":
             return disagreement(gaussians, views, self._pipe, self._background, self.lambda_dssim)
-        weights = partial(errors, gaussians=gaussians, pipe=self._pipe, background=self._background)
-        return relative_shares(gaussians, views, self._pipe, weights)
+        return relative_shares(splats, views, partial(errors, splats=splats))
+
+    def _splats(self, gaussians: GaussianModel) -> Splats:
+        return splats_of(gaussians, self._pipe, self._background.to(gaussians.device))
 
     def _thin(self, gaussians: GaussianModel, iteration: int) -> None:
         """In each round the same part of the Gaussians goes, the least visible."""
         number, rest = divmod(iteration - self.end, self.rounds_every)
-        if rest or number >= ROUNDS or not 0 < self.final_count < len(gaussians):
+        if rest or number >= ROUNDS or not 0 < self.final_count < gaussians.total:
             return
-        left = (self.final_count / len(gaussians)) ** (1 / (ROUNDS - number))
-        count = max(round(left * len(gaussians)), self.final_count)
+        left = (self.final_count / gaussians.total) ** (1 / (ROUNDS - number))
+        count = max(round(left * gaussians.total), self.final_count)
         what = f"removal of Gaussians at iteration {iteration}"
         self.if_it_fits(gaussians, what, partial(self._keep_most_visible, gaussians, count))
 
     @torch.no_grad()
     def _keep_most_visible(self, gaussians: GaussianModel, count: int) -> None:
-        score = visibility(gaussians, self._some(ROUND_VIEWS), self._pipe)
+        score = visibility(self._splats(gaussians), self._some(ROUND_VIEWS))
         stays = torch.zeros_like(score, dtype=torch.bool)
         stays[score.argsort(descending=True, stable=True)[:count]] = True
         self._keep(gaussians, stays)
@@ -179,12 +186,12 @@ class Improved(Strategy):
 
     @torch.no_grad()
     def _keep_above(self, gaussians: GaussianModel, opacity: float) -> None:
-        self._keep(gaussians, gaussians.opacities[:, 0] >= opacity)
+        self._keep(gaussians, gaussians.from_all(gaussians.opacities[:, 0]) >= opacity)
 
     @torch.no_grad()
     def _drop_faintest(self, gaussians: GaussianModel) -> None:
         """Of those that a reset made faint, what others have replaced by now."""
-        order = gaussians.opacity_logits[:, 0].argsort(stable=True)
+        order = gaussians.from_all(gaussians.opacity_logits[:, 0]).argsort(stable=True)
         stays = torch.ones_like(order, dtype=torch.bool)
         stays[order[: int(NOT_RECOVERED * len(order))]] = False
         self._keep(gaussians, stays)

@@ -43,6 +43,8 @@ class Rows(NamedTuple):
 
 @dataclass(eq=False)
 class MarkovChain(Strategy):
+    for_many = True
+
     begin: int  # the first refinement is at the next multiple of `every`
     end: int  # before this iteration; noise goes on
     every: int
@@ -66,16 +68,18 @@ class MarkovChain(Strategy):
     @torch.no_grad()
     def refine(self, gaussians: GaussianModel) -> None:
         """Dead Gaussians move onto living ones, then new ones are born, in a single move of the rows."""
-        opacities, scales = gaussians.opacities[:, 0].double(), gaussians.scales.double()
-        unchanged = torch.zeros(len(gaussians), dtype=torch.bool, device=gaussians.device)
-        rows = Rows(torch.arange(len(gaussians), device=gaussians.device), opacities, scales, unchanged)
+        count, device = gaussians.total, gaussians.device
+        opacities = gaussians.from_all(gaussians.opacities[:, 0]).double()
+        scales = gaussians.from_all(gaussians.scales).double()
+        unchanged = torch.zeros(count, dtype=torch.bool, device=device)
+        rows = Rows(torch.arange(count, device=device), opacities, scales, unchanged)
         rows = self._born(self._relocated(rows))
         if not rows.changed.any():
             return
-        origin, opacities, scales, changed = (
-            value[morton_order(gaussians.means[rows.origin])] for value in rows
-        )
+        order = morton_order(gaussians.from_all(gaussians.means)[rows.origin])
+        origin, opacities, scales, changed = (value[order] for value in rows)
         gaussians.reindex(origin, fresh=changed)  # all that may fail for want of memory is behind us
+        opacities, scales, changed = map(gaussians.own, (opacities, scales, changed))
         logits, log_scales = gaussians.opacity_logits, gaussians.log_scales
         logits.copy_(torch.where(changed[:, None], opacities.logit()[:, None].float(), logits))
         log_scales.copy_(torch.where(changed[:, None], scales.log().float(), log_scales))
@@ -108,10 +112,15 @@ class MarkovChain(Strategy):
         rates = {group["name"]: group["lr"] for group in gaussians.optimizer.param_groups}
         if self.noise_lr == 0 or rates["means"] == 0:
             return
-        factor = self.noise_lr * rates["means"] * (USUAL_EXTENT / gaussians.extent) ** 2
-        named = (gaussians.params[key] for key in ("means", "opacity_logits", "log_scales", "raw_quats"))
-        for means, logits, log_scales, quats in zip(*(value.split(PIECE) for value in named)):
-            normal = torch.randn(means.shape, generator=self.generator, device=means.device)
+        rate = rates["means"] / math.sqrt(gaussians.rates_for)  # of one view, as noise comes for each
+        factor = self.noise_lr * rate * (USUAL_EXTENT / gaussians.extent) ** 2
+        named = [gaussians.params[key] for key in ("means", "opacity_logits", "log_scales", "raw_quats")]
+        piece, ranks = PIECE // gaussians.ranks.count, gaussians.ranks.count
+        for start in range(0, -(-gaussians.total // ranks), piece):
+            means, logits, log_scales, quats = (value[start : start + piece] for value in named)
+            count = min(gaussians.total - start * ranks, piece * ranks)  # noise is drawn for all rows,
+            normal = torch.randn(count, 3, generator=self.generator, device=means.device)
+            normal = gaussians.own(normal)  # whoever has them
             gate = torch.sigmoid(-GATE * (logits.sigmoid() - DEAD))
             means.add_(factor * gate * through_covariance(normal, log_scales, quats))
 

@@ -56,10 +56,12 @@ def split_along(gaussians: GaussianModel, parents: Tensor, reach: float) -> tupl
     """Two children of each of these rows [K], on both sides of it along its longest axis, `reach` standard
     deviations away: how far they are from the parent [2, K, 3], and which of its scales is that axis [K, 3].
     """
-    scales, turn = gaussians.scales[parents], rotation_matrices(gaussians.raw_quats[parents])
-    longest = torch.nn.functional.one_hot(scales.argmax(dim=1), 3)  # the first of equal ones
-    offset = (turn @ (reach * scales * longest)[:, :, None])[:, :, 0]
-    return torch.stack([offset, -offset]), longest.bool()
+    scales = gaussians.from_all(gaussians.scales)[parents]
+    turn = rotation_matrices(gaussians.from_all(gaussians.raw_quats)[parents])
+    first = scales.argmax(dim=1)[:, None]  # of equal ones
+    longest = torch.arange(3, device=scales.device) == first
+    offset = (turn * (reach * scales * longest)[:, None, :]).sum(2)
+    return torch.stack([offset, -offset]), longest
 
 
 def morton_order(means: Tensor) -> Tensor:
@@ -73,6 +75,7 @@ def scattered(
 ) -> tuple[Tensor, Tensor]:
     """Of the children of these rows: how far they are from their parent, at random places within it, and
     their own log scales, smaller by the factor `shrink`."""
-    scales, quats = gaussians.scales[parents], gaussians.raw_quats[parents]
+    scales = gaussians.from_all(gaussians.scales)[parents]
+    quats = gaussians.from_all(gaussians.raw_quats)[parents]
     offsets = scales * torch.randn(scales.shape, generator=generator, device=scales.device)
     return (rotation_matrices(quats) @ offsets[:, :, None])[:, :, 0], (scales / shrink).log()

@@ -3,14 +3,15 @@
 They are made by the native stages, so an edit of render() does not change them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from diff_gaussian_rasterization import photometric_loss, stages
 from torch import Tensor
 
 from arguments import PipelineParams
-from gaussian_renderer import render
+from gaussian_renderer import Splats, render
+from gaussian_renderer.sharded import ShardedSplats
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
 from utils.geometry import camera_center
@@ -39,7 +40,7 @@ def scores(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, **pic
 
 def shares(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, weights: Tensor) -> Tensor:
     """[N]: sum over pixels of weights [H, W] times the part that a Gaussian has in them."""
-    return scores(gaussians, camera, pipe, weights=weights).weight_sum
+    return scores(gaussians, camera, pipe, weights=weights.to(gaussians.means.dtype)).weight_sum
 
 
 @torch.no_grad()
@@ -57,36 +58,51 @@ def edges(camera: Camera) -> Tensor:
 
 
 @torch.no_grad()
-def errors(camera: Camera, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor) -> Tensor:
+def errors(camera: Camera, splats: Splats) -> Tensor:
     """[H, W]: how far the picture is from the photo, where that counts; the mean over channels."""
-    picture = render(camera, gaussians, pipe, background.to(gaussians.device)).image.clamp(0, 1)
-    found = (picture - to_float(camera.image())).abs().mean(0)
+    found = (splats.picture(camera).image.clamp(0, 1) - to_float(camera.image())).abs().mean(0)
     mask = camera.mask()
     return found if mask is None else found * mask
 
 
-def relative_shares(
-    gaussians: GaussianModel,
-    cameras: list[Camera],
-    pipe: PipelineParams,
-    weights: Callable[[Camera], Tensor],
-) -> Tensor:
-    """[N]: shares in the weighted pixels, in each view relative to the mean of those that have any."""
-    total = torch.zeros(len(gaussians), device=gaussians.device)
-    for camera in cameras:
-        part = shares(gaussians, camera, pipe, weights(camera))
+def relative_shares(splats: Splats, cameras: list[Camera], weights: Callable[[Camera], Tensor]) -> Tensor:
+    """[N]: shares in the weighted pixels, in each view relative to the mean of those that have any. Of all
+    processes' Gaussians."""
+    gaussians = splats.gaussians
+    total = torch.zeros(gaussians.total, device=gaussians.device)
+    for part in each_share(splats, cameras, weights):
         total += part / (part.sum() / (part > 0).sum().clamp_min(1)).clamp_min(1e-12)
     return total / max(len(cameras), 1)
 
 
-def visibility(gaussians: GaussianModel, cameras: list[Camera], pipe: PipelineParams) -> Tensor:
-    """[N]: sum over views and pixels, where photos count, of the part that a Gaussian has in them."""
-    total = torch.zeros(len(gaussians), device=gaussians.device)
-    for camera in cameras:
-        mask = camera.mask()
-        weights = torch.ones(camera.height, camera.width, device=total.device) if mask is None else mask
-        total += shares(gaussians, camera, pipe, weights)
+def each_share(
+    splats: Splats, cameras: list[Camera], weights: Callable[[Camera], Tensor]
+) -> Iterator[Tensor]:
+    """Of each view, shares() [N] in its weighted pixels. Several processes take a view each at a time."""
+    gaussians, ranks = splats.gaussians, splats.gaussians.ranks
+    for first in range(0, len(cameras), ranks.count):
+        some = cameras[first : first + ranks.count]
+        camera = some[min(ranks.rank, len(some) - 1)]  # if there are too few, it is shown twice
+        if isinstance(splats, ShardedSplats):
+            parts = splats.shares(camera, weights(camera))[: len(some)]
+            yield from gaussians.from_all(parts.T.contiguous()).unbind(1)
+        else:
+            yield shares(gaussians, camera, splats.pipe, weights(camera))
+
+
+def visibility(splats: Splats, cameras: list[Camera]) -> Tensor:
+    """[N]: sum over views and pixels, where photos count, of the part that a Gaussian has in them. Of all
+    processes' Gaussians."""
+    total = torch.zeros(splats.gaussians.total, device=splats.gaussians.device)
+    for part in each_share(splats, cameras, counted):
+        total += part
     return total
+
+
+def counted(camera: Camera) -> Tensor:
+    """[H, W]: 1 where the photo counts."""
+    mask = camera.mask()
+    return torch.ones(camera.height, camera.width, device=camera.device) if mask is None else mask
 
 
 def disagreement(

@@ -15,11 +15,14 @@ from utils.memory import out_of_memory
 class Strategy:
     """The defaults leave the Gaussians as they are.
 
+    With several processes, each has some of the rows: statistics have a row for each Gaussian here; what
+    decides about rows sees those of all, through GaussianModel.from_all(), and decides alike everywhere.
     Rows move through GaussianModel.reindex() alone. They may also move without the strategy, when memory runs
     out or numbers are not finite: forget() tells it.
     """
 
     say: Callable[[str], None] = print  # takes lines for the log
+    for_many = False  # can it take several processes, each with some of the rows?
 
     def start(self, gaussians: GaussianModel) -> None:
         """Once, before the first step of a run that starts from points."""
@@ -47,12 +50,13 @@ class Strategy:
     def if_it_fits(self, gaussians: GaussianModel, what: str, move: Callable[[], None]) -> None:
         """Let move() change the rows. If memory for that is lacking, they stay, and limit() is told."""
         try:
-            move()
+            with gaussians.ranks.together():
+                move()
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            self.limit(len(gaussians))
-            self.say(f"out of memory: {what} undone; {at_most(len(gaussians))}")
+            self.limit(gaussians.total)
+            self.say(f"out of memory: {what} undone; {at_most(gaussians.total)}")
 
     def state_dict(self) -> dict:
         return {}

@@ -175,6 +175,13 @@ def test_what_photos_share_is_the_scenes():
     found.whole.values.grad[2] = 1.0
     found.step()
     assert found.whole.values[2].max() < 0 and found.whole.values.mean(0).abs().max() < 1e-8
+    found = Exposure(["a", "b"], CPU, median=True)
+    found.schedule(100_000)
+    assert found.optimizer.param_groups[0]["lr"] == pytest.approx(1e-4)
+    found.values.grad = torch.tensor([1.0, 0.0])[:, None, None].expand(2, 3, 4).clone()
+    found.step()
+    torch.testing.assert_close(found.values.mean(0), torch.eye(3, 4))
+    assert (found.values[1] > found.values[0]).all()
 
 
 def test_rates_ease_in_and_rest_after_opacity_resets():

@@ -190,6 +190,26 @@ def test_the_network_has_the_published_number_of_weights():
     assert sum(value.numel() for value in nerf.Network(FieldParams()).parameters()) == 595_844
 
 
+@pytest.mark.parametrize("inputs, outputs", ((63, 256), (319, 256), (256, 1), (283, 128), (128, 3)))
+def test_zeros_up_to_multiples_of_eight_change_nothing(inputs, outputs):
+    layer = torch.nn.Linear(inputs, outputs).double()
+    x, g = (torch.randn(5, 7, n, dtype=torch.float64, requires_grad=n == inputs) for n in (inputs, outputs))
+    found = [(y := ask(layer, x), *torch.autograd.grad(y, [x, *layer.parameters()], g))
+             for ask in (nerf.in_eights, torch.nn.Linear.__call__)]  # fmt: skip
+    for ours, truth in zip(*found):
+        assert ours.shape == truth.shape and torch.allclose(ours, truth, atol=1e-12, rtol=0)
+
+
+def test_bfloat16_rounds_and_does_nothing_else():
+    torch.manual_seed(0)
+    network, points, views = nerf.Network(FieldParams(bf16=True)), torch.rand(8, 20, 3), torch.rand(8, 3)
+    rounded = network(points, views)
+    network.params = FieldParams()
+    for ours, truth in zip(rounded, network(points, views)):
+        assert ours.shape == truth.shape and ours.dtype == torch.float32
+        assert (ours - truth).abs().max() < 0.01 < truth.std() * 2, "eight bits"
+
+
 def test_the_color_network_has_the_published_number_of_weights():
     assert sum(value.numel() for value in cube(fine=True).rgbnet.parameters()) == 22_019
 

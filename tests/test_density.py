@@ -7,6 +7,7 @@ import torch
 from diff_gaussian_rasterization import ScreenStats, photometric_loss, reference
 
 from arguments import ModelParams, OptimizationParams, Options, PipelineParams, RunParams, parse_train
+from distributed import ALONE
 from scene import Scene
 from scene.gaussian_model import GaussianModel
 from strategies import adc
@@ -216,7 +217,7 @@ def test_when():
 class Recorder:
     """Stands where a model would, and notes what is asked of it."""
 
-    device = torch.device("cpu")
+    device, ranks = torch.device("cpu"), ALONE
 
     def __init__(self):
         self.at, self.refined, self.reset = 0, [], []

@@ -14,6 +14,7 @@ ROOMS = [  # from the top down: a room uses rooms below it, and itself
     {"per_view"},
     {"gaussian_renderer"},
     {"scene"},
+    {"distributed"},
     {"arguments", "utils"},  # these two know nobody
 ]
 BESIDE = {"baselines", "benchmarks", "capture", "sample_scene", "tools", "viewer"}

@@ -12,6 +12,7 @@ from PIL.Image import fromarray
 
 import train
 from arguments import OptimizationParams, Options, PipelineParams, RunParams, parse_train
+from gaussian_renderer import Splats
 from scene import Scene
 from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
@@ -81,7 +82,7 @@ def test_edges_are_those_of_pillow(trainer):
 
 def test_edge_scores_are_relative_to_the_mean_of_a_view(trainer):
     cameras = trainer.scene.train_cameras[:2]
-    score = relative_shares(trainer.gaussians, cameras, PIPE, edges)
+    score = relative_shares(Splats(trainer.gaussians, PIPE, torch.zeros(3)), cameras, edges)
     expected = 0
     for camera in cameras:
         part = shares(trainer.gaussians, camera, PIPE, edges(camera))

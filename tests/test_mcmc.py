@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -337,6 +338,7 @@ def test_regularizers_are_means():
     class Trainer:
         gaussians = make_model(7)
         opt = OptimizationParams(opacity_reg=0.5, scale_reg=0.25)
+        splats = SimpleNamespace(mean=torch.mean)
 
     opacity, scale = (term(None, None, Trainer, 1) for term in (mean_opacity, mean_scale))
     torch.testing.assert_close(opacity, 0.5 * Trainer.gaussians.opacities.mean())

@@ -383,7 +383,7 @@ def test_a_first_step_that_runs_out_of_memory_is_taken_again(failing, monkeypatc
 
 def test_pictures_that_do_not_fit_go_to_the_host(monkeypatch):
     values = [torch.full((3, 4, 5), i, dtype=torch.uint8) for i in range(5)]
-    pictures = [Picture(lambda i=i: values[i], 60, torch.device("cpu")) for i in range(5)]
+    pictures = [Picture(lambda i=i: values[i], (3, 4, 5), torch.device("cpu")) for i in range(5)]
     keep, kept = Picture.keep, []
 
     def third_does_not_fit(picture, value, on_device):

@@ -64,6 +64,7 @@ WAYS = {
     "growth of all kinds": "--absgrad --cap_max 300 --antialiasing --random_background",
     "sparse": "--optimizer_type sparse_adam",
     "shared steps": "--update_every 3",
+    "larger steps": "--views_per_step 2 --update_every 3",
     "improved": "--strategy improved --cap_max 90",
     "improved by disagreement": "--strategy improved --cap_max 60 --grow_by disagreement",
     "mcmc": "--strategy mcmc --cap_max 100 --densify_from_iter 60",  # where copies go is a matter of rounding

@@ -27,7 +27,7 @@ def cameras(zoom=1.0, masks=None):
 
     def picture(array):
         tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return Picture(lambda: tensor, tensor.nbytes, CPU)
+        return Picture(lambda: tensor, tensor.shape, CPU, dtype=tensor.dtype)
 
     return [
         Camera(

@@ -12,6 +12,7 @@ from torch import Tensor
 from arguments import OptimizationParams
 from scene.gaussian_model import GaussianModel
 from utils.memory import out_of_memory
+from utils.schedules import reaches
 
 EVERY = 10  # iterations: those between are alike
 
@@ -25,11 +26,12 @@ class Average:
         self._count = 0
 
     @torch.no_grad()
-    def after_step(self, gaussians: GaussianModel, iteration: int) -> None:
-        """At the last iteration the parameters become their mean."""
-        if iteration <= self.begin or (iteration % EVERY and iteration != self.last):
+    def after_step(self, gaussians: GaussianModel, iteration: int, views: int = 1) -> None:
+        """Of so many views. At the last iteration the parameters become their mean."""
+        due = reaches(EVERY, iteration, views) or iteration == self.last
+        if iteration <= self.begin or not due:
             return
-        if iteration <= self.begin + EVERY or len(self._sums.get("means", ())) != len(gaussians):
+        if iteration <= self.begin + max(EVERY, views) or len(self._sums.get("means", ())) != len(gaussians):
             self.forget()
         try:
             self._add(gaussians.params)

@@ -15,6 +15,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 
+import distributed
 from scene import formats
 from scene.color_table import up_to_date
 from scene.fingerprint import Fingerprint
@@ -49,11 +50,15 @@ def save(
     data: Fingerprint | None = None,
 ) -> None:
     """Write the state after this iteration, and of which data set it is."""
+    with distributed.current().together():
+        states = {name: part.state_dict() for name, part in parts.items()}
+    if not distributed.current().first:
+        return
     state = {
         "format": FORMAT,
         "version": VERSION,
         "iteration": iteration,
-        "parts": {name: part.state_dict() for name, part in parts.items()},
+        "parts": states,
         "random": _random_states(device),
     } | ({"data": data.state_dict()} if data else {})
     with atomic_write(path, _size(state)) as file:
@@ -92,7 +97,9 @@ def load(
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
                 on_host = bool(getattr(part, "on_host", ()))  # there it takes what it needs
-                part.load_state_dict(found[name] if on_host else moved(up_to_date(found[name]), device))
+                own = getattr(part, "own", dict)  # of several processes, each has some of the rows
+                state_here = found[name] if on_host else moved(own(up_to_date(found[name])), device)
+                part.load_state_dict(state_here)
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]

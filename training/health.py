@@ -21,7 +21,7 @@ class Diverged(DataError):
 @torch.no_grad()
 def drop_unusable(gaussians: GaussianModel, strategy: Strategy) -> list[str]:
     """A model to start from may have many Gaussians that are not finite. Returns a line if it has some."""
-    finite = gaussians.finite()
+    finite = gaussians.from_all(gaussians.finite())
     if finite.all():
         return []
     if not finite.any():
@@ -42,9 +42,10 @@ def drop_nonfinite(
 ) -> None:
     """Drop the Gaussians that are not finite. `when`, for the user; `known`: something is wrong already."""
     learned = [value for module in modules for value in module.parameters()]
-    if torch.stack([*gaussians.sums(), *(v.sum() for v in learned)]).isfinite().all() and not known:
+    sums = torch.stack([*gaussians.sums(), *(v.sum() for v in learned)])
+    if not gaussians.ranks.any(known or not bool(sums.isfinite().all())):
         return
-    finite, count = gaussians.finite(), len(gaussians)
+    finite, count = gaussians.from_all(gaussians.finite()), gaussians.total
     lost, bad = count - int(finite.sum()), [m.name for m in modules if not _all_finite(m)]
     if lost > FEW * count or bad:
         what = "".join(f", and {name}," for name in bad)

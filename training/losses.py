@@ -39,11 +39,11 @@ def depth(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int)
 
 
 def mean_opacity(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int) -> Tensor:
-    return trainer.opt.opacity_reg * trainer.gaussians.opacities.mean()
+    return trainer.opt.opacity_reg * trainer.splats.mean(trainer.gaussians.opacities)
 
 
 def mean_scale(picture: Rendered, camera: Camera, trainer: "Trainer", iteration: int) -> Tensor:
-    return trainer.opt.scale_reg * trainer.gaussians.scales.mean()
+    return trainer.opt.scale_reg * trainer.splats.mean(trainer.gaussians.scales)
 
 
 def inverse_depth_loss(rendered: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -28,7 +28,7 @@ def step_that_fits(
         try:
             return step()
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error) or len(gaussians) < 2:
+            if not out_of_memory(error) or gaussians.total < 2:
                 raise
         gaussians.make_room()
         gaussians.forget_gradients()  # here, not above: the error no longer holds the step's tensors
@@ -36,17 +36,17 @@ def step_that_fits(
             torch.cuda.empty_cache()
         if attempt:
             drop_faintest(gaussians, KEEP)
-        strategy.limit(len(gaussians))
-        say(f"out of memory: iteration {iteration} is taken again; {at_most(len(gaussians))}")
+        strategy.limit(gaussians.total)
+        say(f"out of memory: iteration {iteration} is taken again; {at_most(gaussians.total)}")
     raise DataError(
-        f"there is not enough memory for {len(gaussians):,} Gaussians and the photos; smaller ones (-r), or "
+        f"there is not enough memory for {gaussians.total:,} Gaussians and the photos; smaller ones (-r), or "
         "--data_device cpu, may help"
     )
 
 
 @torch.no_grad()
 def drop_faintest(gaussians: GaussianModel, keep: float) -> None:
-    count = max(int(keep * len(gaussians)), 1)
-    opacity = gaussians.opacity_logits.detach()[:, 0].cpu()  # the device has no room to sort
+    count = max(int(keep * gaussians.total), 1)
+    opacity = gaussians.from_all(gaussians.opacity_logits.detach()[:, 0]).cpu()
     strongest = opacity.argsort(descending=True, stable=True)[:count]
     gaussians.reindex(strongest.sort().values.to(gaussians.device))

@@ -5,12 +5,13 @@ training/trainer.py, another name is baselines/name.py, and a name with dots is 
 """
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 
 from torch import Tensor
 
+import distributed
 from arguments import ConfigError, ModelParams, Options, PipelineParams
 from gaussian_renderer import looks
 from gaussian_renderer.network_gui import Request
@@ -27,6 +28,8 @@ class Method:
 
     shown: Shown
     unit = "Gaussians"  # what its length counts
+    views_per_step = 1
+    views = 1  # of the step that comes: the last ones of a run may be fewer
     last_view = ""  # name of the photo of the last step
 
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
@@ -40,7 +43,8 @@ class Method:
         """Once, before the first step of a run that does not go on from a file."""
 
     def step(self, iteration: int) -> dict[str, Tensor]:
-        """Learn from one view. Returns scalars on the device, "loss" being what was minimized."""
+        """Learn from `views` views, the last of them being the one of this number. Returns scalars on the
+        device, "loss" being what was minimized."""
         raise NotImplementedError
 
     def refine(self, iteration: int) -> None:
@@ -59,6 +63,10 @@ class Method:
 
     def pair(self, camera) -> Pair:
         return self.shown.pair(camera)
+
+    def pairs(self, cameras: list[Camera]) -> Iterable[Pair]:
+        """Of all these views, in their order."""
+        return map(self.pair, cameras)
 
     def viewed(self, camera: Camera, request: Request) -> Tensor:
         """The picture [3, H, W] that a live viewer asks for, from this camera."""
@@ -84,7 +92,13 @@ class Method:
 
 
 def trainer(scene: Scene, options: Options, say: Callable[[str], None]) -> Method:
-    return _module(options.model.method).Trainer(scene, options, say)
+    method, views = options.model.method, options.opt.views_per_step
+    if method != "gaussians" and not distributed.current().alone:
+        raise ConfigError(f"method {method} trains in one process: start it without torchrun")
+    made = _module(method).Trainer(scene, options, say)
+    if views > made.views_per_step:
+        raise ConfigError(f"views_per_step must be {made.views_per_step} with --method {method}, got {views}")
+    return made
 
 
 def load(model: ModelParams, pipe: PipelineParams, iteration: int, background: Tensor) -> tuple[Shown, int]:

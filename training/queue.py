@@ -16,17 +16,18 @@ class ViewQueue:
         self.count = count
         self._random = random.Random(seed)
         self._waiting: list[int] = []  # of this round, but for the upcoming one
-        self._upcoming: int | None = None
+        self._upcoming: list[int] = []
 
     def next(self) -> int:
-        view, self._upcoming = self.peek(), None
-        return view
+        self.peek()
+        return self._upcoming.pop(0)
 
-    def peek(self) -> int:
-        """The view that next() will return: its picture can be fetched while another one is worked on."""
-        if self._upcoming is None:
-            self._upcoming = self._draw()
-        return self._upcoming
+    def peek(self, ahead: int = 0) -> int:
+        """The view that next() will return, or so many after it: its picture can be fetched while another one
+        is worked on."""
+        while len(self._upcoming) <= ahead:
+            self._upcoming.append(self._draw())
+        return self._upcoming[ahead]
 
     def _draw(self) -> int:
         if not self._waiting:
@@ -39,7 +40,7 @@ class ViewQueue:
         return {
             "count": self.count,
             "waiting": list(self._waiting),
-            "upcoming": self._upcoming,
+            "upcoming": list(self._upcoming) if len(self._upcoming) > 1 else next(iter(self._upcoming), None),
             "random": [version, list(words), gauss],
         }
 
@@ -48,12 +49,14 @@ class ViewQueue:
             raise ValueError(
                 f"the view queue must be over {self.count} views, got one over {str(state['count'])[:20]}"
             )
-        drawn = [*state["waiting"], *([] if state["upcoming"] is None else [state["upcoming"]])]
+        upcoming = state["upcoming"]  # several views, one or none
+        upcoming = upcoming if isinstance(upcoming, list) else [upcoming] * (upcoming is not None)
+        drawn = [*state["waiting"], *upcoming]
         if not all(type(view) is int and 0 <= view < self.count for view in drawn):
             raise ValueError(f"the view queue must hold views from 0 to {self.count - 1}")
         version, words, gauss = state["random"]
         self._random.setstate((version, tuple(words), gauss))
-        self._waiting, self._upcoming = list(state["waiting"]), state["upcoming"]
+        self._waiting, self._upcoming = list(state["waiting"]), list(upcoming)
 
 
 def spread(views: Sequence, wanted: Sequence[int] = range(5, 30, 5)) -> list:

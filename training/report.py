@@ -30,6 +30,7 @@ from utils import commands
 from utils.files import DataError, open_own, write_json
 from utils.image import masked_mean, psnr, psnr_by_channel, psnr_of_one_color, to_float, to_uint8
 from utils.memory import out_of_memory
+from utils.schedules import reaches
 from utils.terminal import plain, progress
 
 READ_EVERY = 10
@@ -43,11 +44,13 @@ PAGE = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 class Log:
-    """Lines to the terminal and to <folder>/train.log. Quiet: to the file only."""
+    """Lines to the terminal and to <folder>/train.log. Quiet: to the file only. Without a folder: to none."""
 
-    def __init__(self, folder: ModelFolder, quiet: bool = False):
-        folder.path.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: ModelFolder | None, quiet: bool = False):
         self._quiet, self._file = quiet, None
+        if folder is None:
+            return
+        folder.path.mkdir(parents=True, exist_ok=True)
         try:
             handle = open_own(folder.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
             self._file = open(handle, "a", encoding="utf-8")  # noqa: SIM115
@@ -229,7 +232,7 @@ class Report:
 
     def __init__(
         self,
-        folder: ModelFolder,
+        folder: ModelFolder | None,  # None: nothing is written
         first: int,  # iteration, counted from 1
         last: int,
         device: torch.device,
@@ -238,7 +241,7 @@ class Report:
     ):
         self.log = Log(folder, quiet)
         self.history = history or RunHistory()
-        self._board = _tensorboard(folder.path, first, self.log)
+        self._board = _tensorboard(folder.path, first, self.log) if folder else None
         self._device = device
         self._deferred = Deferred(device, self.history.waiting)
         self._bar = progress(desc="Training", total=last, initial=first - 1, disable=quiet)
@@ -256,13 +259,14 @@ class Report:
         Returns the first of the iterations read back now whose loss is not finite, and that loss.
         """
         self._deferred.put(iteration, {name: value.detach() for name, value in losses.items()})
+        views = iteration - self._now[0]
         self._now = iteration, count
         if not count and not self._empty:
             self._empty = True
             self.log(f"Warning: iteration {iteration}: no Gaussian is left. {LOOK}")
-        if iteration % COUNT_EVERY == 0 or iteration == self._last:
+        if reaches(COUNT_EVERY, iteration, views) or iteration == self._last:
             self._board_count(iteration, count)
-        if iteration % READ_EVERY == 0 or iteration == self._last:
+        if reaches(READ_EVERY, iteration, views) or iteration == self._last:
             self._show(self._deferred.receive())
             self._deferred.send()
             if iteration == self._last or self._device.type == "cpu":
@@ -311,15 +315,15 @@ class Report:
         self,
         iteration: int,
         sets: dict[str, list],
-        render_pair: Callable,
+        render_pairs: Callable[[list], Iterable],
         histograms: dict[str, Tensor],
         count: int,
     ) -> None:
-        """Score each named set of cameras. render_pair(camera) -> (picture, ground truth, mask)."""
+        """Score each named set of cameras. render_pairs(cameras) yields (picture, ground truth, mask)."""
         for name, cameras in sets.items():
             first_time = not self.history.scores.get(name)
             one_color: list[Tensor] = []
-            pairs = self._with_pictures(iteration, name, cameras, render_pair, first_time, one_color)
+            pairs = self._with_pictures(iteration, name, cameras, render_pairs, first_time, one_color)
             scores = score(pairs)
             if scores is None:
                 continue
@@ -349,9 +353,8 @@ class Report:
             )
             self.log(self._doubts[name])
 
-    def _with_pictures(self, iteration, name, cameras, render_pair, first_time, one_color):
-        for index, camera in enumerate(cameras):
-            image, truth, mask = render_pair(camera)
+    def _with_pictures(self, iteration, name, cameras, render_pairs, first_time, one_color):
+        for index, (camera, (image, truth, mask)) in enumerate(zip(cameras, render_pairs(cameras))):
             one_color.append(psnr_of_one_color(to_float(truth), mask))
             if self._board and index < PICTURES:
                 tag = f"{name}_view_{camera.name}"
@@ -378,12 +381,13 @@ class Report:
             self._board = None
             self.log(f"no more TensorBoard events: {error}")
 
-    def finish(self, summary: "Summary", folder: ModelFolder) -> None:
+    def finish(self, summary: "Summary", folder: ModelFolder | None) -> None:
         """The last words, also as <folder>/summary.json."""
         self._bar.close()
         empty = [] if summary.gaussians else [f"Warning: the model has no Gaussians. {LOOK}"]
         summary.warnings = empty + list(self._doubts.values())
-        write_json(folder.summary, asdict(summary), indent=1)
+        if folder:
+            write_json(folder.summary, asdict(summary), indent=1)
         self.log(*summary.lines())
 
     @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import distributed
 from arguments import ConfigError, RunParams
 from scene.fingerprint import Fingerprint
 from scene.folder import ModelFolder
@@ -19,6 +20,7 @@ from training import checkpoint
 from training.checkpoint import Part
 from training.report import READ_EVERY
 from utils.files import DataError, open_own
+from utils.schedules import reaches
 from utils.terminal import say
 
 KEPT = 2  # checkpoints that nobody asked for by number
@@ -58,20 +60,21 @@ class Checkpoints:
         self._parts, self._device, self._data = parts, device, data
         self._last = time.monotonic()
 
-    def due(self, iteration: int) -> bool:
-        """By the clock only where no loss waits to be shown: curves then go on as if nothing had happened."""
-        if iteration in self._run.checkpoint_iterations:
+    def due(self, iteration: int, views: int = 1) -> bool:
+        """After a step of so many views. By the clock only where no loss waits to be shown: curves then go on
+        as if nothing had happened."""
+        if any(iteration - views < asked <= iteration for asked in self._run.checkpoint_iterations):
             return True
         if self._run.checkpoint_every > 0:
-            return iteration % self._run.checkpoint_every == 0
+            return reaches(self._run.checkpoint_every, iteration, views)
         late = time.monotonic() - self._last > SECONDS_BETWEEN
-        return self._run.checkpoint_every == 0 and late and iteration % READ_EVERY == 0
+        return self._run.checkpoint_every == 0 and late and reaches(READ_EVERY, iteration, views)
 
     def write(self, iteration: int) -> Path:
         path = self._folder.checkpoint(iteration)
         checkpoint.save(path, iteration, self._parts, self._device, self._data)
         passing = [i for i in self._folder.checkpoints() if i < iteration and not self._asked_for(i)]
-        for old in passing[KEPT - 1 :]:
+        for old in passing[KEPT - 1 :] if distributed.current().first else ():
             self._folder.checkpoint(old).unlink(missing_ok=True)
         self._last = time.monotonic()
         return path
@@ -257,4 +260,6 @@ def _to_remove(path: Path, folder: Path, overwrite: bool) -> bool:
 
 
 def how_to_resume(folder: ModelFolder) -> str:
-    return f"python train.py -m {shlex.quote(str(folder))} --resume"
+    ranks = distributed.current()
+    start = "python" if ranks.alone else f"torchrun --nproc_per_node {ranks.count}"
+    return f"{start} train.py -m {shlex.quote(str(folder))} --resume"

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from arguments import Options, pick_device
+import distributed
+from arguments import ConfigError, Options, pick_device
 from gaussian_renderer.network_gui import Request, Viewer
 from scene.folder import ModelFolder
 from scene.points import numpy_seed
@@ -39,6 +40,7 @@ from training.report import (
 from utils import commands
 from utils.files import write_json
 from utils.memory import grow_in_place, out_of_memory
+from utils.schedules import reaches
 from utils.terminal import say
 
 
@@ -51,6 +53,7 @@ class Run:
         self.options = options
         self.folder = ModelFolder(options.model.model_path)
         self.history = RunHistory()
+        self._views = 1  # of the last step
         self._started = time.perf_counter()
         self._notes: list[str] = []  # lines for the log until there is one
         self._log: Callable[..., None] = lambda *lines: self._notes.extend(lines)
@@ -58,16 +61,29 @@ class Run:
     def __enter__(self) -> "Run":
         run = self.options.run
         with ExitStack() as stack:
-            stack.enter_context(resume.alone_in(self.folder.path))
-            stack.enter_context(failures_in_log(self.folder))
+            self._join(stack)
+            if self.ranks.first:
+                stack.enter_context(resume.alone_in(self.folder.path))
+                stack.enter_context(failures_in_log(self.folder))
             grow_in_place()
-            self.device = pick_device(run.device)
+            self.device = pick_device(device_of_rank(run.device))
             seed_everything(run.seed)
             if run.deterministic and self.device.type == "cuda":
                 fix_the_order_of_sums()
-            resume.check_folder(self.folder, run, self.options.opt.iterations)
+            if self.ranks.first:
+                resume.check_folder(self.folder, run, self.options.opt.iterations)
+            self.ranks.meet("start")
             self._open = stack.pop_all()
         return self
+
+    def _join(self, stack: ExitStack) -> None:
+        """The other processes, if torchrun has started several: the first of them writes and talks."""
+        run = self.options.run
+        self.ranks = distributed.join(gpu=device_of_rank(run.device) != "cpu")
+        stack.push(lambda kind, error, trace: self.ranks.end(error))
+        if not self.ranks.alone:
+            run.disable_viewer = True
+            run.quiet |= not self.ranks.first
 
     def __exit__(self, *error) -> bool | None:
         return self._open.__exit__(*error)
@@ -75,7 +91,7 @@ class Run:
     def finished(self) -> bool:
         """Is there nothing left to resume?"""
         done = self.options.run.resume and resume.finished(self.folder) >= self.options.opt.iterations
-        if done:
+        if done and self.ranks.first:
             say(f"{self.folder} is finished; with more --iterations it goes on")
         return done
 
@@ -86,22 +102,27 @@ class Run:
     # The loop
 
     def iterations(self, trainer: Method) -> Iterator[int]:
-        """The numbers of the iterations that are left, from 1 if there is nothing to resume."""
+        """The numbers of the iterations that are left, from 1 if there is nothing to resume. An iteration is
+        a view; of a step of several, it is the last one's number."""
         done = self._begin(trainer)
         last, viewer = self.options.opt.iterations, self._start_viewer()
         signals = self._open.enter_context(commands.Patience())
-        for iteration in range(done + 1, last + 1):
+        while done < last:
             if viewer:
                 with suppress(commands.Stopped), signals.at_once():
-                    told = partial(self._stats, iteration - 1, trainer)
-                    viewer.serve(partial(self._view, trainer), stats=told)
-            if signals.asked:
-                self._stop_early(trainer, iteration - 1, signals.asked)
-            yield iteration
+                    viewer.serve(partial(self._view, trainer), stats=partial(self._stats, done, trainer))
+            asked = signals.asked or 0
+            if reaches(READ_EVERY, done, self._views) and not self.ranks.alone:
+                asked = self.ranks.most(asked)
+            if asked and (self.ranks.alone or reaches(READ_EVERY, done, self._views)):
+                self._stop_early(trainer, done, asked)
+            self._views = trainer.views = min(trainer.views_per_step, last - done)
+            done += trainer.views
+            yield done
         for note in trainer.closing_notes():
             self.say(note)
         self.summary = self._summarize(last, trainer)
-        self._report.finish(self.summary, self.folder)
+        self._report.finish(self.summary, self.folder if self.ranks.first else None)
         if viewer:
             with signals.at_once():  # for as long as the viewer wants to stay
                 viewer.serve(partial(self._view, trainer), True, partial(self._stats, last, trainer))
@@ -109,6 +130,7 @@ class Run:
 
     def _begin(self, trainer: Method) -> int:
         """Go on from a checkpoint if there is one to go on from; returns the iteration that was."""
+        self.options = trainer.options  # iterations may follow from the photos
         opt, run = self.options.opt, self.options.run
         parts = trainer.parts() | {"history": self.history}
         data = trainer.scene.fingerprint
@@ -118,14 +140,15 @@ class Run:
             trainer.start()
         self._notes += notes
         self._started -= self.history.seconds + self.history.left_out  # of the processes before this one
-        resume.clear(self.folder, run.overwrite)
-        stored = trainer.options._replace(run=replace(run, resume=False, overwrite=False))
-        self.folder.write_options(stored)
-        trainer.scene.write_inputs()
-        self._report = Report(self.folder, done + 1, opt.iterations, self.device, run.quiet, self.history)
+        self.ranks.meet("begin")  # all have read what they go on from
+        if self.ranks.first:
+            self._write_inputs(trainer)
+        folder = self.folder if self.ranks.first else None
+        self._report = Report(folder, done + 1, opt.iterations, self.device, run.quiet, self.history)
         self._report.unit = trainer.unit
         self._open.enter_context(closing(self._report))
-        self._open.enter_context(self._checkpoints.advice())
+        if self.ranks.first:
+            self._open.enter_context(self._checkpoints.advice())
         self._log = self._report.log
         for note in [*trainer.scene.warnings, *self._notes]:
             self.say(note)
@@ -136,6 +159,13 @@ class Run:
         self._watch = Stopwatch(self.device, self.history)
         self._shown: deque = deque(maxlen=3 * READ_EVERY)  # (iteration, view): losses arrive late
         return done
+
+    def _write_inputs(self, trainer: Method) -> None:
+        run = self.options.run
+        resume.clear(self.folder, run.overwrite)
+        stored = trainer.options._replace(run=replace(run, resume=False, overwrite=False))
+        self.folder.write_options(stored)
+        trainer.scene.write_inputs()
 
     def _start_viewer(self) -> Viewer | None:
         run = self.options.run
@@ -173,24 +203,31 @@ class Run:
         if bad:
             view = dict(self._shown).get(bad[0], "?")
             trainer.check(f"iteration {bad[0]}, view {view}, loss {bad[1]}", known_bad=True)
-        elif iteration % CHECK_EVERY == 0:
+        elif reaches(CHECK_EVERY, iteration, self._views):
             trainer.check(f"iteration {iteration}")
 
     def evaluate_and_save(self, iteration: int, trainer: Method) -> None:
         """When it is time."""
         run, last = self.options.run, iteration == self.options.opt.iterations
-        if iteration in run.test_iterations or last:
+        if self._asked_for(run.test_iterations, iteration) or last:
             with self._watch.leave_out():
                 self._evaluate(iteration, trainer)
         self._saved = len(trainer)
-        if iteration in run.save_iterations or last:
+        if self._asked_for(run.save_iterations, iteration) or last:
             with self._watch.leave_out(), nullcontext() if last else self._report.spare_the_run():
                 trainer.check(f"iteration {iteration}")
                 self._model = trainer.save(self.folder, iteration)
 
+    def _asked_for(self, numbers: list[int], iteration: int) -> bool:
+        """Is one of these numbers that of a view of this step?"""
+        return any(iteration - self._views < number <= iteration for number in numbers)
+
     def checkpoint(self, iteration: int, trainer: Method) -> None:
         """When it is due."""
-        if self._checkpoints.due(iteration):
+        due = self._checkpoints.due(iteration, self._views)
+        if reaches(READ_EVERY, iteration, self._views):  # by the clock of any process
+            due = self.ranks.any(due)
+        if due:
             with self._watch.leave_out(), self._report.spare_the_run():
                 trainer.check(f"iteration {iteration}")
                 self._report.flush()
@@ -200,7 +237,8 @@ class Run:
         """All test views, and five train views."""
         sets = {"test": trainer.scene.test_cameras, "train": spread(trainer.scene.train_cameras)}
         try:
-            self._report.evaluate(iteration, sets, trainer.pair, trainer.histograms(), len(trainer))
+            with self.ranks.together():
+                self._report.evaluate(iteration, sets, trainer.pairs, trainer.histograms(), len(trainer))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -220,7 +258,9 @@ class Run:
         raise commands.Stopped(signal)
 
     def _summarize(self, iterations: int, trainer: Method) -> Summary:
-        cpu = f"{torch.get_num_threads()} CPU threads"
+        cpu, times = f"{torch.get_num_threads()} CPU threads", ""
+        if not self.ranks.alone:
+            times = f"{self.ranks.count} x "
         return Summary(
             iterations=iterations,
             gaussians=self._saved,
@@ -229,8 +269,8 @@ class Run:
             optimization_seconds=self._watch.seconds(),
             evaluation_and_saving_seconds=self._watch.left_out,
             total_seconds=time.perf_counter() - self._started,
-            peak_memory_bytes=peak_memory(self.device),
-            device=torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu,
+            peak_memory_bytes=self.ranks.most(peak_memory(self.device)),
+            device=times + (torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else cpu),
             model_path=str(self.folder),
             point_cloud=str(self._model),
         )
@@ -246,6 +286,16 @@ def _page_of(folder: ModelFolder) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait()
+
+
+def device_of_rank(name: str) -> str:
+    """Each process of torchrun has a GPU of its own."""
+    if not distributed.started_by_torchrun():
+        return name
+    if name not in ("", "cpu", "cuda"):
+        raise ConfigError(f"device must be cuda or cpu with several processes, got {name!r}")
+    gpu = name == "cuda" or (not name and torch.cuda.is_available())
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if gpu else "cpu"
 
 
 def seed_everything(seed: int) -> None:

@@ -27,6 +27,18 @@ def log_linear(
     return value
 
 
+def reaches(every: int, iteration: int, views: int = 1) -> bool:
+    """Is a multiple of `every` among the last `views` iterations, those of one step?"""
+    return iteration // every != (iteration - views) // every
+
+
+def for_views(views: float, rate: float, betas: tuple[float, float], eps: float) -> dict:
+    """Adam's options for the mean gradient of so many views, from those for one: it then goes about as far
+    in a step as it would in that many, and forgets as much (the square-root rule)."""
+    root = math.sqrt(views)
+    return {"lr": rate * root, "betas": tuple(beta**views for beta in betas), "eps": eps / root}
+
+
 def sh_degree_at(iteration: int, max_degree: int, every: int = 1000) -> int:
     """Bands of spherical harmonics in use: one more each `every` iterations, so base color settles first."""
     return min(iteration // every, max_degree)

@@ -9,7 +9,7 @@ writes that down as a ninja file under build/, and runs ninja, which recompiles 
 
 What goes in: every csrc/**/*.cpp and, for CUDA, csrc/**/*.cu, found by name.
   csrc/cpu/NAME.isa.cpp     compiled once for each instruction set in ISAS, with -DTILESPLAT_ISA=<name>
-  csrc/cuda/, ops_cuda.cpp  only when CUDA is on; ops_no_cuda.cpp only when it is off
+  csrc/cuda/, ops*_cuda.cpp only when CUDA is on; ops_no_cuda.cpp only when it is off
   EXTRA_FLAGS               flags of single files
 
 Environment:
@@ -97,7 +97,7 @@ def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
     glue = [
         "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
-        "ops_stages_cuda.cpp",
+        "ops_stages_cuda.cpp", "ops_colors.cpp", "ops_colors_cuda.cpp", "ops_dealt.cpp", "ops_dealt_cuda.cpp",
     ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
@@ -296,7 +296,8 @@ class NinjaFile:
             is_cuda = (
                 name.startswith("cuda/")
                 or name.endswith(".cu")
-                or name in ("ops_cuda.cpp", "ops_stages_cuda.cpp")
+                or name
+                in ("ops_cuda.cpp", "ops_stages_cuda.cpp", "ops_colors_cuda.cpp", "ops_dealt_cuda.cpp")
             )
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue

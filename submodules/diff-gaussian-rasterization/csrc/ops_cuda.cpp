@@ -245,10 +245,6 @@ std::tuple<Tensor, Tensor, Tensor> photometric_loss(const Tensor& image, const T
 
 // ---- Adam, neighbors -----------------------------------------------------------------------------------------------
 
-cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2) {
-    return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
-}
-
 void adam_step(at::TensorList params, at::TensorList grads, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                const OptionalTensor& visible) {
@@ -340,45 +336,15 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
     if (counted && entries) *data<int64_t>(entries) = room;
-    const TileLists lists(device, grid, projected, order, room, deterministic());
-    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
-    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
-    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
-
-    const Tensor image = device.empty({3, height, width}), g_image = device.empty({3, height, width});
-    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, v.background, data<float>(image), nullptr, nullptr,
-                         trace, projected.screen.totals},
-                        device.stream);
-    const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
-
-    const Tensor splat_grads = device.zeros({g.count, cuda::kGradSize});
-    cuda::BlendBackward blend = {grid,
-                                 projected.screen.splats,
-                                 ids,
-                                 ranges,
-                                 room,
-                                 trace,
-                                 projected.screen.totals,
-                                 v.background,
-                                 data<float>(image),
-                                 nullptr,
-                                 data<float>(g_image),
-                                 nullptr,
-                                 nullptr,
-                                 abs_grad_norm_sum.has_value(),
-                                 data<float>(splat_grads)};
-    const bool ordered = lists.pairs.defined();
-    const Tensor records = ordered ? device.zeros({room, cuda::kRecords, cuda::kGradSize}) : Tensor();
-    if (ordered) blend.ordered = in_order(lists.pairs, lists.offsets, order, records);
-    cuda::blend_backward(blend, device.stream);
-
-    const cuda::LossSums sums = {loss.args.partial_ssim, loss.args.partial_l1, loss.blocks, loss.count,
-                                 float(lambda_dssim)};
+    const Compared found = compared(device, grid, projected, order, room, background, target, mask, lambda_dssim,
+                                    abs_grad_norm_sum.has_value());
+    const cuda::LossSums sums = {data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks,
+                                 found.count, float(lambda_dssim)};
     cuda::preprocess_backward_adam({g,
                                     v,
                                     projected.screen.radii,
                                     projected.screen.splats,
-                                    data<float>(splat_grads),
+                                    data<float>(found.splat_grads),
                                     trained(0),
                                     trained(1),
                                     trained(2),
@@ -426,6 +392,48 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
 }
 
 }  // namespace
+
+cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2) {
+    return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
+}
+
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
+                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
+                  double lambda_dssim, bool absolute) {
+    const TileLists lists(device, grid, projected, order, room, deterministic());
+    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
+    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
+    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
+
+    const Tensor image = device.empty({3, grid.height, grid.width}), g_image = at::empty_like(image);
+    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, data<float>(background), data<float>(image),
+                         nullptr, nullptr, trace, projected.screen.totals},
+                        device.stream);
+    const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
+
+    const Tensor splat_grads = device.zeros({projected.count, cuda::kGradSize});
+    cuda::BlendBackward blend = {grid,
+                                 projected.screen.splats,
+                                 ids,
+                                 ranges,
+                                 room,
+                                 trace,
+                                 projected.screen.totals,
+                                 data<float>(background),
+                                 data<float>(image),
+                                 nullptr,
+                                 data<float>(g_image),
+                                 nullptr,
+                                 nullptr,
+                                 absolute,
+                                 data<float>(splat_grads)};
+    const bool ordered = lists.pairs.defined();
+    const Tensor records = ordered ? device.zeros({room, cuda::kRecords, cuda::kGradSize}) : Tensor();
+    if (ordered) blend.ordered = in_order(lists.pairs, lists.offsets, order, records);
+    cuda::blend_backward(blend, device.stream);
+    return {loss.partial_ssim, loss.partial_l1, loss.blocks, loss.count, splat_grads};
+}
+
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {

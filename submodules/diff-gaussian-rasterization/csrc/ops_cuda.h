@@ -165,4 +165,19 @@ class Counted {
     cudaEvent_t ready_;
 };
 
+// What Adam does the same to all tensors. bias2 = 1 - beta2^step.
+cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2);
+
+// A picture against its photo: the loss, as sums of blocks, and the gradients of splats [N, kGradSize].
+struct Compared {
+    Tensor partial_ssim, partial_l1;
+    int64_t blocks;
+    double count;
+    Tensor splat_grads;
+};
+// With room for so many entries. `absolute`: the gradients that --absgrad asks for as well.
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
+                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
+                  double lambda_dssim, bool absolute);
+
 }  // namespace gs

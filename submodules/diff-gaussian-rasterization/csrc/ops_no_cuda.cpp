@@ -15,9 +15,17 @@ void no_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
 }  // namespace gs
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
-    for (const char* name : {"rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward",
-                             "photometric_loss", "adam_step", "train_step", "settle", "knn_mean_dist2", "project",
-                             "project_backward", "lists", "blend", "blend_backward", "scores"}) {
+    for (const char* name : {"rasterize",      "rasterize_backward",
+                             "mark_visible",   "ssim",
+                             "ssim_backward",  "photometric_loss",
+                             "adam_step",      "train_step",
+                             "settle",         "knn_mean_dist2",
+                             "project",        "project_backward",
+                             "lists",          "blend",
+                             "blend_backward", "scores",
+                             "pair_colors",    "pair_colors_backward",
+                             "dealt_project",  "dealt_blend",
+                             "dealt_step"}) {
         m.impl(name, torch::CppFunction::makeFromBoxedFunction<&gs::no_cuda>());
     }
 }

@@ -13,31 +13,14 @@ ROOM_TO_GROW = 1.25  # between two visits of a view
 GRAIN = 1 << 16  # sizes of buffers are multiples, so that the allocator finds a fitting one
 
 
-class TrainStep:
-    """Steps of Gaussians given as raw parameters (log scales, opacity logits, quaternions of any length).
-
-    Equal to rasterize(raw=True), photometric_loss(), backward and FusedAdam one after the other, up to the
-    order of sums.
-
-    A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's
-    number is remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view
-    want much more than before, the step moves nothing, and says so in what __call__ returns.
-
-    On a GPU, rows that a view does not show wait: Adam with a gradient of zero is easily caught up on, and
+class WaitingRows:
+    """On a GPU, rows that a step does not show wait: Adam with a gradient of zero is easily caught up on, and
     moving a row costs more than all else that is done for it. settle() lets all of them catch up; call it
     before anyone but the next step looks at parameters or moments.
-
-    After torch.use_deterministic_algorithms(True) equal steps give equal bits: on a GPU, nothing waits, pairs
-    are counted first, and sums are made in a fixed order, which takes more time and memory.
     """
 
-    def __init__(self, views: int, device: torch.device):
+    def __init__(self, device: torch.device):
         self.device = torch.device(device)
-        # Written by the GPU and read here without waiting: what a view wanted at its last visit.
-        self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
-        self._peaks, self._rooms = [0] * views, [0] * views  # of pairs
-        self._counts = [0] * views  # of Gaussians at a view's last visit
-        self.skipped = 0  # steps that moved nothing, as far as is known: the view's next visit tells
         self._moved_at: Tensor | None = None  # [N] the step that each row is up to date with
         self._missed: Tensor | None = None  # [WINDOW, 8] what has been missed since each of the last steps
         self._settled_at = self._last = 0  # steps
@@ -63,6 +46,38 @@ class TrainStep:
         elif step - self._settled_at == WINDOW - 1:
             self.settle()
         return self._moved_at, self._missed
+
+    def _note(
+        self, params: list[Tensor], exp_avg: list[Tensor], exp_avg_sq: list[Tensor], beta2: float, eps: float,
+        step: int, waits: bool,
+    ) -> None:  # fmt: skip
+        """A step was taken; rows may be waiting since."""
+        self._last = step
+        if waits:
+            self._unsettled = (params, exp_avg, exp_avg_sq, beta2, eps)
+
+
+class TrainStep(WaitingRows):
+    """Steps of Gaussians given as raw parameters (log scales, opacity logits, quaternions of any length).
+
+    Equal to rasterize(raw=True), photometric_loss(), backward and FusedAdam one after the other, up to the
+    order of sums.
+
+    A GPU step has to make room for the pairs of tile and splat before it has counted them. Each view's
+    number is remembered, so that nobody waits for the GPU but at the first visit of a view. Should a view
+    want much more than before, the step moves nothing, and says so in what __call__ returns.
+
+    After torch.use_deterministic_algorithms(True) equal steps give equal bits: on a GPU, nothing waits, pairs
+    are counted first, and sums are made in a fixed order, which takes more time and memory.
+    """
+
+    def __init__(self, views: int, device: torch.device):
+        super().__init__(device)
+        # Written by the GPU and read here without waiting: what a view wanted at its last visit.
+        self._entries = torch.zeros(views, dtype=torch.int64, pin_memory=self.device.type == "cuda")
+        self._peaks, self._rooms = [0] * views, [0] * views  # of pairs
+        self._counts = [0] * views  # of Gaussians at a view's last visit
+        self.skipped = 0  # steps that moved nothing, as far as is known: the view's next visit tells
 
     def _room(self, view: int, count: int) -> tuple[int, Tensor | None]:
         """For how many pairs to make room, 0 to count them first; and where to write how many there are."""
@@ -137,7 +152,5 @@ class TrainStep:
             *self._room(view, len(params[0])),
             *account,
         )
-        self._last = step
-        if account[0] is not None:
-            self._unsettled = (params, exp_avg, exp_avg_sq, betas[1], eps)
+        self._note(params, exp_avg, exp_avg_sq, betas[1], eps, step, account[0] is not None)
         return losses

@@ -14,8 +14,8 @@ struct SplatGrad {
     Vec2<float> abs_mean;  // sum over pixels of |gradient of mean|
 };
 
-__device__ __forceinline__ SplatGrad load_splat_grad(const float* grads, int64_t i, Sym2<float> conic) {
-    const float4* record = reinterpret_cast<const float4*>(grads + i * kGradSize);
+__device__ __forceinline__ SplatGrad load_splat_grad(const float* grad, Sym2<float> conic) {
+    const float4* record = reinterpret_cast<const float4*>(grad);
     const float4 a = record[0], b = record[1], c = record[2];
     static_assert(kG == 0 && kGx == 1 && kGy == 2 && kGxx == 3 && kGxy == 4 && kGyy == 5 && kRed == 6 && kAbsY == 11);
     SplatGrad g;
@@ -39,8 +39,9 @@ struct GaussianGrad {
     SplatGrad splat;
 };
 
+// `splat_grad` [kGradSize], of Gaussian i's splat.
 __device__ __forceinline__ GaussianGrad gaussian_vjp(const Gaussians<float>& g, const Camera<float>& camera, int64_t i,
-                                                     const float* grads) {
+                                                     const float* splat_grad) {
     const Vec3<float> p = to_camera(camera, load3(g.means, i));
     const Shape shape = load_shape(g, i);
     const Sym2<float> sharp = project_covariance(camera, p, shape.cov);
@@ -49,7 +50,7 @@ __device__ __forceinline__ GaussianGrad gaussian_vjp(const Gaussians<float>& g, 
     const Sym2<float> conic = inverse(wide, det);
 
     GaussianGrad out;
-    out.splat = load_splat_grad(grads, i, conic);
+    out.splat = load_splat_grad(splat_grad, conic);
     Sym2<float> g_cov = inverse_vjp(wide, det, conic, out.splat.conic);
 
     const float opacity = load_opacity(g, i);

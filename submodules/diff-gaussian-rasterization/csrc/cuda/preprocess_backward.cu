@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
     Vec3<float> mean = {0.f, 0.f, 0.f}, g_offset = mean, g_color = mean, g_dc = mean;
     Vec2<float> ndc = {0.f, 0.f};
     if (seen) {
-        grad = gaussian_vjp(g, camera, i, p.grads);
+        grad = gaussian_vjp(g, camera, i, p.grads + i * kGradSize);
         mean = load3(g.means, i);
         g_color = grad.splat.color;
         if constexpr (Degree >= 0) {

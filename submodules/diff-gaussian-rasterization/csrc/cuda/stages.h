@@ -12,6 +12,9 @@
 //   preprocess_backward   gradient of every splat -> gradients of the Gaussians and the camera
 //   adam                  the step. preprocess_backward_adam is both in one, for the fused training step
 //
+// Where several processes hold the Gaussians, append and unpack stand between preprocess and begin_lists, and
+// dealt_backward_adam is the last stage.
+//
 // Every pointer is to device memory unless it says otherwise. A stage only enqueues work on `stream` and throws
 // std::runtime_error when CUDA reports an error. Nothing here allocates: buffers come from the caller.
 #pragma once
@@ -432,6 +435,61 @@ struct PreprocessBackwardAdam {
 };
 constexpr int kMaxRestCount = 15;
 void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream);
+
+// ---- Gaussians that several processes hold, each some of the rows ------------------------------------------------------
+//
+// A process projects its Gaussians for the cameras of all of them. append makes records of what a camera sees, which go to
+// the process of that camera; unpack makes a screen of what has come from all. Gradients of splats go back the same way.
+
+constexpr int kMaxCameras = 32;  // of a step, one for each process
+
+struct alignas(16) Record {
+    Splat splat;  // with the depth key in the place of inv_depth
+    TileSet
+        tiles;  // with the row, counted over all processes, in the place of count; a large one's count is in its mask
+};
+
+struct Append {
+    int64_t count;         // N Gaussians here
+    Screen screen;         // as preprocess left it for this camera,
+    const Totals* totals;  // and in totals[camera] how much; before it are those of earlier cameras
+    int camera;
+    int rank, ranks;      // row i here is row i ranks + rank
+    int64_t capacity;     // records beyond it are dropped: totals tell
+    Record* records;      // [capacity] of all cameras, one after the other, in the order of rows
+    int32_t* slots;       // [N] the number of a Gaussian's record, or -1
+    uint64_t* published;  // [emit_blocks(N)]
+};
+void append(const Append& args, Stream stream);
+
+struct Unpack {
+    int64_t count;  // N records
+    int blocks;     // of the processes that they are from, each in the order of rows
+    int64_t begin[kMaxCameras + 1];
+    const Record* records;
+    Screen out;       // in the order of rows; radii are 1
+    int32_t* places;  // [N] where records are there
+};
+void unpack(const Unpack& args, Stream stream);
+
+// preprocess_backward_adam along the mean gradient of several cameras, which others have blended.
+struct DealtBackwardAdam {
+    Gaussians<float> gaussians;
+    View<float> views[kMaxCameras];
+    int cameras;
+    const int32_t* slots;   // [cameras, N] as append left them
+    const Record* records;  // as append left them
+    const float* grads;     // [records, kGradSize]
+    Trained means, sh_dc, sh_rest, opacities, scales, quats;
+    AdamRates rates;
+    float beta1;
+    Waiting waiting;
+    int step;
+    float* grad_norm_sum;  // [N] or null, likewise the next two
+    float* visits;
+    float* abs_grad_norm_sum;
+};
+void dealt_backward_adam(const DealtBackwardAdam& args, Stream stream);
 
 // ---- nearest neighbors ---------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kBlocksPerSm = 5;
-constexpr int kAhead = 2;  // loads of 16 bytes that a thread has under way, per array
+constexpr int kDealtBlocksPerSm = 4;  // it keeps more in registers
+constexpr int kAhead = 2;             // loads of 16 bytes that a thread has under way, per array
 
 __device__ __forceinline__ void load4(float (&to)[4], const float* from) {
     const float4 v = *reinterpret_cast<const float4*>(from);
@@ -96,7 +97,8 @@ __device__ __forceinline__ void walk(const Trained& t, int64_t begin, int count,
 }
 
 // Opacity and quaternion of row i: one and four numbers a row, which a thread per row reads as evenly.
-__device__ __forceinline__ void move_own(const PreprocessBackwardAdam& p, int64_t i, const GaussianGrad& grad) {
+template <typename Args>
+__device__ __forceinline__ void move_own(const Args& p, int64_t i, const GaussianGrad& grad) {
     const Trained &o = p.opacities, &q = p.quats;
     adam_value(p.rates, o.step_size, grad.opacity, o.exp_avg[i], o.exp_avg_sq[i], o.param[i]);
     float4 *const param = reinterpret_cast<float4*>(q.param) + i, *const m = reinterpret_cast<float4*>(q.exp_avg) + i,
@@ -135,7 +137,8 @@ __device__ __forceinline__ void add_losses(const LossSums& sums, float* losses) 
 }
 
 // By one block: a step more is missed since each step of the window, and none since this one.
-__device__ __forceinline__ void note_step(const PreprocessBackwardAdam& p, bool taken) {
+template <typename Args>
+__device__ __forceinline__ void note_step(const Args& p, bool taken) {
     static_assert(kWindow == kThreads);
     Missed& slot = p.waiting.missed[threadIdx.x];
     if (int(threadIdx.x) == p.step % kWindow) {
@@ -179,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
     copy_async(s.rest, p.sh_rest.param + first * stride, rows * stride, s.moving, row_of_rest);
 
     GaussianGrad grad{};
-    if (seen) grad = gaussian_vjp(g, s.camera, i, p.grads);
+    if (seen) grad = gaussian_vjp(g, s.camera, i, p.grads + i * kGradSize);
     copy_async_wait();
     __syncthreads();
 
@@ -216,6 +219,106 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
          [&](int at) { return float(kSh0) * s.light[at / 3 * Shared::kPitch + Shared::kBasis + at % 3]; });
     move(p.means, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.mean_grads[at]; });
     move(p.scales, 3 * first, 3 * rows, nullptr, RowOfThree(), [&](int at) { return s.scale_grads[at]; });
+}
+
+// ---- the same, of several cameras ------------------------------------------------------------------------------------
+
+// The sum over cameras of what passes the projection, and the statistics of each.
+__device__ __forceinline__ GaussianGrad geometry_vjp(const DealtBackwardAdam& p, const Camera<float>* cameras,
+                                                     int64_t i) {
+    GaussianGrad sum{};
+    for (int c = 0; c < p.cameras; ++c) {
+        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        if (slot < 0) continue;
+        const GaussianGrad one = gaussian_vjp(p.gaussians, cameras[c], i, p.grads + slot * kGradSize);
+        sum.mean = add(sum.mean, one.mean);
+        sum.scale = add(sum.scale, one.scale);
+        sum.quat = {sum.quat.x + one.quat.x, sum.quat.y + one.quat.y, sum.quat.z + one.quat.z, sum.quat.w + one.quat.w};
+        sum.opacity += one.opacity;
+        add_statistics(one.splat, p.views[c].width, p.views[c].height, i, p.grad_norm_sum, p.visits,
+                       p.abs_grad_norm_sum);
+    }
+    return sum;
+}
+
+// The same of colors: of the coefficients [sh_count(Degree)], and the mean's part.
+template <int Degree>
+__device__ __forceinline__ Vec3<float> colors_vjp(const DealtBackwardAdam& p, const Camera<float>* cameras, int64_t i,
+                                                  const float* rest, Vec3<float> (&sh)[sh_count(Degree)]) {
+    Vec3<float> mean = {0.f, 0.f, 0.f};
+    for (int c = 0; c < p.cameras; ++c) {
+        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        if (slot < 0) continue;
+        const float* const grad = p.grads + slot * kGradSize;
+        const Vec3<float> g_color = through_clamp(p.records[slot].splat, {grad[kRed], grad[kGreen], grad[kBlue]});
+        float basis[sh_count(Degree)];
+        mean = add(mean, sh_color_vjp<Degree>(p.gaussians, cameras[c], i, g_color, rest, basis));
+#pragma unroll
+        for (int k = 0; k < sh_count(Degree); ++k) sh[k] = add(sh[k], mul(basis[k], g_color));
+    }
+    return mean;
+}
+
+__device__ __forceinline__ bool seen_by_any(const DealtBackwardAdam& p, int64_t i) {
+    bool seen = false;
+    for (int c = 0; c < p.cameras; ++c) seen |= p.slots[c * p.gaussians.count + i] >= 0;
+    return seen;
+}
+
+template <int Degree>
+__global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
+    dealt_backward_adam_kernel(const __grid_constant__ DealtBackwardAdam p, RowOfRest row_of_rest) {
+    __shared__ Camera<float> cameras[kMaxCameras];
+    __shared__ alignas(16) float rest[kThreads * 3 * kMaxRestCount];  // the parameters, later their gradients
+    __shared__ float dc_grads[3 * kThreads], mean_grads[3 * kThreads], scale_grads[3 * kThreads];
+    __shared__ RowSet moving;
+    const Gaussians<float>& g = p.gaussians;
+    const int stride = 3 * g.rest_count;
+    const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
+    const int rows = int(::min(g.count - first, int64_t(kThreads)));
+    const bool inside = i < g.count, seen = inside && seen_by_any(p, i);
+    const bool moves = inside && (seen || !p.waiting.moved_at);
+    moving.set(moves);
+    if (int(threadIdx.x) < p.cameras) {
+        const View<float>& v = p.views[threadIdx.x];
+        cameras[threadIdx.x] = make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
+    }
+    if (blockIdx.x == 0 && p.waiting.moved_at) note_step(p, true);
+    __syncthreads();
+    copy_async(rest, p.sh_rest.param + first * stride, rows * stride, moving, row_of_rest);
+
+    GaussianGrad grad{};
+    if (seen) grad = geometry_vjp(p, cameras, i);
+    copy_async_wait();
+    __syncthreads();
+
+    Vec3<float> sh[sh_count(Degree)] = {};
+    float* const own_rest = rest + threadIdx.x * stride;
+    if (seen) grad.mean = add(grad.mean, colors_vjp<Degree>(p, cameras, i, own_rest, sh));
+    const float part = 1.f / float(p.cameras);
+    if (moves) {
+        grad.opacity *= part;
+        grad.quat = {part * grad.quat.x, part * grad.quat.y, part * grad.quat.z, part * grad.quat.w};
+        move_own(p, i, grad);
+        if (p.waiting.moved_at) p.waiting.moved_at[i] = p.step;
+    }
+#pragma unroll
+    for (int k = 1; k < sh_count(Degree); ++k) store3(own_rest, k - 1, mul(part, sh[k]));
+    for (int k = 3 * (sh_count(Degree) - 1); k < stride; ++k) own_rest[k] = 0.f;
+    store3(dc_grads, threadIdx.x, mul(part, sh[0]));
+    store3(mean_grads, threadIdx.x, mul(part, grad.mean));
+    store3(scale_grads, threadIdx.x, mul(part, grad.scale));
+    __syncthreads();
+
+    const auto move = [&](const Trained& t, int length, const float* grads, auto row_of) {
+        walk(t, first * length, rows * length, nullptr, moving, row_of, [&](int at, float& m, float& v, float& param) {
+            adam_value(p.rates, t.step_size, grads[at], m, v, param);
+        });
+    };
+    move(p.sh_rest, stride, rest, row_of_rest);
+    move(p.sh_dc, 3, dc_grads, RowOfThree());
+    move(p.means, 3, mean_grads, RowOfThree());
+    move(p.scales, 3, scale_grads, RowOfThree());
 }
 
 // ---- catching up ---------------------------------------------------------------------------------------------------
@@ -319,6 +422,24 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
             return launch(preprocess_backward_adam_kernel<2>);
         default:
             return launch(preprocess_backward_adam_kernel<3>);
+    }
+}
+
+void dealt_backward_adam(const DealtBackwardAdam& args, Stream stream) {
+    const unsigned blocks = std::max(1u, blocks_for(args.gaussians.count, kThreads));  // one keeps the books
+    const auto launch = [&](auto kernel) {
+        kernel<<<blocks, kThreads, 0, native(stream)>>>(args, RowOfRest(args.gaussians.rest_count));
+        check_launch("dealt_backward_adam_kernel");
+    };
+    switch (args.gaussians.sh_degree) {
+        case 0:
+            return launch(dealt_backward_adam_kernel<0>);
+        case 1:
+            return launch(dealt_backward_adam_kernel<1>);
+        case 2:
+            return launch(dealt_backward_adam_kernel<2>);
+        default:
+            return launch(dealt_backward_adam_kernel<3>);
     }
 }
 

@@ -1,0 +1,216 @@
+// ops_dealt_cuda.cpp: the operators of ops_dealt.cpp.
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/index_select.h>
+#include <torch/library.h>
+
+#include <cmath>
+
+#include "ops_cuda.h"
+
+namespace gs {
+namespace {
+
+constexpr int64_t kRecordFloats = sizeof(cuda::Record) / sizeof(float);
+constexpr int64_t kTotalsCount = sizeof(cuda::Totals) / sizeof(int64_t);
+
+// A process's Gaussians, their moments, and the cameras of a step.
+struct Dealt {
+    at::TensorList params, exp_avg, exp_avg_sq;
+    const std::vector<double>& lrs;
+    double beta1, beta2, eps;
+    int64_t step;
+    at::TensorList world_to_camera, K;
+    at::IntArrayRef widths, heights;
+    int64_t sh_degree;
+    bool antialiasing;
+
+    const Tensor& means() const { return params[0]; }
+    int64_t count() const { return means().size(0); }
+    int cameras() const { return int(world_to_camera.size()); }
+    double bias1() const { return 1.0 - std::pow(beta1, double(step)); }
+    double bias2() const { return 1.0 - std::pow(beta2, double(step)); }
+
+    void check() const {
+        check_train_params(params);
+        check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, false);
+        for (const at::TensorList tensors : {params, exp_avg, exp_avg_sq})
+            for (const Tensor& t : tensors)
+                TILESPLAT_CHECK(reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0,
+                                "params and moments must be aligned to 16 bytes, as all new tensors are");
+        TILESPLAT_CHECK(step >= 1 && step <= INT32_MAX, "step must be at least 1, got ", step);
+        TILESPLAT_CHECK(sh_degree >= 0 && (sh_degree + 1) * (sh_degree + 1) - 1 <= params[2].size(1),
+                        "sh_rest has too few coefficients for degree ", sh_degree);
+        const size_t C = world_to_camera.size();
+        TILESPLAT_CHECK(C >= 1 && C <= size_t(cuda::kMaxCameras), "there must be 1 to ", cuda::kMaxCameras,
+                        " cameras, got ", C);
+        TILESPLAT_CHECK(K.size() == C && widths.size() == C && heights.size() == C,
+                        "K, widths and heights must have an entry for each of ", C, " cameras");
+        for (size_t c = 0; c < C; ++c) {
+            check_tensor(world_to_camera[c], "world_to_camera", {4, 4}, at::kFloat, means().device());
+            check_tensor(K[c], "K", {3, 3}, at::kFloat, means().device());
+            check_size(widths[c], heights[c]);
+        }
+    }
+
+    Gaussians<float> gaussians() const {
+        Gaussians<float> g{};
+        g.count = count();
+        g.means = data<float>(params[0]), g.sh_dc = data<float>(params[1]), g.sh_rest = data<float>(params[2]);
+        g.opacities = data<float>(params[3]), g.scales = data<float>(params[4]), g.quats = data<float>(params[5]);
+        g.rest_count = int(params[2].size(1)), g.sh_degree = int(sh_degree);
+        g.scale_modifier = 1.f, g.antialiasing = antialiasing, g.raw = true;
+        return g;
+    }
+
+    View<float> view(int c) const {
+        return {data<float>(world_to_camera[c]),
+                data<float>(K[c]),
+                nullptr,
+                nullptr,
+                int(widths[c]),
+                int(heights[c]),
+                float(kNearDepth)};
+    }
+
+    cuda::Trained trained(int i) const {
+        return {data<float>(params[i]), data<float>(exp_avg[i]), data<float>(exp_avg_sq[i]), float(lrs[i] / bias1())};
+    }
+
+    cuda::Waiting waiting(const OptionalTensor& moved_at, const OptionalTensor& missed) const {
+        TILESPLAT_CHECK(moved_at.has_value() == missed.has_value(), "moved_at and missed must be given together");
+        CHECK_TENSOR_DTYPE(moved_at, means(), at::kInt, count());
+        CHECK_TENSOR(missed, means(), cuda::kWindow, int64_t(sizeof(cuda::Missed) / sizeof(float)));
+        return {data<int32_t>(moved_at), data<cuda::Missed>(missed)};
+    }
+};
+
+void catch_up(const Dealt& call, const cuda::Waiting& waiting, int camera, const Device& device) {
+    if (!waiting.moved_at) return;
+    cuda::catch_up({call.count(), int(call.params[2].size(1)), call.trained(0), call.trained(1), call.trained(2),
+                    call.trained(3), call.trained(4), call.trained(5), float(call.eps * std::sqrt(call.bias2())),
+                    waiting, int(call.step - 1), false, call.view(camera)},
+                   device.stream);
+}
+
+std::tuple<Tensor, Tensor, Tensor> dealt_project(at::TensorList params, at::TensorList exp_avg,
+                                                 at::TensorList exp_avg_sq, const std::vector<double>& lrs,
+                                                 double beta1, double beta2, double eps, int64_t step,
+                                                 at::TensorList world_to_camera, at::TensorList K,
+                                                 at::IntArrayRef widths, at::IntArrayRef heights, int64_t sh_degree,
+                                                 bool antialiasing, int64_t rank, int64_t ranks, int64_t capacity,
+                                                 const OptionalTensor& moved_at, const OptionalTensor& missed) {
+    const Dealt call = {params, exp_avg,         exp_avg_sq, lrs,    beta1,   beta2,     eps,
+                        step,   world_to_camera, K,          widths, heights, sh_degree, antialiasing};
+    call.check();
+    TILESPLAT_CHECK(rank >= 0 && rank < ranks, "rank must be 0 to ", ranks - 1, ", got ", rank);
+    TILESPLAT_CHECK(capacity >= 0 && capacity <= INT32_MAX, "capacity must be at least 0, got ", capacity);
+    TILESPLAT_CHECK(call.count() * ranks <= INT32_MAX, "there are too many Gaussians: ", call.count() * ranks);
+    const cuda::Waiting waiting = call.waiting(moved_at, missed);
+    const Device device(call.means());
+    const int64_t N = call.count(), C = call.cameras();
+    const Tensor records = device.empty({capacity, kRecordFloats}), slots = device.empty({C, N}, at::kInt);
+    const Tensor totals = device.empty({C, kTotalsCount}, at::kLong);
+    // Of one camera after the other.
+    const Tensor splats = device.bytes(N * sizeof(cuda::Splat)), tile_sets = device.bytes(N * sizeof(cuda::TileSet));
+    const Tensor radii = device.empty({N}, at::kInt), keys = device.empty({N}, at::kInt);
+    const Tensor indices = device.empty({N}, at::kInt), published = device.empty({cuda::emit_blocks(N)}, at::kLong);
+    for (int c = 0; c < C; ++c) {
+        catch_up(call, waiting, c, device);
+        const cuda::Screen screen = {data<cuda::Splat>(splats),      data<int32_t>(radii),
+                                     data<uint32_t>(keys),           data<uint32_t>(indices),
+                                     data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals) + c};
+        cuda::preprocess(call.gaussians(), call.view(c), screen, device.stream);
+        cuda::append({N, screen, data<cuda::Totals>(totals), c, int(rank), int(ranks), capacity,
+                      data<cuda::Record>(records), data<int32_t>(slots) + c * N, data<uint64_t>(published)},
+                     device.stream);
+    }
+    return {records, slots, totals};
+}
+
+// Records as the screen of their camera.
+cuda::Unpack unpacking(const Tensor& records, at::IntArrayRef counts, const Tensor& places) {
+    TILESPLAT_CHECK(!counts.empty() && counts.size() <= size_t(cuda::kMaxCameras), "counts must be 1 to ",
+                    cuda::kMaxCameras, " numbers, got ", counts.size());
+    cuda::Unpack call{};
+    call.count = records.size(0), call.blocks = int(counts.size());
+    for (size_t r = 0; r < counts.size(); ++r) {
+        TILESPLAT_CHECK(counts[r] >= 0, "counts must be at least 0, got ", counts[r]);
+        call.begin[r + 1] = call.begin[r] + counts[r];
+    }
+    TILESPLAT_CHECK(call.begin[counts.size()] == call.count, "counts must add up to ", call.count, ", got ",
+                    call.begin[counts.size()]);
+    call.records = data<cuda::Record>(records), call.places = data<int32_t>(places);
+    return call;
+}
+
+Tensor dealt_blend(const Tensor& records, at::IntArrayRef counts, const Tensor& background, const Tensor& target,
+                   const OptionalTensor& mask, double lambda_dssim, bool absolute, const Tensor& losses) {
+    const auto [height, width] = check_target_size(target);
+    check_tensor(records, "records", {kAny, kRecordFloats}, at::kFloat, background.device());
+    check_tensor(background, "background", {3}, at::kFloat, records.device());
+    CHECK_TENSOR(losses, records, 2);
+    check_size(width, height);
+    CHECK_TENSOR_DTYPE(target, records, target.scalar_type() == at::kByte ? at::kByte : at::kFloat, 3, height, width);
+    CHECK_TENSOR(mask, records, height, width);
+    const Device device(records);
+    const cuda::TileGrid grid{int(width), int(height)};
+    const int64_t M = records.size(0);
+    const Tensor places = device.empty({M}, at::kInt);
+    cuda::Unpack unpack = unpacking(records, counts, places);
+
+    Counted counted(device.stream);
+    const Projected projected(device, M, grid, counted.place(), [&](const cuda::Screen& s) {
+        unpack.out = s;
+        cuda::unpack(unpack, device.stream);
+    });
+    counted.enqueued();
+    const Tensor order = depth_order(device, projected);
+    const int64_t entries = counted.wait();
+    const Compared found =
+        compared(device, grid, projected, order, entries, background, target, mask, lambda_dssim, absolute);
+    cuda::photometric_value(data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks, found.count,
+                            float(lambda_dssim), data<float>(losses), data<float>(losses) + 1, device.stream);
+    return at::index_select(found.splat_grads, 0, places);
+}
+
+void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
+                const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
+                at::TensorList world_to_camera, at::TensorList K, at::IntArrayRef widths, at::IntArrayRef heights,
+                int64_t sh_degree, bool antialiasing, const Tensor& records, const Tensor& slots, const Tensor& grads,
+                const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                const OptionalTensor& abs_grad_norm_sum, const OptionalTensor& moved_at, const OptionalTensor& missed) {
+    const Dealt call = {params, exp_avg,         exp_avg_sq, lrs,    beta1,   beta2,     eps,
+                        step,   world_to_camera, K,          widths, heights, sh_degree, antialiasing};
+    call.check();
+    const Tensor& means = call.means();
+    const int64_t N = call.count(), C = call.cameras();
+    CHECK_TENSOR(records, means, kAny, kRecordFloats);
+    CHECK_TENSOR_DTYPE(slots, means, at::kInt, C, N);
+    CHECK_TENSOR(grads, means, kAny, cuda::kGradSize);
+    for (const OptionalTensor& sum : {grad_norm_sum, visits, abs_grad_norm_sum}) CHECK_TENSOR(sum, means, N);
+    const Device device(means);
+    cuda::DealtBackwardAdam step_of{};
+    step_of.gaussians = call.gaussians();
+    for (int c = 0; c < C; ++c) step_of.views[c] = call.view(c);
+    step_of.cameras = int(C);
+    step_of.slots = data<int32_t>(slots);
+    step_of.records = data<cuda::Record>(records), step_of.grads = data<float>(grads);
+    step_of.means = call.trained(0), step_of.sh_dc = call.trained(1), step_of.sh_rest = call.trained(2);
+    step_of.opacities = call.trained(3), step_of.scales = call.trained(4), step_of.quats = call.trained(5);
+    step_of.rates = adam_rates(beta1, beta2, eps, call.bias2());
+    step_of.beta1 = float(beta1);
+    step_of.waiting = call.waiting(moved_at, missed);
+    step_of.step = int(step);
+    step_of.grad_norm_sum = data<float>(grad_norm_sum), step_of.visits = data<float>(visits);
+    step_of.abs_grad_norm_sum = data<float>(abs_grad_norm_sum);
+    cuda::dealt_backward_adam(step_of, device.stream);
+}
+
+}  // namespace
+}  // namespace gs
+
+TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
+    m.impl("dealt_project", gs::dealt_project);
+    m.impl("dealt_blend", gs::dealt_blend);
+    m.impl("dealt_step", gs::dealt_step);
+}
