@@ -1,8 +1,9 @@
 """Exposure: an affine color transform for each photo, as the published code has it.
 
 Colors go through A[:, :3] and get A[:, 3] added, A [3, 4] starting at the identity. With --train_test_exp,
-test views train on their left half, so that they have an exposure to be scored with on their right one. With
---appearance exposure, views other than the train photos are shown with the median of all exposures.
+test views train on their left half, so that they have an exposure to be scored with on their right one. How
+--appearance exposure learns the same is in affine.py; then views other than the train photos are shown with
+the median of all exposures.
 """
 
 from pathlib import Path
@@ -20,7 +21,6 @@ from utils.schedules import for_views, log_linear
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
-STEADY = 0.1  # the last rate of --appearance exposure, against exposure_lr_final: scenes follow what moves
 
 
 class Exposure(PerView):
@@ -64,7 +64,7 @@ class Exposure(PerView):
         rate = log_linear(
             iteration,
             opt.exposure_lr_init,
-            opt.exposure_lr_final * (STEADY if self.median else 1.0),
+            opt.exposure_lr_final,
             opt.iterations,
             opt.exposure_lr_delay_steps,
             opt.exposure_lr_delay_mult,
@@ -80,9 +80,6 @@ class Exposure(PerView):
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        if self.median:  # what photos share is the scene's
-            with torch.no_grad():
-                self.values -= self.values.mean(0) - torch.eye(3, 4, device=self.values.device)
 
     def state_dict(self) -> dict:
         moments = dict(self.optimizer.state[self.values])

@@ -260,7 +260,7 @@ def test_names_stay_text(browser, tmp_path):
         (b"hello", "neither a .ply nor an .spz"),
         (b"NGSP" + bytes(40), "version 0"),
         (b"NGSP" + bytes([3, 0, 0, 0, 255, 255, 255, 255]) + bytes(40), "ends too early"),
-        (gzip.compress(b"ply\nformat ascii 1.0\nend_header\n"), "binary, little-endian"),
+        (gzip.compress(b"ply\nformat ascii 1.0\nend_header\n", mtime=0), "binary, little-endian"),
         (b"ply\nformat binary_little_endian 1.0\nproperty float x\nend_header\n", "no property y"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ from gaussian_renderer.fused import FusedIteration, can_fuse
 from gaussian_renderer.fused_sharded import ShardedIteration, can_fuse_sharded
 from gaussian_renderer.network_gui import Request
 from gaussian_renderer.sharded import splats_of
-from per_view import Pair, Shown
+from per_view import Pair, PerView, Shown
 from scene import Scene, formats
 from scene.cameras import Camera, smaller
 from scene.filter_3d import smallest_scales
@@ -125,7 +125,7 @@ class Trainer(Method):
                 found.append(self._see(iteration, shots[first : first + at_once], stats, last))
         losses, seen = zip(*found)
         if seen[-1] is not None:
-            self._move(moves, seen[-1])
+            move(self.gaussians, self.modules, seen[-1], self.views, moves)
         names = ["loss", "l1", *["depth"] * bool(self.options.model.depths)]
         return dealt.mean_of(self.ranks, losses, len(shots), names)
 
@@ -167,21 +167,6 @@ class Trainer(Method):
         camera = self.scene.train_cameras[0]  # these terms do not look at it
         terms = [term(picture, camera, self, iteration) for term in self.held]
         return sum(terms, picture.image.sum()), picture.radii > 0
-
-    def _move(self, moves: bool, seen: Tensor) -> None:
-        """Everything along its mean gradient; if memory is lacking, nothing."""
-        with self.ranks.together():
-            dealt.add_up_gradients(self.ranks, self.modules)
-            for module in self.modules:
-                module.average_gradients(self.views)
-                module.prepare()
-            if not self.ranks.alone:
-                self.gaussians.prepare()
-        self.ranks.meet("step")
-        if moves:
-            self.gaussians.step(seen)
-        for module in self.modules:
-            module.step()
 
     def loss(
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
@@ -300,7 +285,7 @@ class Trainer(Method):
         for module in self.modules:
             module.save(folder, iteration)
         self._save_cameras(path.with_name("cameras.json"))
-        if not any(isinstance(module, per_view.Exposure) for module in self.modules):
+        if not any(module.name == "exposure" for module in self.modules):
             per_view.Exposure(self.scene.exposure_names, self.device).save(folder, iteration)  # identities
         return path
 
@@ -382,6 +367,25 @@ def suited(options: Options, scene: Scene) -> Options:
         points = len(scene.points) if scene.has_points else MADE_UP
         opt = replace(opt, cap_max=max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1))
     return options._replace(opt=opt)
+
+
+def move(
+    gaussians: GaussianModel, modules: list[PerView], visible: Tensor, views: int = 1, rows: bool = True
+) -> None:
+    """Everything along its mean gradient over the views, rows if they are to; if memory lacks, nothing."""
+    ranks = gaussians.ranks
+    with ranks.together():
+        dealt.add_up_gradients(ranks, modules)
+        for module in modules:
+            module.average_gradients(views)
+            module.prepare()
+        if not ranks.alone:
+            gaussians.prepare()
+    ranks.meet("step")
+    if rows:
+        gaussians.step(visible)
+    for module in modules:
+        module.step()
 
 
 def _flag(name: str, value) -> str:
