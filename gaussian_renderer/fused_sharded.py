@@ -14,16 +14,9 @@ from torch import Tensor
 
 from arguments import Options
 from distributed import Ranks, exchange, exchanged
-from gaussian_renderer.fused import can_fuse
+from gaussian_renderer.fused import FusedIteration, can_fuse
 from scene.cameras import Camera, narrower
 from scene.gaussian_model import GaussianModel
-
-
-def can_fuse_sharded(gaussians: GaussianModel, options: Options) -> bool:
-    """Do the model and these options leave the iteration as the native calls know it?"""
-    ordered = torch.are_deterministic_algorithms_enabled()
-    return gaussians.device.type == "cuda" and not ordered and can_fuse(gaussians, options)
-
 
 SPARE = 1.1  # room for records that come, relative to the most there have been
 
@@ -136,3 +129,19 @@ class ShardedIteration:
         part = self._ranks.count / max(gaussians.total, 1)  # as ShardedSplats.mean()
         held = opacity * gaussians.opacities.sum() + scale * gaussians.scales.sum() / 3
         return self._compare(records, expected, camera, background)[0][0] + part * held
+
+
+Native = FusedIteration | ShardedIteration
+
+
+def native_step(gaussians: GaussianModel, cameras: list[Camera], options: Options) -> Native | None:
+    """Of one process or of several, if the native library has one that does what these options ask for."""
+    ranks, device = gaussians.ranks, gaussians.device
+    if not can_fuse(gaussians, options):
+        return None
+    if ranks.alone:
+        return FusedIteration(len(cameras), options, device)
+    ordered = torch.are_deterministic_algorithms_enabled()
+    return (
+        ShardedIteration(cameras, ranks, options, device) if device.type == "cuda" and not ordered else None
+    )

@@ -233,7 +233,7 @@ def test_processes_without_rows(scene, found, keep):
 
 
 def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
-    """Of one process and of all, what is learned in a step."""
+    """Of one process and of all, what is learned in three steps."""
     with joined(gpu=True) as ranks:
         torch.cuda.set_device(ranks.rank)
         found = []
@@ -241,15 +241,20 @@ def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
             distributed.current = lambda how=how: how
             one = trainer(scene, *words, "--views_per_step", "2", device=f"cuda:{ranks.rank}")
             rough(one)
-            one.step(2)
+            one.native = None if how.alone else one.native  # in one process taken apart
+            for iteration in (2, 4, 6):
+                one.step(iteration)
             found.append({name: value.cpu() for name, value in states(one).items()})
+            assert how.alone or (one.native is not None) == ("--fused" in words)
     return found
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("name", WORDS)
-def test_steps_on_gpus_are_those_of_one(scene, name):
-    for expected, found in in_processes(2, on_gpus, scene, WORDS[name]):
+@pytest.mark.parametrize(
+    "name, way", [(name, "--no-fused") for name in WORDS] + [(name, "--fused") for name in NATIVE]
+)
+def test_steps_on_gpus_are_those_of_one(scene, name, way):
+    for expected, found in in_processes(2, on_gpus, scene, (*WORDS[name], way)):
         for what, value in expected.items():
             most = value.abs().max().clamp_min(1e-30)
             assert (found[what] - value).abs().max() <= 1e-3 * most, what

@@ -19,11 +19,10 @@ import per_view
 import strategies
 from arguments import PRESETS, ModelParams, Options, PipelineParams
 from gaussian_renderer import Splats, looks
-from gaussian_renderer.fused import FusedIteration, can_fuse
-from gaussian_renderer.fused_sharded import ShardedIteration, can_fuse_sharded
+from gaussian_renderer.fused_sharded import Native, native_step
 from gaussian_renderer.network_gui import Request
 from gaussian_renderer.sharded import splats_of
-from per_view import Pair, Shown
+from per_view import Pair, PerView, Shown
 from scene import Scene, formats
 from scene.cameras import Camera, smaller
 from scene.filter_3d import smallest_scales
@@ -77,10 +76,10 @@ class Trainer(Method):
         self.losses += [term for module in self.modules for term in module.loss_terms()]
         self.queue = ViewQueue(len(scene.train_cameras), run.seed)
         self.views_per_step = self.views = max(self.opt.views_per_step, self.ranks.count)
-        self.native: FusedIteration | ShardedIteration | None = None
+        self.native: Native | None = None
         self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
         if self.losses == [photometric, *held] and not self.modules:
-            self.native = native_step(self.gaussians, scene, options)
+            self.native = native_step(self.gaussians, scene.train_cameras, options)
         self.average = Average(self.opt, say) if self.opt.average_last else None
         self._compared: tuple | None = None  # when the native step was last compared with the others
 
@@ -123,7 +122,7 @@ class Trainer(Method):
                 found.append(self._see(iteration, shots[first : first + at_once], stats, last))
         losses, seen = zip(*found)
         if seen[-1] is not None:
-            self._move(moves, seen[-1])
+            move(self.gaussians, self.modules, seen[-1], self.views, moves)
         names = ["loss", "l1", *["depth"] * bool(self.options.model.depths)]
         return dealt.mean_of(self.ranks, losses, len(shots), names)
 
@@ -164,21 +163,6 @@ class Trainer(Method):
         camera = self.scene.train_cameras[0]  # these terms do not look at it
         terms = [term(picture, camera, self, iteration) for term in self.held]
         return sum(terms, picture.image.sum()), picture.radii > 0
-
-    def _move(self, moves: bool, seen: Tensor) -> None:
-        """Everything along its mean gradient; if memory is lacking, nothing."""
-        with self.ranks.together():
-            dealt.add_up_gradients(self.ranks, self.modules)
-            for module in self.modules:
-                module.average_gradients(self.views)
-                module.prepare()
-            if not self.ranks.alone:
-                self.gaussians.prepare()
-        self.ranks.meet("step")
-        if moves:
-            self.gaussians.step(seen)
-        for module in self.modules:
-            module.step()
 
     def loss(
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
@@ -245,9 +229,7 @@ class Trainer(Method):
         fixed = self.scene.background
         return torch.rand(3, device=self.device).to(fixed) if self.opt.random_background else fixed
 
-    def _truthful(
-        self, iteration: int, camera: Camera, background: Tensor
-    ) -> FusedIteration | ShardedIteration | None:
+    def _truthful(self, iteration: int, camera: Camera, background: Tensor) -> Native | None:
         """The native step, as long as it does what render() and the loss terms say.
 
         It knows the published step alone. An edit of render(), of a loss term or of what the parameters mean
@@ -349,18 +331,6 @@ class Trainer(Method):
         return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
 
 
-def native_step(
-    gaussians: GaussianModel, scene: Scene, options: Options
-) -> FusedIteration | ShardedIteration | None:
-    """If the native library has one that does what these options ask for."""
-    ranks, device = gaussians.ranks, gaussians.device
-    if not ranks.alone and can_fuse_sharded(gaussians, options):
-        return ShardedIteration(scene.train_cameras, ranks, options, device)
-    if ranks.alone and can_fuse(gaussians, options):
-        return FusedIteration(len(scene.train_cameras), options, device)
-    return None
-
-
 def within_budget(options: Options, scene: Scene) -> Options:
     """With --budget: the number of Gaussians that suits what is known of the scene before training.
 
@@ -373,6 +343,25 @@ def within_budget(options: Options, scene: Scene) -> Options:
     points = len(scene.points) if scene.has_points else MADE_UP
     count = max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1)
     return options._replace(opt=replace(opt, cap_max=count))
+
+
+def move(
+    gaussians: GaussianModel, modules: list[PerView], visible: Tensor, views: int = 1, rows: bool = True
+) -> None:
+    """Everything along its mean gradient over the views, rows if they are to; if memory lacks, nothing."""
+    ranks = gaussians.ranks
+    with ranks.together():
+        dealt.add_up_gradients(ranks, modules)
+        for module in modules:
+            module.average_gradients(views)
+            module.prepare()
+        if not ranks.alone:
+            gaussians.prepare()
+    ranks.meet("step")
+    if rows:
+        gaussians.step(visible)
+    for module in modules:
+        module.step()
 
 
 def _word(value) -> str:
