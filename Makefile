@@ -39,6 +39,8 @@ endif
 NATIVE := submodules/diff-gaussian-rasterization
 NATIVE_SOURCES := $(shell find $(NATIVE) -path $(NATIVE)/build -prune -o -type f \
     \( -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' -o -name '*.py' -o -name '*.toml' \) -print)
+# One process for each core, four at most, which take tests from each other when they have no more of their own.
+PARALLEL = --numprocesses=auto --maxprocesses=4 --dist=worksteal
 export ITERATIONS DEMO SAMPLE VIEWS
 
 SHELL := /bin/bash
@@ -48,8 +50,9 @@ SHELL := /bin/bash
 demo: $(STATE)/native
 	@$(PY) tools/setup_env.py demo
 
+test: export OMP_NUM_THREADS = 1
 test: $(STATE)/native packages-dev
-	$(PY) -m pytest
+	$(PY) -m pytest $(PARALLEL)
 
 setup: $(STATE)/native
 
@@ -121,7 +124,7 @@ sanitize: packages-dev $(STATE)/native
 	    $(abspath $(shell command -v $(PY))) setup.py -q build_ext --inplace
 	PYTHONPATH=$(CURDIR)/$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD=$$(ldd $(SANITIZED)/diff_gaussian_rasterization/libtilesplat.so | awk '/lib(asan|ubsan|tsan)/ {print $$3}' | paste -sd:) \
-	    $(PY) -m pytest -p no:cacheprovider --capture=sys $(SANITIZED_TESTS)
+	    $(PY) -m pytest $(PARALLEL) -p no:cacheprovider --capture=sys $(SANITIZED_TESTS)
 
 lock:
 	uv pip compile --universal --python-version 3.10 --generate-hashes --no-header -q requirements.in -o requirements.txt

@@ -9,6 +9,7 @@ mesh.ply for a rough surface. The model stays as it is.
 """
 
 import sys
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from utils.geometry import rotation_matrices
 from utils.terminal import say
 from viewer.cameras import Views, views_of
 from viewer.clean import floaters, shown
-from viewer.embed import ENOUGH, write_page
+from viewer.embed import ENOUGH, inside, write_page
 from viewer.kept import Judge
 from viewer.mesh import write_centers, write_mesh
 from viewer.page import scene_view
@@ -100,10 +101,11 @@ class Export:
 
     def kept(self, path: Path, turn: torch.Tensor | None) -> str:
         """How near the test views of the file are, in words; nothing of what has none."""
-        is_splats = not path.name.lower().endswith(("points.ply", "mesh.ply", ".html"))
+        is_splats = not path.name.lower().endswith(("points.ply", "mesh.ply"))
         if not (self.options.psnr and is_splats and self.judge):
             return ""
-        return f"; {self.judge.kept(path, turn)}"
+        with inside(path) if _is_page(path) else nullcontext(path) as splats:
+            return f"; {self.judge.kept(splats, turn)}"
 
 
 def export(options: ExportParams) -> None:

@@ -32,7 +32,7 @@ from arguments.flag import LAST_SEED
 from benchmarks.published import PUBLISHED, SETS
 from scene.folder import ModelFolder
 from tools import contact_sheet
-from training import table
+from training import resume, table
 from utils import commands
 from utils.files import DataError, read_json, write_json
 from utils.image import photo_names
@@ -48,7 +48,7 @@ USUAL: dict[str, Any] = {
     "flags": "", "output_path": "eval",
 }  # fmt: skip
 LOOK_EVERY = 0.2  # seconds
-HEAD = ["PSNR", "SSIM", "LPIPS", "views", "size", "MB", "training s", "peak MB"]
+HEAD = ["PSNR", "SSIM", "LPIPS", "views", "size", "MB", "training s", "ms a view", "peak MB"]
 SCORES = HEAD[:3]
 
 
@@ -118,6 +118,7 @@ class Job:
             "size": f"{run['gaussians']:,} {run['unit']}",
             "MB": Path(run["point_cloud"]).stat().st_size / 1e6,
             "training s": run["optimization_seconds"],
+            "ms a view": table.milliseconds(self.folder / "test" / method),
             "peak MB": run["peak_memory_bytes"] >> 20,
         }
         self.write()
@@ -237,11 +238,20 @@ class Slot:
     def __init__(self, gpu: str | None):
         self.gpu = gpu
         self.job: Job | None = None
+        self._process: subprocess.Popen | None = None  # None: a run that an earlier call left is waited for
 
     def take(self, job: Job) -> None:
         self.job, self._rest = job, job.commands()
         job.write()
-        say(f"{job.name}: starts{f' on GPU {self.gpu}' if self.gpu is not None else ''}")
+        self._process = None
+        if resume.is_busy(job.folder):
+            say(f"{job.name}: the run that an earlier call started is still at it; waiting for it to end")
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        assert self.job is not None
+        say(f"{self.job.name}: starts{f' on GPU {self.gpu}' if self.gpu is not None else ''}")
         self._next()
 
     def _next(self) -> None:
@@ -261,7 +271,9 @@ class Slot:
 
     def look(self) -> None:
         """Go on if the process has ended."""
-        if self.job is None or (code := self._process.poll()) is None:
+        if self.job is not None and self._process is None and not resume.is_busy(self.job.folder):
+            return self._start()
+        if self.job is None or self._process is None or (code := self._process.poll()) is None:
             return
         if code == 0:
             return self._next()
@@ -272,7 +284,7 @@ class Slot:
 
     def stop(self) -> None:
         """It writes a checkpoint first."""
-        if self.job is not None:
+        if self.job is not None and self._process is not None:
             self._process.terminate()
             self._process.wait()
 

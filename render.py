@@ -4,9 +4,10 @@
     python render.py --ply model.ply -s dataset
 
 Writes <model>/{train,test}/ours_<iteration>/{renders,gt}/00000.png and so on, in the order of the image
-names, and beside them names.json: which photo each file shows. Where photos do not count everywhere there are
-masks/, too. --outputs depth normals alpha adds folders of that name; depth/levels.json says which distance a
-level of those 16-bit pictures stands for. The options of the run are read from the model folder.
+names, and beside them names.json: which photo each file shows, and seconds.json: the median of the times that
+views took. Where photos do not count everywhere there are masks/, too. --outputs depth normals alpha adds
+folders of that name; depth/levels.json says which distance a level of those 16-bit pictures stands for. The
+options of the run are read from the model folder.
 
 With --refine_test_poses or --align_test_poses, test views go to ours_<iteration>_refined or _aligned, with
 --fit_test_colors to ours_<iteration>_colors (both: _refined_colors), and train views of --views sharp to
@@ -25,9 +26,11 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import asdict, replace
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import torch
@@ -42,7 +45,7 @@ from arguments import (
     saved_options,
 )
 from gaussian_renderer import Splats, outputs
-from per_view import Shown, held_out
+from per_view import Pair, Shown, held_out
 from scene import Camera, Scene
 from scene.folder import ModelFolder
 from scene.frame import Similarity
@@ -170,11 +173,12 @@ def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, op
     for part in ("renders", "gt"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     more = [kind for kind in options.outputs if kind != "rgb"]
-    names, masked, levels = {}, set(), {}
+    names, masked, levels, seconds = {}, set(), {}, []
     with PngWriter() as files:
         views = progress(cameras, desc=f"Rendering {name} views", disable=options.quiet)
         for index, camera in enumerate(views):
-            image, truth, mask = shown.pair(camera)
+            (image, truth, mask), took = _timed_pair(shown, camera)
+            seconds.append(took)
             file = f"{index:05d}.png"
             files.write(image, folder / "renders" / file)
             files.write(truth, folder / "gt" / file)
@@ -186,11 +190,20 @@ def _render_set(folder: Path, name: str, cameras: list[Camera], shown: Shown, op
                 levels[file] = _write_outputs(more, folder, file, shown, camera, files, image.shape[-1])
             names[file] = camera.name
     write_json(folder / "names.json", names, indent=1)
+    write_json(folder / "seconds.json", {"a view": median(seconds)})
     if "depth" in more:
         write_json(folder / "depth" / "levels.json", levels, indent=1)
     if not options.quiet:
         say(f"{len(names)} {name} views: {folder}")
     _remove_leftovers(folder, {"renders": set(names), "gt": set(names), "masks": masked}, more, set(names))
+
+
+def _timed_pair(shown: Shown, camera: Camera) -> tuple[Pair, float]:
+    """And the seconds that it took."""
+    start = time.perf_counter()
+    pair = shown.pair(camera)
+    pair.image.sum().item()  # waits for the device
+    return pair, time.perf_counter() - start
 
 
 @torch.no_grad()

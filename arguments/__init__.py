@@ -71,21 +71,27 @@ _IMPROVED = {
     "densify_until_iter": 25_000,
     "densify_grad_threshold": 2e-4,
     "average_last": 1_000,
+    "visits": 300,
+    "antialiasing": True,
 }
 PRESETS: dict[str, dict[str, Any]] = {  # docs/methods.md has what each brings
     "published": {},
     "fast": _IMPROVED
     | {
         "budget": 100.0,
-        "iterations": 12_000,
-        "densify_until_iter": 6_000,
+        "iterations": 9_000,
+        "visits": 140,
+        "densify_until_iter": 4_500,
         "position_lr_init": 8e-5,
-        "position_lr_max_steps": 12_000,
-        "coarse_until": 3_000,
+        "position_lr_max_steps": 9_000,
+        "feature_lr": 0.005,
+        "feature_rest_div": 10.0,
+        "coarse_until": 2_250,
     },
     "best": _IMPROVED | {"budget": 150.0},
-    "small": _IMPROVED | {"budget": 48.0},
+    "small": _IMPROVED | {"budget": 42.0},
 }
+RULES = {"cap_max": "budget", "iterations": "visits"}  # what is given, and what would set it by the scene
 STAGES = (  # of a preset, as long as its run
     "densify_until_iter",
     "position_lr_max_steps",
@@ -157,6 +163,9 @@ class OptimizationParams:
     """The optimization"""
 
     iterations: int = arg(30_000, "number of training steps", minimum=1)
+    visits: int = arg(
+        0, "iterations are at most this times the train photos, but not below 5000 (0: as given)", minimum=0
+    )
     position_lr_init: float = arg(1.6e-4, "first rate of positions / extent; improved: 4e-5", minimum=0)
     position_lr_final: float = arg(1.6e-6, "the same at the end; improved: 2e-6", minimum=0)
     position_lr_delay_mult: float = arg(
@@ -431,8 +440,7 @@ def parse_train(argv: list[str] | None = None) -> Options:
         values |= read_config(given.pop("config"), groups) if "config" in given else {}
         if "preset" in given:  # it overrules the file, which has every flag
             values |= _own_defaults(given)
-        if "cap_max" in given:
-            values["budget"] = 0.0
+        values |= {rule: 0 for flag, rule in RULES.items() if flag in given}
         values |= given
         model, opt, pipe, run, field, views = build(groups, _own_defaults(values) | values)
         if not model.source_path:

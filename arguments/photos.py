@@ -35,6 +35,9 @@ class PhotoParams:
     blur_path: str = arg(
         "linear", "motion: straight between two poses, or a cubic B-spline of four", choices=PATHS
     )
+    blur_weights: bool = arg(
+        False, "motion: learn how much of the light came from each part of the path, too"
+    )
     blur_space: str = arg(
         "srgb", "numbers that are averaged: those of the photos, or of the light", choices=SPACES
     )

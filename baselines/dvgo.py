@@ -8,6 +8,7 @@ found nothing, gets twice the voxels now and then, and turns its color grid's ch
 network. The grids are in voxels.py.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -235,10 +236,10 @@ class Trainer(Method):
         }  # fmt: skip
 
     def load_state_dict(self, state: dict) -> None:
-        self._use(Voxels.of(state["model"]), state["begun"])
+        self._use(Voxels.of(state["model"] | {"params": asdict(self.params)}), state["begun"])
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-        self.params, self.rates = self.voxels.params, state["rates"]
+        self.rates = state["rates"]
 
     def save(self, folder: ModelFolder, iteration: int) -> Path:
         return write(folder.field(iteration), self.voxels.state())

@@ -66,9 +66,9 @@ def read(lines: list[str], scene: str) -> list[Point]:
     ]
 
 
-def panel(points: list[tuple[str, float, float]], title: str, unit: str, left: float) -> list[str]:
-    """Of (way, x, PSNR)."""
-    across = Axis.over([x for _, x, _ in points], from_zero=True)
+def panel(points: list[tuple[int, str, float, float]], title: str, unit: str, left: float) -> list[str]:
+    """Of (number, way, x, PSNR)."""
+    across = Axis.over([x for *_, x, _ in points], from_zero=True)
     up = Axis.over([psnr for *_, psnr in points])
     wide, tall = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
     bottom = TOP + tall
@@ -80,7 +80,7 @@ def panel(points: list[tuple[str, float, float]], title: str, unit: str, left: f
         x = wide * across.part(tick)
         parts += [text(x, bottom + 17, f"{tick:,.4g}" if tick < 1e4 else f"{tick / 1e3:,.0f} k", "middle")]
     parts += [text(wide / 2, HEIGHT - 10, unit, "middle"), f'<path d="M0,{bottom}H{wide}" stroke="#444444"/>']
-    for number, (way, x, psnr) in enumerate(sorted(points, key=lambda point: -point[2]), start=1):
+    for number, way, x, psnr in points:
         at = wide * across.part(x), bottom - tall * up.part(psnr)
         color = COLORS.get(way.split()[0], OTHER)
         parts.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" fill="{color}"/>')
@@ -97,15 +97,16 @@ def text(x: float, y: float, words: str, anchor: str, size: int = 11, color: str
 
 def figure(points: list[Point], scene: str) -> str:
     points = sorted(points, key=lambda point: -point.psnr)
-    counted = [(point.way, point.gaussians, point.psnr) for point in points]
-    timed = [(point.way, point.seconds, point.psnr) for point in points if point.seconds is not None]
+    numbered = list(enumerate(points, start=1))
+    counted = [(k, point.way, point.gaussians, point.psnr) for k, point in numbered]
+    timed = [(k, point.way, point.seconds, point.psnr) for k, point in numbered if point.seconds is not None]
     parts = panel(counted, f"{scene}: test PSNR, dB", "Gaussians", 0)
     panels = 1
     if timed:
         parts += panel(timed, f"{scene}: test PSNR, dB", "seconds of the loop", WIDTH)
         panels = 2
     height = HEIGHT + 16 * len(points) + 8
-    for number, point in enumerate(points, start=1):
+    for number, point in numbered:
         color = COLORS.get(point.way.split()[0], OTHER)
         parts.append(text(LEFT, HEIGHT + 16 * number - 4, f"{number}  {point.way}", "start", color=color))
     width = max(panels * WIDTH, LEFT + RIGHT + round(6.2 * max(len(point.way) + 4 for point in points)))

@@ -6,11 +6,12 @@ they say goes in instead. The two --..._python options take the same step out of
 where it can be read and changed.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from diff_gaussian_rasterization import Rendered, ScreenStats, rasterize
+from diff_gaussian_rasterization import Rendered, ScreenStats, rasterize, rasterize_views
 from torch import Tensor
 
 from arguments import PipelineParams
@@ -32,7 +33,8 @@ def render(
 ) -> Rendered:
     """One view of the Gaussians, before exposure and not clamped.
 
-    camera: anything with world_to_camera [4, 4], K [3, 3], width and height. background [3]. `stats`, if
+    camera: anything with world_to_camera [4, 4] or, of several views at once, [C, 4, 4], K [3, 3], width and
+    height. background [3]. `stats`, if
     given, is added to in backward: what densification decides by. override_color [N, 3] takes the place of
     the model's colors.
     """
@@ -51,7 +53,12 @@ def render(
     )
     if pipe.debug:
         return _rasterize_or_keep(inputs, stats)
-    return rasterize(**inputs, stats=stats)
+    return _rasterized(inputs, stats)
+
+
+def _rasterized(inputs: dict, stats: ScreenStats | None) -> Rendered:
+    several = inputs["world_to_camera"].dim() == 3
+    return (rasterize_views if several else rasterize)(**inputs, stats=stats)
 
 
 def shape_of(gaussians: GaussianModel, pipe: PipelineParams, scaling_modifier: float) -> dict:
@@ -79,7 +86,7 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
     """--debug: wait for the result, and if the rasterizer fails, leave its inputs in a file for a bug
     report."""
     try:
-        rendered = rasterize(**inputs, stats=stats)
+        rendered = _rasterized(inputs, stats)
         if rendered.image.is_cuda:
             torch.cuda.synchronize(rendered.image.device)
     except RuntimeError as error:
@@ -103,6 +110,16 @@ class Splats:
     def picture(self, camera, background: Tensor | None = None, stats: ScreenStats | None = None) -> Rendered:
         background = self.background if background is None else background
         return render(camera, self.gaussians, self.pipe, background, stats=stats)
+
+    def pictures(
+        self, cameras: list, background: Tensor | None = None, stats: ScreenStats | None = None
+    ) -> list[Rendered]:
+        """From several places with one lens: to the last bit what they are one by one, but in one call."""
+        if len(cameras) == 1 or self.pipe.convert_SHs_python:  # these colors are of one place
+            return [self.picture(camera, background, stats) for camera in cameras]
+        places = torch.stack([camera.world_to_camera for camera in cameras])
+        views = self.picture(replace(cameras[0], world_to_camera=places), background, stats)
+        return [Rendered(*parts) for parts in zip(*(part.unbind() for part in views))]
 
     def mean(self, values: Tensor) -> Tensor:
         """Over all Gaussians, of values [N, n] with a row for each of those here: for a term of the loss."""

@@ -6,10 +6,10 @@ and the path of the data set, by which the viewer finds the cameras to show. Key
 trainers pass over: render_mode, sh_degree, and want_stats: then a zero byte and JSON about the run follow the
 path.
 
-The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket. A
-client that lets training run gets at most one picture per iteration; one that has paused it is served until
-it says go on, goes away, or stays silent for IDLE_LIMIT seconds. Whatever a client does wrong costs it the
-connection, and a line in the log: nothing that happens here reaches training.
+The trainer calls `Viewer.serve` once per iteration. Without a client this costs one poll of a socket each
+LOOKOUT seconds. A client that lets training run gets at most one picture per iteration; one that has paused
+it is served until it says go on, goes away, or stays silent for IDLE_LIMIT seconds. Whatever a client does
+wrong costs it the connection, and a line in the log: nothing that happens here reaches training.
 
 Unless a client has paused it, training gets at least half of the time: after a reply, no client is served for
 as long as the reply took. A picture is rendered with no more pixels than RENDERED_PIXELS, and with fewer if
@@ -43,6 +43,7 @@ FEWEST_PIXELS = 128 * 128
 PICTURE_SECONDS = 0.25  # if rendering takes longer, the next picture has fewer pixels
 MAX_SCALING = 10.0  # SIBR's slider ends at 1
 MESSAGE_LIMIT = 5.0  # seconds for one message to come or go through once it has begun
+LOOKOUT = 0.01  # seconds after which it is seen that a client wants to connect
 IDLE_LIMIT = 60.0  # seconds for which a client may keep training paused without asking for anything
 PORTS_TO_TRY = 100
 
@@ -93,6 +94,7 @@ class Viewer:
         self._pixels = self._most // 4  # of the next picture
         self._enlarged = False  # and the log says so
         self._rest = 0.0  # until when training is not disturbed
+        self._sending = 0.0  # seconds that the last picture took to go out
         self.address = self._listener.getsockname()[:2] if self._listener else None
 
     def serve(self, render_view: RenderView, training_ended: bool = False, stats: Stats = dict) -> None:
@@ -112,6 +114,8 @@ class Viewer:
 
     def _serve(self, render_view: RenderView, training_ended: bool, stats: Stats) -> None:
         self._accept()
+        if self._client is None:
+            self._rest = time.monotonic() + LOOKOUT
         while self._client is not None:
             wait = IDLE_LIMIT if self._paused or (training_ended and self._keep_alive) else 0.0
             start = time.monotonic()
@@ -171,10 +175,13 @@ class Viewer:
             message = picture.permute(1, 2, 0).contiguous().cpu().numpy().tobytes()
         told = self._source_path
         if request.want_stats:
-            more = {"picture_seconds": time.perf_counter() - begun}
+            more = {"picture_seconds": time.perf_counter() - begun + self._sending}
             told += b"\0" + json.dumps(stats() | more).encode("utf-8")
         message += len(told).to_bytes(4, "little") + told
+        begun = time.perf_counter()
         _send_all(self._client, message, time.monotonic() + MESSAGE_LIMIT)
+        if request.camera is not None:
+            self._sending = time.perf_counter() - begun
 
     def _picture(self, request: Request, render_view: RenderView) -> Tensor:
         """uint8 [3, H, W], of no more pixels than there is time for."""

@@ -84,6 +84,11 @@ class ShardedSplats(Splats):
             background = self.background if background is None else background
             return self._blended(got, cameras[self.ranks.rank], background, radii)
 
+    def pictures(
+        self, cameras: list, background: Tensor | None = None, stats: ScreenStats | None = None
+    ) -> list[Rendered]:
+        return [self.picture(camera, background, stats) for camera in cameras]
+
     @torch.enable_grad()
     def shares(self, camera: Camera, weights: Tensor) -> Tensor:
         """[W, N]: of each process's camera, the sum over pixels of its weights [H, W] times the part that a

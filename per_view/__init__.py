@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from arguments import ModelParams, Options
+from per_view.affine import Affine
 from per_view.bilateral import Bilateral
 from per_view.defocus import Defocus
 from per_view.exposure import Exposure
@@ -25,6 +26,7 @@ from scene.folder import ModelFolder
 from utils.files import DataError, read_json
 
 __all__ = [
+    "Affine",
     "Bilateral",
     "Defocus",
     "Exposure",
@@ -39,16 +41,16 @@ __all__ = [
     "saved",
 ]
 BLURS = {"motion": Motion, "defocus": Defocus, "kernel": Kernel}
-APPEARANCES = {"ppisp": Ppisp, "bilateral": Bilateral}
+APPEARANCES = {"exposure": Affine, "ppisp": Ppisp, "bilateral": Bilateral}
 
 
 def attached(options: Options, scene: Scene) -> list[PerView]:
     """The modules of a run with these options, from the photo inwards."""
     views, device = scene.exposure_names, scene.background.device  # names of the train photos
     modules: list[PerView] = []
-    if options.model.train_test_exp or options.views.appearance == "exposure":
-        modules.append(Exposure(views, device, options.opt, median=not options.model.train_test_exp))
-    if options.views.appearance in APPEARANCES:
+    if options.model.train_test_exp:
+        modules.append(Exposure(views, device, options.opt))
+    elif options.views.appearance in APPEARANCES:
         modules.append(APPEARANCES[options.views.appearance].attached(options, scene))
     if options.views.poses:
         modules.append(Poses.attached(options, scene))

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from arguments import ConfigError, Options
+from per_view.affine import units
 from per_view.appearance import Appearance
 from per_view.per_photo import PerPhoto
 from scene import Scene
@@ -26,7 +27,6 @@ from utils.files import DataError, atomic_write
 
 SHAPE = 12, 8, 16, 16  # of a grid: 3x4 transform, gray, y, x
 GRAY = 0.299, 0.587, 0.114
-OTHER = 0.2  # the rate of what mixes channels and of shifts, against that of gains
 SLOWER = 0.03  # the rate of grids, against that of the whole photo
 SMOOTH = 100.0  # of the loss: how much neighbors in the grid differ
 
@@ -64,8 +64,7 @@ class Bilateral(Appearance):
         return SMOOTH * roughness(self.of(camera))
 
     def _whole(self) -> Tensor:
-        units = OTHER * torch.ones(3, 4) + (1 - OTHER) * torch.eye(3, 4)
-        return self.whole.values * units.to(self.values).view(12, 1, 1, 1)
+        return self.whole.values * units().to(self.values).view(12, 1, 1, 1)
 
     def parameters(self) -> list[Tensor]:
         return [self.values, self.whole.values]

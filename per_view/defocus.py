@@ -16,7 +16,7 @@ from torch import Tensor
 from arguments import Options
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, rate, seen
-from per_view.poses import moved, numbers
+from per_view.poses import numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -57,7 +57,7 @@ class Defocus(PerPhoto):
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [camera]
-        return [moved(camera, motion) for motion in over_the_lens(self.lens(row), self.samples)]
+        return places(camera, over_the_lens(self.lens(row), self.samples))
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         return mean(pictures, self.space)

@@ -1,8 +1,9 @@
 """Exposure: an affine color transform for each photo, as the published code has it.
 
 Colors go through A[:, :3] and get A[:, 3] added, A [3, 4] starting at the identity. With --train_test_exp,
-test views train on their left half, so that they have an exposure to be scored with on their right one. With
---appearance exposure, views other than the train photos are shown with the median of all exposures.
+test views train on their left half, so that they have an exposure to be scored with on their right one. How
+--appearance exposure learns the same is in affine.py; then views other than the train photos are shown with
+the median of all exposures.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from per_view.per_photo import PerPhoto, Seen
+from per_view.per_photo import PerPhoto, units
 from per_view.poses import moved
 from per_view.shown import Shown
 from scene.cameras import Camera
@@ -46,22 +46,21 @@ def refined(shown: Shown, camera: Camera) -> Camera:
     """From where this photo fits best: Adam on the mean absolute error. The scene stays as it is."""
     truth, counts = camera.image().float() / 255, camera.counts()
     weights = torch.ones_like(truth[0]) if counts is None else counts
-    units = _units(shown, camera)
-    twist = PerPhoto(["it"], torch.zeros_like(units[None]))
+    sizes = _sizes(shown, camera)
+    twist = PerPhoto(["it"], torch.zeros_like(sizes[None]))
     for step in range(STEPS):
         twist.rate = log_linear(step, *RATES, STEPS)
-        seen = moved(camera, se3_exp(twist.values[0] * units))
+        seen = moved(camera, se3_exp(twist.values[0] * sizes))
         loss = ((shown.picture(seen).image.clamp(0, 1) - truth).abs() * weights).mean()
         (twist.values.grad,) = torch.autograd.grad(loss, twist.values)
         twist.step()
     with torch.no_grad():
-        return moved(camera, se3_exp(twist.values[0] * units))
+        return moved(camera, se3_exp(twist.values[0] * sizes))
 
 
 @torch.no_grad()
-def _units(shown: Shown, camera: Camera) -> Tensor:
+def _sizes(shown: Shown, camera: Camera) -> Tensor:
     """What moves the picture by about a pixel, [6]."""
     picture = shown.picture(camera)
     depth = picture.inv_depth.sum() / picture.alpha.sum().clamp_min(1e-6)
-    depth = depth.clamp_min(1e-9)[None]
-    return Seen(camera.world_to_camera[None], camera.K[None], depth, depth[:, None]).units[0]
+    return units(camera.K[None], depth.clamp_min(1e-9)[None])[0]

@@ -24,11 +24,13 @@ from scene.torch_file import read_torch_file
 from utils.files import DataError, atomic_write
 from utils.schedules import for_views, log_linear
 
-SIDE = 9  # pixels of a kernel
+SIDE = 13  # pixels of a kernel
 CODE, WIDTH, OCTAVES = 32, 64, 3
 RATES = 1e-3, 1e-5
+OWN = 10.0  # the rate of a photo's own numbers, which move once in all photos, against that of the network
 CENTERED = 4.0  # the logit of a kernel's middle at the start, above the others
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
+FADES = 0.0  # and how much those lose with each pixel of distance
 OFTEN = 1e-3  # of the loss: the mean of the mask
 STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture, in pixels
 
@@ -40,7 +42,8 @@ class Kernel(PerView):
     def __init__(self, names: Sequence[str], device: torch.device):
         self.rows = {name: row for row, name in enumerate(dict.fromkeys(names))}
         self.network = _Network(len(self.rows)).to(device)
-        self.optimizer = torch.optim.Adam(self.network.parameters(), RATES[0])
+        codes, *others = self.network.parameters()
+        self.optimizer = torch.optim.Adam([{"params": [codes]}, {"params": others}], RATES[0])
         self.active, self.moves = True, True
         self.mask = self.drift = torch.zeros((), device=device)  # of the last picture
 
@@ -78,7 +81,8 @@ class Kernel(PerView):
         self.active = iteration > first
         self.moves = self.active and not dimmed(self.options, iteration)
         rate = log_linear(max(iteration - first, 0), *RATES, last - first)
-        self.optimizer.param_groups[0] |= for_views(self.views, rate, ADAM_BETAS, ADAM_EPS)
+        for group, factor in zip(self.optimizer.param_groups, (OWN, 1.0)):
+            group |= for_views(self.views, factor * rate, ADAM_BETAS, ADAM_EPS)
 
     def step(self) -> None:
         if self.moves:
@@ -124,6 +128,7 @@ class _Network(nn.Module):
         with torch.no_grad():
             self.outer.weight.mul_(0.1)
             self.outer.bias.zero_()
+            self.outer.bias[:-1] -= FADES * _offsets(torch.zeros(1)).norm(dim=0)
             self.outer.bias[SIDE * SIDE // 2] = CENTERED
 
     def forward(self, row: int, sharp: Rendered) -> tuple[Tensor, Tensor]:
@@ -158,6 +163,10 @@ def mix(image: Tensor, weights: Tensor) -> Tensor:
 
 def drift(weights: Tensor) -> Tensor:
     """How far kernels [k k, H, W] move the picture, in pixels [2, H, W]."""
-    steps = torch.arange(SIDE, device=weights.device) - SIDE // 2
-    offsets = torch.stack([steps.repeat(SIDE), steps.repeat_interleave(SIDE)]).to(weights)
-    return torch.tensordot(offsets, weights, 1)
+    return torch.tensordot(_offsets(weights), weights, 1)
+
+
+def _offsets(like: Tensor) -> Tensor:
+    """Of a kernel's pixels from its middle, [2, k k]."""
+    steps = torch.arange(SIDE).to(like) - SIDE // 2
+    return torch.stack([steps.repeat(SIDE), steps.repeat_interleave(SIDE)])

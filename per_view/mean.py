@@ -10,15 +10,20 @@ GAMMA = 2.2  # light = number ** GAMMA
 DARK = 1 / 1024  # below it no photo tells numbers apart, and the curve becomes too steep
 
 
-def mean(pictures: Sequence[Rendered], space: str) -> Rendered:
-    """Of pictures of one view. A photo cannot show more than white: each is clamped before."""
+def mean(pictures: Sequence[Rendered], space: str, weights: Tensor | None = None) -> Rendered:
+    """Of pictures of one view. A photo cannot show more than white: each is clamped before. The weights [n]
+    sum to one; without them, all count alike."""
     if len(pictures) == 1:
         return pictures[0]
     images, alphas, depths, radii = (torch.stack(parts) for parts in zip(*pictures))
-    return Rendered(_mean(images, space), alphas.mean(0), depths.mean(0), radii.amax(0))
+    return Rendered(_mean(images, space, weights), alphas.mean(0), depths.mean(0), radii.amax(0))
 
 
-def _mean(images: Tensor, space: str) -> Tensor:
-    if space == "srgb":
-        return images.clamp_max(1).mean(0)
-    return images.clamp(DARK, 1).pow(GAMMA).mean(0).pow(1 / GAMMA)
+def _mean(images: Tensor, space: str, weights: Tensor | None) -> Tensor:
+    if space == "linear":
+        return _sum(images.clamp(DARK, 1).pow(GAMMA), weights).pow(1 / GAMMA)
+    return _sum(images.clamp_max(1), weights)
+
+
+def _sum(images: Tensor, weights: Tensor | None) -> Tensor:
+    return images.mean(0) if weights is None else torch.tensordot(weights, images, 1)

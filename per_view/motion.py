@@ -15,9 +15,11 @@ from diff_gaussian_rasterization import Rendered
 from torch import Tensor
 
 from arguments import Options
+from per_view import light
+from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, Seen, rate, seen
-from per_view.poses import moved, numbers
+from per_view.poses import moved, numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -46,6 +48,7 @@ class Motion(PerPhoto):
         self.modes = torch.tensor(MODES[start.shape[1]]).to(start)
         self.units, self.samples, self.space = units, samples, space
         self.counts = [samples] * len(self.rows)  # pictures of each photo's path
+        self.light: Light | None = None  # of --blur_weights
         self.active = True
 
     @classmethod
@@ -58,6 +61,8 @@ class Motion(PerPhoto):
         start = start.to(known.K.device)
         motion = cls(names, start, known.units, views.blur_samples, views.blur_space)
         motion.options, motion.seen = options, known
+        if views.blur_weights:
+            motion.light = Light(names, start.new_zeros(len(start), PLACES))
         return motion
 
     def poses(self, row: int) -> Tensor:
@@ -70,8 +75,7 @@ class Motion(PerPhoto):
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [self.sharp_camera(camera)]
-        motions = along(self.poses(row), self.times(self.counts[row]))
-        return [moved(camera, motion) for motion in motions]
+        return places(camera, along(self.poses(row), self.times(self.counts[row])))
 
     def sharp_camera(self, camera: Camera) -> Camera:
         if (row := self.row(camera)) is None:
@@ -79,13 +83,18 @@ class Motion(PerPhoto):
         return moved(camera, along(self.poses(row), self.values.new_tensor([0.5]))[0])
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
-        return mean(pictures, self.space)
+        row, weights = self.row(camera), None
+        if self.light and row is not None and len(pictures) > 1:
+            weights = self.light.weights(row, self.times(len(pictures)))
+        return mean(pictures, self.space, weights)
 
     def schedule(self, iteration: int) -> None:
         views = self.options.views
         self.rate = rate(
             self.options, iteration, views.blur_from_iter, views.pose_lr_init, views.pose_lr_final
         )
+        if self.light:
+            self.light.rate = rate(self.options, iteration, views.blur_from_iter, *light.RATES)
         self.active = iteration > views.blur_from_iter
         if self.active and iteration % COUNT_EVERY == 0:
             lengths = self.lengths()
@@ -98,7 +107,16 @@ class Motion(PerPhoto):
         """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
-        return PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
+        short = PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
+        return short + self.light.restraint(row) if self.light else short
+
+    def parameters(self) -> list[Tensor]:
+        return [self.values, *(self.light.parameters() if self.light else [])]
+
+    def step(self) -> None:
+        super().step()
+        if self.light:
+            self.light.step()
 
     @torch.no_grad()
     def lengths(self) -> Tensor:
@@ -110,7 +128,8 @@ class Motion(PerPhoto):
         return torch.linspace(0, 1, count, dtype=self.values.dtype, device=self.values.device)
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"counts": list(self.counts)}
+        own = {"light": self.light.state_dict()} if self.light else {}
+        return super().state_dict() | {"counts": list(self.counts)} | own
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
@@ -118,6 +137,8 @@ class Motion(PerPhoto):
         if not all(type(count) is int and 1 <= count <= 1000 for count in counts.values()):
             raise ValueError("the counts of its paths must be integers from 1 to 1000")
         self.counts = [counts.get(name, self.samples) for name in self.rows]
+        if self.light and "light" in state:
+            self.light.load_state_dict(state["light"])
 
     # Files
 
@@ -129,6 +150,9 @@ class Motion(PerPhoto):
         about["pixels"] = {name: round(lengths[row], 3) for name, row in self.rows.items()}
         depths = self.seen.inverse_depths.tolist()
         about["inverse_depths"] = {name: depths[row] for name, row in self.rows.items()}
+        if self.light:
+            logits = self.light.values.tolist()
+            about["light"] = {name: logits[row] for name, row in self.rows.items()}
         write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
 
     @classmethod
@@ -142,7 +166,11 @@ class Motion(PerPhoto):
             raise DataError(f"{path}: a path must have 2 or 4 poses, got {shape[0]}")
         poses = numbers(path, paths, shape).to(device)
         start = torch.linalg.solve(torch.tensor(MODES[shape[0]]).to(poses), poses)
-        return cls(list(paths), start, torch.ones_like(start[:, 0]), max(samples, 2), space)
+        motion = cls(list(paths), start, torch.ones_like(start[:, 0]), max(samples, 2), space)
+        if "light" in about:
+            light = {name: about["light"][name] for name in paths if name in about["light"]}
+            motion.light = Light(list(paths), numbers(path, light, (PLACES,)).to(device))
+        return motion
 
 
 def drawn(blur: Path, cameras: Path) -> dict[str, Tensor]:

@@ -11,11 +11,13 @@ from per_view.module import PerView
 from scene import Scene
 from scene.cameras import Camera
 from scene.frame import NEAR_PLANE
+from utils.rigid import cross_matrices
 from utils.schedules import log_linear
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 MOST = 0.05, 0.95  # quantiles
 POINTS = 5000  # that are looked at to know how far away things are
+LARGEST = 10.0  # times a unit: the twists that are hardest to see
 PAUSE = 300  # steps after an opacity reset in which the picture is too faint to learn from
 
 
@@ -109,12 +111,22 @@ class Seen(NamedTuple):
     K: Tensor  # [V, 3, 3]
     inverse_depths: Tensor  # [V], of what they show, on average
     ranges: Tensor  # [V, 2], of most of it, from far to near
+    flows: Tensor  # [V, 6, 6], mean J^T J: twists in `units` by J move points in the picture, in pixels
 
     @property
     def units(self) -> Tensor:
         """What moves the picture by about a pixel: of shifts and of turns of each camera, [V, 6]."""
-        turns = 1 / self.K[:, 0, 0]
-        return torch.stack([turns / self.inverse_depths] * 3 + [turns] * 3, 1)
+        return units(self.K, self.inverse_depths)
+
+    @property
+    def twists(self) -> Tensor:
+        """Six twists of each camera, as columns, that do different things to its picture, each by a pixel.
+
+        [V, 6, 6]. A shift to the side and a turn look nearly alike. What they do together is one of the six,
+        and what sets them apart is another, and much larger. What is hardest to see moves less."""
+        squares, axes = torch.linalg.eigh(self.flows.double())
+        sizes = squares.clamp_min(0).sqrt().clamp_min(1 / LARGEST)
+        return (self.units.double()[:, :, None] * axes / sizes[:, None]).float()
 
 
 def seen(scene: Scene) -> Seen:
@@ -123,19 +135,47 @@ def seen(scene: Scene) -> Seen:
     found = [cameras[name] for name in dict.fromkeys(scene.exposure_names)]
     xyz = scene.points.xyz
     points = torch.tensor(xyz[:: -(-len(xyz) // POINTS)], dtype=torch.float32, device=scene.background.device)
-    depths = torch.stack([_inverse_depths(camera, points) for camera in found])  # [V, 3]
+    in_view = [_in_view(camera, points) for camera in found]
+    depths = torch.stack([_inverse_depths(points) for points in in_view])  # [V, 3]
     others = depths.nanmean(0).nan_to_num(1 / max(scene.extent, 1e-9))
     depths = torch.where(depths.isfinite(), depths, others)
     matrices, intrinsics = (torch.stack(part) for part in zip(*((c.world_to_camera, c.K) for c in found)))
-    return Seen(matrices, intrinsics, depths[:, 0], depths[:, 1:])
+    sizes = units(intrinsics, depths[:, 0])
+    flows = torch.stack([_flow(*of) for of in zip(in_view, depths[:, 1:], intrinsics, sizes)])
+    return Seen(matrices, intrinsics, depths[:, 0], depths[:, 1:], flows)
 
 
-def _inverse_depths(camera: Camera, points: Tensor) -> Tensor:
-    """Of the points in the picture: mean, and where most are; not numbers if there are none. [3]"""
-    x, y, z = (points @ camera.world_to_camera[:3, :3].T + camera.world_to_camera[:3, 3]).T
-    u, v, _ = camera.K @ torch.stack([x, y, z])
+def units(K: Tensor, inverse_depths: Tensor) -> Tensor:
+    turns = 1 / K[:, 0, 0]
+    return torch.stack([turns / inverse_depths] * 3 + [turns] * 3, 1)
+
+
+def _in_view(camera: Camera, points: Tensor) -> Tensor:
+    """The points in the picture, in the camera's axes: [n, 3]."""
+    x, y, z = seen = (points @ camera.world_to_camera[:3, :3].T + camera.world_to_camera[:3, 3]).T
+    u, v, _ = camera.K @ seen
     inside = (z > NEAR_PLANE) & (u >= 0) & (u < z * camera.width) & (v >= 0) & (v < z * camera.height)
-    if not inside.any():
+    return seen.T[inside]
+
+
+def _inverse_depths(points: Tensor) -> Tensor:
+    """Mean, and where most are; not numbers if there are no points. [3]"""
+    if len(points) == 0:
         return points.new_full((3,), torch.nan)
-    inverse = 1 / z[inside]
+    inverse = 1 / points[:, 2]
     return torch.cat([inverse.mean()[None], inverse.quantile(inverse.new_tensor(MOST))])
+
+
+def _flow(points: Tensor, between: Tensor, K: Tensor, sizes: Tensor) -> Tensor:
+    """Seen.flows of one camera, by the points between these inverse depths. Of none: as if all twists were
+    different."""
+    x, y, z = (points := points[(points[:, 2:] * between - 1).prod(1) <= 0]).T
+    if len(points) == 0:
+        return torch.eye(6, device=points.device)
+    still = torch.eye(3, device=points.device).expand(len(points), 3, 3)
+    moves = torch.cat([still, -cross_matrices(points)], 2)  # of points, by twists
+    zero = torch.zeros_like(z)
+    by_u = torch.stack([K[0, 0] / z, zero, -K[0, 0] * x / z.square()], 1)
+    by_v = torch.stack([zero, K[1, 1] / z, -K[1, 1] * y / z.square()], 1)
+    J = (torch.stack([by_u, by_v], 1) @ moves).flatten(0, 1) * sizes  # [2 n, 6]
+    return J.T @ J / len(points)

@@ -1,6 +1,7 @@
 """What the photos should look like: a scene representation, seen through the per-view modules."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 from per_view.module import PerView
 from scene.cameras import Camera
 from utils.image import to_float, with_colors_of
+
+Render = Callable[[list[Camera]], list[Rendered]]
 
 
 class Representation(Protocol):
@@ -38,19 +41,24 @@ class Shown:
     def __len__(self) -> int:
         return len(self.scene)
 
-    def picture(self, camera: Camera, render: Callable[[Camera], Rendered] | None = None) -> Rendered:
+    def picture(self, camera: Camera, render: Render | None = None) -> Rendered:
         """The picture of this camera's photo. `render`: how the scene itself is seen, if not by default."""
-        return self._through(self.modules, camera, render or self.scene.picture)
+        return self._through(self.modules, [camera], render or self._one_by_one)[0]
 
-    def _through(
-        self, modules: list[PerView], camera: Camera, render: Callable[[Camera], Rendered]
-    ) -> Rendered:
+    def _through(self, modules: list[PerView], cameras: list[Camera], render: Render) -> list[Rendered]:
+        """All cameras that the views are made from are seen at once."""
         if not modules:
-            return render(camera)
+            return render(cameras)
         first, *inner = modules
-        cameras = [first.sharp_camera(camera)] if self.sharp else first.cameras(camera)
-        pictures = [self._through(inner, seen, render) for seen in cameras]
-        return pictures[0] if self.sharp and first.blurs else first.picture(camera, pictures)
+        seen = [[first.sharp_camera(c)] if self.sharp else first.cameras(c) for c in cameras]
+        pictures = iter(self._through(inner, list(chain(*seen)), render))
+        groups = [list(islice(pictures, len(group))) for group in seen]
+        if self.sharp and first.blurs:
+            return [group[0] for group in groups]
+        return [first.picture(camera, group) for camera, group in zip(cameras, groups)]
+
+    def _one_by_one(self, cameras: list[Camera]) -> list[Rendered]:
+        return [self.scene.picture(camera) for camera in cameras]
 
     def sharp_camera(self, camera: Camera) -> Camera:
         """From where the photo was taken, as far as the modules know better than the data set."""

@@ -58,9 +58,10 @@ def split_along(gaussians: GaussianModel, parents: Tensor, reach: float) -> tupl
     """
     scales = gaussians.from_all(gaussians.scales)[parents]
     turn = rotation_matrices(gaussians.from_all(gaussians.raw_quats)[parents])
-    longest = torch.nn.functional.one_hot(scales.argmax(dim=1), 3)  # the first of equal ones
-    offset = (turn @ (reach * scales * longest)[:, :, None])[:, :, 0]
-    return torch.stack([offset, -offset]), longest.bool()
+    first = scales.argmax(dim=1)[:, None]  # of equal ones
+    longest = torch.arange(3, device=scales.device) == first
+    offset = (turn * (reach * scales * longest)[:, None, :]).sum(2)
+    return torch.stack([offset, -offset]), longest
 
 
 def morton_order(means: Tensor) -> Tensor:

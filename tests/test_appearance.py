@@ -1,6 +1,7 @@
 """Colors that each photo has of its own: what cameras do to them, derivatives, files, test views."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from diff_gaussian_rasterization import Rendered
 import metrics
 import render
 from arguments import Options, parse_train
-from per_view import Bilateral, Exposure, PerView, Ppisp, attached, saved
+from per_view import Affine, Bilateral, Exposure, PerView, Ppisp, attached, bilateral, saved
+from per_view.affine import transforms
 from per_view.appearance import color_rate
 from per_view.bilateral import SHAPE, recolored, roughness
 from per_view.exposure import apply_exposure
@@ -18,6 +20,7 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from tests import blurred_scenes, tiny_scenes
+from tests.derivatives import assert_derivatives
 from tests.test_deblurring import trained
 from utils.files import DataError
 from utils.image import psnr, with_colors_of
@@ -39,8 +42,10 @@ def rendered(of: torch.Tensor) -> Rendered:
     return Rendered(of, one, one, torch.ones(1, dtype=torch.int32))
 
 
-def module(kind: str, names=("a", "b", "c"), size: float = 0.1, **to) -> Ppisp | Bilateral:
+def module(kind: str, names=("a", "b", "c"), size: float = 0.1, **to) -> Affine | Ppisp | Bilateral:
     names, random = list(names), torch.Generator().manual_seed(1)
+    if kind == "exposure":
+        return Affine(names, size * torch.randn(len(names), 3, 4, generator=random))
     if kind == "ppisp":
         found = Ppisp(names, [camera_of(camera())], torch.zeros(len(names), 9))
     else:
@@ -57,36 +62,50 @@ def test_they_begin_as_nothing(kind):
     torch.testing.assert_close(shown, image(), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ("ppisp", "bilateral"))
-def test_derivatives(kind):
-    """Of what is shown and of the restraint, by the numbers of the photo and by the render."""
-    found = module(kind, dtype=torch.float64)
-    if kind == "ppisp":
-        found.lenses.values.data[:, :, 2:] = -0.3 + 0.1 * found.lenses.values[:, :, 2:]  # inside of the clamp
-    weights = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(3)).double()
+WEIGHTS = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(3)).double()
 
-    def loss(seen, values, *lenses):
-        found.values = values
-        if lenses:
-            (found.lenses.values,) = lenses
-        shown = found.picture(camera(), [rendered(seen)])
-        return (weights * shown.image).sum() + found.restraint(shown, camera(), None, 1)
 
-    parts = [found.values, *([found.lenses.values] if kind == "ppisp" else [])]
-    inputs = [image().double(), *(part.detach().clone() for part in parts)]
+@pytest.mark.parametrize("found", (Exposure(["a", "b"], CPU), Affine(["a", "b"], torch.zeros(2, 3, 4))))
+def test_derivatives_of_exposures(found):
     del found.values
-    if kind == "ppisp":
-        del found.lenses.values
-    if kind == "ppisp":
-        assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in inputs])
-    else:  # a grid has 24,576 numbers: along directions
-        seen, grid = inputs
-        seen.requires_grad_()
-        assert torch.autograd.gradcheck(lambda seen: loss(seen, grid), [seen])
-        directions = torch.randn(5, *grid.shape, generator=torch.Generator().manual_seed(4)).double()
-        by = torch.zeros(5).double().requires_grad_()
-        moved = lambda by: loss(inputs[0].detach(), grid + torch.tensordot(by, directions, 1))  # noqa: E731
-        assert torch.autograd.gradcheck(moved, [by])
+
+    def loss(seen, values):
+        found.values = values
+        return (WEIGHTS * found.picture(camera(), [rendered(seen)]).image).sum()
+
+    values = torch.eye(3, 4).repeat(2, 1, 1) + 0.1 * torch.arange(24).view(2, 3, 4)
+    assert_derivatives(loss, [image().double(), values.double()])
+
+
+def test_derivatives_of_ppisp():
+    """Of what is shown and of the restraint, by the numbers of the photo, of its lens and by the render."""
+    found = module("ppisp", dtype=torch.float64)
+    lens = found.lenses.values.detach().clone()
+    lens[:, :, 2:] = -0.3 + 0.1 * lens[:, :, 2:]  # inside of the clamp
+    inputs = image().double(), found.values.detach().clone(), lens
+    del found.values, found.lenses.values
+
+    def loss(seen, values, lenses):
+        found.values, found.lenses.values = values, lenses
+        shown = found.picture(camera(), [rendered(seen)])
+        return (WEIGHTS * shown.image).sum() + found.restraint(shown, camera(), None, 1)
+
+    assert_derivatives(loss, inputs)
+
+
+def test_derivatives_of_grids():
+    """The same; a grid has 24,576 numbers: along directions."""
+    found = module("bilateral", dtype=torch.float64)
+    grid, whole = found.values.detach().clone(), found.whole.values.detach().clone()
+    directions = torch.randn(5, *grid.shape, generator=torch.Generator().manual_seed(4)).double()
+    del found.values, found.whole.values
+
+    def loss(seen, by, whole):
+        found.values, found.whole.values = grid + torch.tensordot(by, directions, 1), whole
+        shown = found.picture(camera(), [rendered(seen)])
+        return (WEIGHTS * shown.image).sum() + found.restraint(shown, camera(), None, 1)
+
+    assert_derivatives(loss, [image().double(), torch.zeros(5).double(), whole])
 
 
 def test_chromaticities_go_where_latents_say():
@@ -141,12 +160,7 @@ def as_exposure(transform: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
 def test_other_views_have_the_median(kind):
-    if kind == "exposure":
-        found = Exposure(["a", "b", "c"], CPU, median=True)
-        with torch.no_grad():
-            found.values += 0.1 * torch.randn(3, 3, 4, generator=torch.Generator().manual_seed(0))
-    else:
-        found = module(kind)
+    found = module(kind)
     shown = [
         found.picture(camera(*view), [rendered(image())]).image for view in (("a",), ("z",), ("a", True))
     ]
@@ -169,6 +183,14 @@ def test_what_photos_share_is_the_scenes():
     found.step()
     torch.testing.assert_close(found.values.mean(0), torch.zeros(9), atol=1e-9, rtol=0)
     torch.testing.assert_close(found.values[1] - found.values[0], torch.full((9,), -0.01))
+    found = Affine(["a", "b", "c"], torch.zeros(3, 3, 4))
+    found.rate = 0.01
+    found.values.grad = torch.zeros(3, 3, 4)
+    found.values.grad[1] = 1.0
+    found.step()
+    moved = transforms(found.values.detach())
+    torch.testing.assert_close(moved.mean(0), torch.eye(3, 4))
+    torch.testing.assert_close(moved[1] - moved[0], -0.01 * (0.2 + 0.8 * torch.eye(3, 4)))
     found = module("bilateral", size=0.0)
     found.rate = 0.01
     found.whole.values.grad = torch.zeros_like(found.whole.values)
@@ -185,7 +207,7 @@ def test_rates_ease_in_and_rest_after_opacity_resets():
     assert rates[6000] == pytest.approx(0.0005)
 
 
-@pytest.mark.parametrize("kind", ("ppisp", "bilateral"))
+@pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
 def test_files(kind, tmp_path):
     found, folder = module(kind), ModelFolder(tmp_path)
     ply = folder.ply(7)
@@ -195,7 +217,7 @@ def test_files(kind, tmp_path):
     for view in (camera("b"), camera("z")):
         ours, theirs = (m.picture(view, [rendered(image())]).image for m in (found, other))
         torch.testing.assert_close(ours, theirs)
-    path = ply.with_name("appearance.json" if kind == "ppisp" else "appearance.pth")
+    path = ply.with_name("appearance.pth" if kind == "bilateral" else "appearance.json")
     for wrong in ("{}", '{"appearance": "ppisp", "photos": {"a": [1, 2]}, "vignetting": {}}'):
         path.write_text(wrong)
         with pytest.raises(DataError, match=path.name):
@@ -213,7 +235,8 @@ def test_modules_of_the_flags(tmp_path, capsys):
     assert [type(m) for m in modules("--appearance", "ppisp", "--poses")][0] is Ppisp
     (exposure,) = modules("--appearance", "exposure")
     (published,) = modules("--train_test_exp")
-    assert isinstance(exposure, Exposure) and exposure.median and not published.median
+    assert isinstance(exposure, Affine) and isinstance(published, Exposure) and not published.median
+    assert isinstance(modules("--train_test_exp", "--appearance", "exposure")[0], Exposure)
     with pytest.raises(SystemExit):
         modules("--appearance", "ppisp", "--train_test_exp")
     assert "train_test_exp must go with --appearance exposure or none, got ppisp" in capsys.readouterr().err
@@ -232,23 +255,30 @@ def test_colors_that_fit_best():
     torch.testing.assert_close(with_colors_of(0.4 * flat, flat), 0.4 * flat, atol=1e-3, rtol=0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
-def test_photos_of_changing_exposure(kind, tmp_path):
-    """Fitted test views of photos that were brighter and darker come near those of photos that were not."""
-    found = {}
-    for name, exposures, flags in (
-        ("even", 0.0, []),
-        ("plain", 0.3, []),
-        ("fitted", 0.3, ["--appearance", kind]),
-    ):
-        data = tmp_path / f"data_{exposures}"
+@pytest.fixture(scope="module")
+def fitted_psnr(tmp_path_factory):
+    """Of test views whose colors are fitted: of a run with photos of changing exposure or not, and flags."""
+    place = tmp_path_factory.mktemp("exposures")
+
+    @cache
+    def run(exposures: float, *flags: str) -> float:
+        data = place / f"data_{exposures}"
         if not data.exists():
             blurred_scenes.make(data, count=16, exposures=exposures)
-        _, folder = trained(data, tmp_path / name, *flags)
+        _, folder = trained(data, place / "_".join([str(exposures), *flags]), *flags)
         common = ["-m", str(folder), "--device", "cpu"]
         assert render.main([*common, "--fit_test_colors", "--skip_train", "--quiet"]) == 0
         assert metrics.main([*common, "--lpips", "none"]) == 0
-        found[name] = json.loads((folder.path / "results.json").read_text())["ours_1200_colors"]["PSNR"]
-    assert found["fitted"] > found["plain"] + 2, found
-    assert found["fitted"] > found["even"] - 1.2, found
+        return json.loads((folder.path / "results.json").read_text())["ours_1200_colors"]["PSNR"]
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("exposure", "ppisp", "bilateral"))
+def test_photos_of_changing_exposure(kind, fitted_psnr, monkeypatch):
+    """Fitted test views of photos that were brighter and darker come near those of photos that were not."""
+    monkeypatch.setattr(bilateral, "SHAPE", (12, 4, 4, 4))
+    even, plain, fitted = fitted_psnr(0.0), fitted_psnr(0.3), fitted_psnr(0.3, "--appearance", kind)
+    assert fitted > plain + 2, (even, plain, fitted)
+    assert fitted > even - 1.2, (even, plain, fitted)

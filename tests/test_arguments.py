@@ -53,7 +53,7 @@ ORIGINAL_OPTIMIZATION = {
 OURS = {
     "absgrad", "cap_max", "final_count", "strategy", "noise_lr", "opacity_reg", "scale_reg", "opacity_decay",
     "grow_by", "update_every", "rates_final", "coarse_until", "budget", "preset", "feature_rest_div",
-    "average_last", "filter_3d", "views_per_step",
+    "average_last", "filter_3d", "views_per_step", "visits",
 }  # fmt: skip
 ORIGINAL_RUN = {
     "ip": "127.0.0.1", "port": 6009, "debug_from": -1, "detect_anomaly": False,

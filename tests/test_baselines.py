@@ -16,6 +16,7 @@ from arguments import FieldParams
 from baselines import dvgo, nerf
 from baselines.rays import Captured, Photos, Rays, Space, composite, encode
 from baselines.voxels import Voxels, shift_of
+from scene.folder import ModelFolder
 from tests import tiny_scenes
 from training import checkpoint, table
 
@@ -190,6 +191,26 @@ def test_the_network_has_the_published_number_of_weights():
     assert sum(value.numel() for value in nerf.Network(FieldParams()).parameters()) == 595_844
 
 
+@pytest.mark.parametrize("inputs, outputs", ((63, 256), (319, 256), (256, 1), (283, 128), (128, 3)))
+def test_zeros_up_to_multiples_of_eight_change_nothing(inputs, outputs):
+    layer = torch.nn.Linear(inputs, outputs).double()
+    x, g = (torch.randn(5, 7, n, dtype=torch.float64, requires_grad=n == inputs) for n in (inputs, outputs))
+    found = [(y := ask(layer, x), *torch.autograd.grad(y, [x, *layer.parameters()], g))
+             for ask in (nerf.in_eights, torch.nn.Linear.__call__)]  # fmt: skip
+    for ours, truth in zip(*found):
+        assert ours.shape == truth.shape and torch.allclose(ours, truth, atol=1e-12, rtol=0)
+
+
+def test_bfloat16_rounds_and_does_nothing_else():
+    torch.manual_seed(0)
+    network, points, views = nerf.Network(FieldParams(bf16=True)), torch.rand(8, 20, 3), torch.rand(8, 3)
+    rounded = network(points, views)
+    network.params = FieldParams()
+    for ours, truth in zip(rounded, network(points, views)):
+        assert ours.shape == truth.shape and ours.dtype == torch.float32
+        assert (ours - truth).abs().max() < 0.01 < truth.std() * 2, "eight bits"
+
+
 def test_the_color_network_has_the_published_number_of_weights():
     assert sum(value.numel() for value in cube(fine=True).rgbnet.parameters()) == 22_019
 
@@ -290,6 +311,21 @@ def test_a_run_that_goes_on_ends_as_one_that_was_left_alone(method, scenes, tmp_
     assert cells["MB"] == (whole / model).stat().st_size / 1e6 and cells["Gaussians"] is None
 
 
+@pytest.mark.parametrize("method", TINY)
+def test_flags_of_the_run_that_goes_on_count(method, scenes, tmp_path):
+    flags = [*SHORT, *TINY[method], "--method", method, "-s", str(scenes[method]), "-m", str(tmp_path / "m")]
+    assert train.main([*flags, "--iterations", "2", "--checkpoint_iterations", "2"]) == 0
+    assert train.main([*flags, "--iterations", "4", "--resume", "--chunk", "777"]) == 0
+    path = tmp_path / "m/point_cloud/iteration_4/field.pth"
+    state = torch.load(path)
+    assert state["params"]["chunk"] == 777
+    if method == "nerf":
+        torch.save(state | {"params": state["params"] | {"compile": True}}, path)
+        shown = nerf.load(None, None, ModelFolder(tmp_path / "m"), 4, torch.zeros(3))
+        assert shown.scene.field._ask is nerf._ask, "on a CPU, pictures wait for no compiler"
+        assert train.main([*flags, "--iterations", "9", "--resume", "--netwidth", "48"]) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_captured_step_learns_what_the_step_itself_does(scenes, tmp_path, monkeypatch):
@@ -312,24 +348,10 @@ def test_pictures_get_better(method, scenes, tmp_path):
     more = {
         "dvgo": ["--coarse_iters", "120", "--iterations", "220", "--num_voxels", "27000"],
         "nerf": [
-            "--iterations",
-            "300",
-            "--N_rand",
-            "512",
-            "--lrate",
-            "5e-3",
-            "--multires",
-            "4",
-            "--netwidth",
-            "64",
-            "--precrop_iters",
-            "0",
-            "--N_samples",
-            "32",
-            "--N_importance",
-            "0",
+            "--iterations", "150", "--N_rand", "256", "--lrate", "1e-2", "--multires", "4",
+            "--precrop_iters", "0", "--N_importance", "0",
         ],
-    }[method]
+    }[method]  # fmt: skip
     flags = [
         *SHORT,
         *TINY[method],

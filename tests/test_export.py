@@ -176,8 +176,9 @@ def kept(said: str, name: str) -> list[float]:
 
 
 def test_what_the_test_views_keep(trained, tmp_path, capsys):
-    exported(trained, "--to", tmp_path / "a.ply", tmp_path / "b.spz", "--up", "auto")
+    exported(trained, "--to", tmp_path / "a.ply", tmp_path / "b.spz", tmp_path / "d.html", "--up", "auto")
     said = capsys.readouterr().out
+    assert kept(said, "d.html") == kept(said, "b.spz"), "the same numbers are in it"
     own, now, before = kept(said, "a.ply")
     assert own > 60 and now == before > 35, "nothing is lost, and the blobs are what the photos show"
     own, now, before = kept(said, "b.spz")

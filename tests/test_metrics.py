@@ -367,13 +367,14 @@ def table_of(result) -> dict[str, list[str]]:
 
 
 BANDS = ["PSNR far", "PSNR middle", "PSNR near"]
-SCORES = ["PSNR", "SSIM", "LPIPS", *BANDS, "views", "Gaussians", "MB", "training s"]
+SCORES = ["PSNR", "SSIM", "LPIPS", *BANDS, "views", "Gaussians", "MB", "training s", "ms a view"]
 
 
 def test_several_models_end_in_one_table(tmp_path, score):
     one = trained_model(tmp_path / "one", gaussians=1234567)
     two = trained_model(tmp_path / "two", seeds=(2, 3, 4), gaussians=9, antialiasing=True, lambda_dssim=0.5,
                         port=7000, test_iterations=[5])  # fmt: skip
+    (one / "test/ours_30/seconds.json").write_text('{"a view": 0.01234}')
     files = [tmp_path / "out" / "table.md", tmp_path / "table.csv"]
     result = score("-m", one, two, "--lpips", "none", "--table", *files)
     assert result.returncode == 0, result.stderr
@@ -383,6 +384,7 @@ def test_several_models_end_in_one_table(tmp_path, score):
     assert (table["antialiasing"], table["lambda_dssim"]) == (["off", "on"], ["0.2", "0.5"])
     assert (table["views"], table["Gaussians"]) == (["2", "3"], ["1,234,567", "9"])
     assert (table["LPIPS"], table["training s"]) == (["-", "-"], ["12.5", "12.5"])
+    assert table["ms a view"] == ["12.3", "-"]
     means = [json.loads((model / "results.json").read_text())["ours_30"] for model in (one, two)]
     assert table["PSNR"] == [f"{mean['PSNR']:.3f}" for mean in means]
     assert table["SSIM"] == [f"{mean['SSIM']:.4f}" for mean in means]

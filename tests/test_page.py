@@ -18,19 +18,13 @@ from gaussian_renderer import render
 from scene import formats
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
-from tests.browser import Tab, chromium, psnr
+from tests.browser import Tab, firefox, psnr
 from tests.tiny_scenes import look_at_origin
 from utils.image import to_uint8
 from viewer.embed import embedded
 from viewer.page import page, scene_view, view_camera
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as running:
-        yield running
 
 
 def scene(count=1500, degree=3, antialiased=False, seed=0) -> GaussianModel:
@@ -138,8 +132,25 @@ def test_an_exported_page_is_whole(browser, tmp_path, up):
         assert psnr(tab.picture(), rendered(model, each)) >= 40
     assert not tab.complaints
     assert {url.split(":")[0] for url in tab.requests} <= {"file", "about", "blob"}
-    assert sum(url.startswith("file") for url in tab.requests) == 2  # the page itself, twice
+    assert sum(url.startswith("file") for url in tab.requests) == 1  # the page itself
     tab.close()
+
+
+def test_another_browser(tmp_path):
+    """An exported page in Firefox."""
+    model, entries = scene(), [entry(0.5), entry(2.5, "other.png")]
+    folder = model_folder(tmp_path, model, entries)
+    with firefox(tmp_path) as fox:
+        assert export.main(["-m", str(folder), "--to", str(tmp_path / "x.html")]) == 0
+        fox.open((tmp_path / "x.html").as_uri())
+        fox.do(f"innerWidth = {WIDTH}, innerHeight = {HEIGHT}, devicePixelRatio = 1, resize(), 0")
+        for number, each in enumerate(entries):
+            fox.do(f"show(scene.cameras[{number}], {number}), 0")
+            assert psnr(fox.wait().picture(), rendered(model, each)) >= 40
+        for mode in ("depth", "normals", "ellipsoids"):
+            fox.do(f"choose($.mode, '{mode}')")
+            assert fox.wait().picture().std() > 10
+        assert not fox.do("splats.gl.getError() || window.__error || 0")
 
 
 @pytest.mark.parametrize("missing, least", [("EXT_float_blend", 45), ("EXT_color_buffer", 38)])
@@ -249,7 +260,7 @@ def test_names_stay_text(browser, tmp_path):
         (b"hello", "neither a .ply nor an .spz"),
         (b"NGSP" + bytes(40), "version 0"),
         (b"NGSP" + bytes([3, 0, 0, 0, 255, 255, 255, 255]) + bytes(40), "ends too early"),
-        (gzip.compress(b"ply\nformat ascii 1.0\nend_header\n"), "binary, little-endian"),
+        (gzip.compress(b"ply\nformat ascii 1.0\nend_header\n", mtime=0), "binary, little-endian"),
         (b"ply\nformat binary_little_endian 1.0\nproperty float x\nend_header\n", "no property y"),
     ],
 )  # fmt: skip
@@ -293,22 +304,28 @@ def many(count=300_000) -> GaussianModel:
 def test_300_000_splats_stay_usable(browser, tmp_path):
     """Two pictures a second on two cores that have nothing else to do: counted in seconds of their time, as a
     machine that runs tests has other things to do."""
+    if os.getloadavg()[0] > 3 * (os.cpu_count() or 1):
+        pytest.skip("the machine is so busy that cores are slower than they are")
     formats.write(many(), tmp_path / "m.spz")
     address = written(tmp_path, scene(5), [], (tmp_path / "m.spz").read_bytes())
     tab = Tab(browser, (800, 600)).open(f"{address}#view=0,0,-3.2,1,0,0,0,1,0,0,0,1,700,700,800,600")
     sorts = [tab.do("splats.sort(camera).then(() => splats.ms)") for _ in range(9)]
     assert min(sorts) <= 60, "ms"
-    begun = cpu_seconds()
-    drawn = tab.do(
-        "new Promise((done) => { let n = 0; const draw = splats.draw.bind(splats), begun = performance.now();"
-        "  splats.draw = (...a) => { n++; draw(...a); };"
-        "  const stop = () => (clearInterval(timer), done(n));"
-        "  const timer = setInterval(() => { orbit(0.01, 0); if (n >= 12) stop(); }, 16); })"
-    )
-    seconds = cpu_seconds() - begun
-    print(f"{2 * drawn / seconds:.1f} pictures a second on 2 cores, sorted in {min(sorts):.1f} ms")
-    assert 2 * drawn / seconds >= 2
+    moving, resting = pictures_a_second(tab, 0.25), pictures_a_second(tab, 1.0)
+    print(f"{moving:.1f} a second moving, {resting:.1f} at rest, on 2 cores; sorted in {min(sorts):.1f} ms")
+    assert moving >= 2 and resting >= 1
     tab.close()
+
+
+def pictures_a_second(tab, share: float) -> float:
+    """On two cores, at this share of the whole size: by the cheapest of some, as others slow down all."""
+    size, used = f"[{int(800 * share)}, {int(600 * share)}]", []
+    script = f"splats.sort(camera).then(() => (splats.draw(camera, look, {size}), splats.finished()))"
+    for _ in range(5):
+        begun = cpu_seconds()
+        tab.do(f"{script}.then(() => 0)")
+        used.append(cpu_seconds() - begun)
+    return 2 / min(used)
 
 
 def cpu_seconds() -> float:

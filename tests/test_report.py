@@ -15,7 +15,6 @@ import report
 import train
 from arguments import parse_train
 from tests import tiny_scenes
-from tests.browser import chromium
 from tests.test_video import frames
 from utils import svg, video
 from viewer import report as page
@@ -94,7 +93,7 @@ def test_the_page_says_what_the_folder_says(models, capsys):
     found = Reader(path)
     scores = json.loads((models / "one/results.json").read_text())["ours_20"]
     assert f"{scores['PSNR']:.2f} dB" in found.text and f"{scores['SSIM']:.4f}" in found.text
-    for shown in ("lambda_dssim", "0.25", "--no-fused", "CPU threads"):
+    for shown in ("lambda_dssim", "0.25", "--no-fused", "CPU thread"):
         assert shown in found.text
     measured = json.loads((models / "one/per_view.json").read_text())["ours_20"]["PSNR"]
     names = json.loads((models / "one/test/ours_20/names.json").read_text())
@@ -249,41 +248,39 @@ def test_text_can_be_read_by_day_and_by_night():
                 assert contrast(colors[name], colors[paper]) >= 4.5, (name, colors[name])
 
 
-def test_in_a_browser(models):
+def test_in_a_browser(browser, models):
     path = written(models / "one")
-    with chromium() as browser:
-        tab = browser.new_page(viewport={"width": 900, "height": 700})
-        asked, said = [], []
-        tab.on("request", lambda request: asked.append(request.url))
-        tab.on("console", lambda message: said.append(message.text))
-        tab.on("pageerror", lambda error: said.append(str(error)))
-        tab.goto(f"file://{path}")
-        slider = tab.locator("input[type=range]").first
-        slider.fill("20")
-        assert tab.locator(".pair").first.evaluate("e => e.style.getPropertyValue('--at')") == "20%"
-        error = tab.locator(".pair img.error").first
-        assert error.evaluate("e => getComputedStyle(e).opacity") == "0"
-        tab.locator(".pair input").first.check()
-        assert error.evaluate("e => getComputedStyle(e).opacity") == "1"
-        assert not said and [url for url in asked if not url.startswith("data:")] == [f"file://{path}"]
-        wide = tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        assert wide, "nothing sticks out"
-        plain = browser.new_context(java_script_enabled=False).new_page()
-        plain.goto(f"file://{path}")
-        assert plain.locator("figure").count() == 3 and "dB" in plain.locator("body").inner_text()
+    tab = browser.new_page(viewport={"width": 900, "height": 700})
+    asked, said = [], []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.goto(f"file://{path}")
+    slider = tab.locator("input[type=range]").first
+    slider.fill("20")
+    assert tab.locator(".pair").first.evaluate("e => e.style.getPropertyValue('--at')") == "20%"
+    error = tab.locator(".pair img.error").first
+    assert error.evaluate("e => getComputedStyle(e).opacity") == "0"
+    tab.locator(".pair input").first.check()
+    assert error.evaluate("e => getComputedStyle(e).opacity") == "1"
+    assert not said and [url for url in asked if not url.startswith("data:")] == [f"file://{path}"]
+    wide = tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert wide, "nothing sticks out"
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto(f"file://{path}")
+    assert plain.locator("figure").count() == 3 and "dB" in plain.locator("body").inner_text()
 
 
-def test_the_splats_are_inside(models):
+def test_the_splats_are_inside(browser, models):
     pytest.importorskip("viewer.embed", reason="the page that draws splats is not here")
     path = written(models / "one")
-    with chromium() as browser:
-        tab = browser.new_page(viewport={"width": 900, "height": 700})
-        tab.goto(f"file://{path}")
-        assert tab.locator("iframe").count() == 0
-        tab.locator("button[data-splats]").click()
-        frame = tab.frames[-1]
-        frame.wait_for_function("window.__ready || window.__error", timeout=60_000)
-        assert frame.evaluate("window.__ready && !window.__error")
+    tab = browser.new_page(viewport={"width": 900, "height": 700})
+    tab.goto(f"file://{path}")
+    assert tab.locator("iframe").count() == 0
+    tab.locator("button[data-splats]").click()
+    frame = tab.frames[-1]
+    frame.wait_for_function("window.__ready || window.__error", timeout=60_000)
+    assert frame.evaluate("window.__ready && !window.__error")
     without = written(models / "one", "--no-splats")
     assert not Reader(without).of("button")
 

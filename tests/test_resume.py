@@ -1,7 +1,8 @@
 """Runs that are cut off and continued end with the same bits as one that was left alone.
 
-Real processes are killed at random moments. They are forked from one that has imported everything, so that a
-start takes milliseconds. TILESPLAT_KILLS=200 kills that many.
+Real processes are killed at random moments of their own time, so that it does not matter how busy the machine
+is. They are forked from one that has imported everything, so that a start takes milliseconds.
+TILESPLAT_KILLS=200 kills that many.
 """
 
 import contextlib
@@ -15,7 +16,6 @@ import signal
 import socket
 import sys
 import time
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,20 +51,27 @@ if torch.cuda.is_available():
     WAYS |= {f"{way}, on a GPU": options + GPU for way, options in WAYS.items()}
 
 
-def work(arguments: list[str], said: Path) -> None:
-    """In a process of its own."""
+def work(arguments: list[str], said: Path, seconds: float = 0.0) -> None:
+    """In a process of its own, which a signal kills after so many seconds of its own time; 0: never."""
     torch.set_num_threads(1)
+    if "cuda" in arguments:
+        torch.zeros(1, device="cuda")  # this takes longer than all the rest
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    began = time.process_time()
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
     # TensorBoard orders event files by the second they were begun in: let each start have one of its own.
     starts, now = len(list(Path(arguments[-1]).glob("events*"))), time.time
     time.time = lambda: now() + starts
-    sys.exit(train.main(arguments))
+    code = train.main(arguments)
+    with contextlib.suppress(OSError):
+        print(f"own time: {time.process_time() - began} s")
+    sys.exit(code)
 
 
-def start(folder: Path, *arguments) -> multiprocessing.Process:
+def start(folder: Path, *arguments, seconds: float = 0.0) -> multiprocessing.Process:
     said = folder.with_name(folder.name + ".txt")
-    process = PROCESSES.Process(target=work, args=([*map(str, arguments), "-m", str(folder)], said))
+    process = PROCESSES.Process(target=work, args=([*map(str, arguments), "-m", str(folder)], said, seconds))
     process.start()
     return process
 
@@ -75,7 +82,7 @@ def said(folder: Path) -> str:
 
 
 def ended(process, folder: Path) -> int:
-    process.join(60)
+    process.join(300)
     assert process.exitcode is not None, "it hangs:\n" + said(folder)
     return process.exitcode
 
@@ -140,13 +147,8 @@ def assert_same_results(ours: Path, theirs: Path) -> None:
 def test_killed_at_random_moments(way, scene, tmp_path):
     common = ["-s", scene, *SHORT, *WAYS[way]]
     truth = tmp_path / "truth"
-    assert ended(start(truth, *common), truth) == 0, said(truth)  # the first start takes longer
-    began, timed = time.perf_counter(), start(tmp_path / "timed", *common)
-    if "GPU" in way:
-        wait_for_training(tmp_path / "timed", 1, timed)
-        began = time.perf_counter()
-    assert ended(timed, truth) == 0
-    usual = time.perf_counter() - began
+    assert ended(start(truth, *common), truth) == 0, said(truth)
+    usual = float(re.search(r"own time: (\S+) s", said(truth))[1])
     assert (
         torch.load(truth / "chkpnt70.pth", weights_only=True)["parts"]["gaussians"]["params"]["means"].shape[
             0
@@ -158,16 +160,9 @@ def test_killed_at_random_moments(way, scene, tmp_path):
     while kills < KILLS // len(WAYS):
         rounds += 1
         folder = tmp_path / f"round {rounds}"
-        for starts in count(1):
-            process = start(folder, *common, "--resume")
-            if "GPU" in way:
-                wait_for_training(folder, starts, process)
-            process.join(chance.uniform(0.0, 1.2 * usual))
-            if process.exitcode is None:
-                with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                    os.kill(process.pid, signal.SIGKILL)
-                process.join(20)
-            if process.exitcode != -signal.SIGKILL:
+        while True:
+            process = start(folder, *common, "--resume", seconds=chance.uniform(0.001, 1.2 * usual))
+            if ended(process, folder) != -signal.SIGPROF:
                 break
             kills += 1
         assert process.exitcode == 0, said(folder)
@@ -256,7 +251,7 @@ def test_output_that_goes_away_does_not_end_a_run(kind, scene, tmp_path):
     process.start()
     wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.close(end)
-    process.join(120)
+    process.join(300)
     assert process.exitcode == 0
     assert max(ModelFolder(folder).checkpoints()) == 399 and json.loads((folder / "summary.json").read_text())
     log = (folder / "train.log").read_text()
@@ -279,7 +274,7 @@ def test_a_terminal_that_is_closed_is_asked_to_stop(scene, tmp_path):
     wait_for(lambda: len(ModelFolder(folder).checkpoints()) > 0, process)
     os.close(theirs)
     os.close(ours)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == 128 + signal.SIGHUP
     stopped = int(re.search(r"Stopped after iteration (\d+)", (folder / "train.log").read_text())[1])
     assert max(ModelFolder(folder).checkpoints()) == stopped
@@ -291,13 +286,14 @@ def test_asked_to_stop_while_a_viewer_floods_the_run_with_large_pictures(scene, 
     process, port = start_with_viewer(folder, scene)
     with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
         client.sendall(message(8192, 4096) * 50)
-        left = 8192 * 4096 * 3
+        left, before = 8192 * 4096 * 3, time.monotonic()
         while left > 0:  # the first one is there, the second one is being made
             left -= len(client.recv(min(left, 1 << 20)))
-        before = time.monotonic()
+        picture, before = time.monotonic() - before, time.monotonic()
         os.kill(process.pid, signal.SIGTERM)
         wait_for(lambda: "Stopped after iteration" in said(folder), process)
-        assert time.monotonic() - before < 2.5, "heard within a second, then all is saved"
+        limit = max(2.5, 4 * picture)  # 48 more pictures take longer, however busy the machine is
+        assert time.monotonic() - before < limit, "heard within a second, then all is saved"
     assert ended(process, folder) == 143
 
 
@@ -311,16 +307,11 @@ def test_a_damaged_summary_is_none(summary, tmp_path):
     assert finished(ModelFolder(tmp_path)) == 0
 
 
-def wait_for(what, process, seconds: float = 60) -> None:
+def wait_for(what, process, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while not what():
         assert process.exitcode is None and time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def wait_for_training(folder: Path, starts: int, process) -> None:
-    """To have begun for the starts-th time: until then, a GPU takes longer than for all the rest."""
-    wait_for(lambda: said(folder).count("Training from") >= starts or process.exitcode is not None, process)
 
 
 # Which checkpoint, and which folder
@@ -389,7 +380,8 @@ def test_used_folder(cut_off, scene, tmp_path, capsys):
     shutil.copytree(cut_off, folder)
     mine = {folder / "my notes.txt", folder / "test" / "theirs_70" / "renders" / "00000.png"}
     rendered = [
-        folder / "test" / "ours_70" / name for name in ("renders/00000.png", "gt/00000.png", "names.json")
+        folder / "test" / "ours_70" / name
+        for name in ("renders/00000.png", "gt/00000.png", "names.json", "seconds.json")
     ]
     for path in [*mine, *rendered, folder / "results.json", folder / "per_view.json"]:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -269,11 +269,13 @@ def rendered(trained) -> Path:
 
 def test_render_files_and_names(rendered):
     pictures = {f"{part}/{index:05d}.png" for part in ("renders", "gt") for index in range(6)}
-    assert files_below(rendered / "train" / "ours_300") == pictures | {"names.json"}
+    assert files_below(rendered / "train" / "ours_300") == pictures | {"names.json", "seconds.json"}
     names = json.loads((rendered / "test" / "ours_300" / "names.json").read_text())
     assert names == {"00000.png": "shot 00.png", "00001.png": "shot 04.png"}
     assert not (rendered / "train" / "ours_150").exists()
-    assert len(files_below(rendered / "test" / "ours_150")) == 5
+    assert len(files_below(rendered / "test" / "ours_150")) == 6
+    seconds = json.loads((rendered / "train" / "ours_300" / "seconds.json").read_text())["a view"]
+    assert 1e-5 < seconds < 60
 
 
 def test_render_pictures(rendered, colmap):

@@ -262,7 +262,7 @@ def test_training_gets_half_of_the_time_while_a_viewer_floods_it():
         with trainer.connect() as client:
             start = time.monotonic()
             client.sendall(message(400, 250) * 200)
-            while time.monotonic() < start + 3:
+            while time.monotonic() < start + 1.5:
                 assert client.recv(1 << 20)
             seconds = time.monotonic() - start
         assert len(slow.seconds) > 10, "the viewer is served"
@@ -273,15 +273,15 @@ def test_training_gets_half_of_the_time_while_a_viewer_floods_it():
 
 
 def test_training_gets_half_of_the_time_while_nobody_takes_the_pictures(monkeypatch):
-    monkeypatch.setattr(network_gui, "MESSAGE_LIMIT", 0.5)
+    monkeypatch.setattr(network_gui, "MESSAGE_LIMIT", 0.25)
     trainer = Trainer()
     try:
         start = time.monotonic()
-        while time.monotonic() < start + 4:
+        while time.monotonic() < start + 2:
             dropped = len(trainer.lines)
             with trainer.connect() as client:
                 client.sendall(message(4000, 2000))
-                while len(trainer.lines) < dropped + 2 and time.monotonic() < start + 4:
+                while len(trainer.lines) < dropped + 2 and time.monotonic() < start + 2:
                     time.sleep(0.001)
         assert trainer.served < 0.6 * (time.monotonic() - start)
         assert sum("disconnected" in line for line in trainer.lines) >= 2
@@ -290,19 +290,19 @@ def test_training_gets_half_of_the_time_while_nobody_takes_the_pictures(monkeypa
 
 
 def test_large_pictures_take_no_longer_than_small_ones():
-    slow = Slow(2e6)
+    slow = Slow(4e6)
     trainer = Trainer(slow)
     try:
         with trainer.connect() as client:
-            for _ in range(4):
-                picture = ask(client, 7680, 4320)
-                np.testing.assert_allclose(picture[0, :, 0], np.linspace(0, 255, 7680), atol=2)
-                np.testing.assert_allclose(picture[:, 0, 1], np.linspace(0, 255, 4320), atol=2)
+            for width, height in ((7680, 4320), (3840, 2160), (3840, 2160)):
+                picture = ask(client, width, height)
+                np.testing.assert_allclose(picture[0, :, 0], np.linspace(0, 255, width), atol=2)
+                np.testing.assert_allclose(picture[:, 0, 1], np.linspace(0, 255, height), atol=2)
         assert max(slow.sizes) <= network_gui.RENDERED_PIXELS["cpu"] and min(slow.sizes) > 200_000
         slow.speed = 5e5  # what is seen now is hard to render
         with trainer.connect() as client:
             for _ in range(4):
-                ask(client, 3840, 2160)
+                ask(client, 1920, 1080)
         assert slow.sizes[-1] < 130_000, "0.25 s"
     finally:
         trainer.close()

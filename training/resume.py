@@ -37,7 +37,7 @@ RESULTS = re.compile(
 # What render.py, metrics.py and tools.contact_sheet made of them, and would tell of a model that is gone.
 VIEWS = re.compile(
     rf"(on_[^/]+/)?((train|test)/ours_{N}(_sharp|_aligned|_refined)?(_colors)?/"
-    r"(names\.json|(renders|gt|masks)/[0-9]{5,}\.png)|"
+    r"((names|seconds)\.json|(renders|gt|masks)/[0-9]{5,}\.png)|"
     r"results\.json|per_view\.json|(contact|blur)_sheet\.png)|on_[^/]+/config\.json"
 )
 PLACES = ("*", "point_cloud/iteration_*/*", "t*/ours_*/*", "t*/ours_*/*/*")
@@ -163,6 +163,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             for path in made:
                 path.rmdir()  # if nothing came of it
+
+
+def is_busy(folder: Path) -> bool:
+    """Is a process training into it?"""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        _locked(handle, folder)
+    except ConfigError:
+        return True
+    os.close(handle)
+    return False
 
 
 def _lock(folder: Path) -> int:

@@ -134,6 +134,7 @@ class Run:
 
     def _begin(self, trainer: Method) -> int:
         """Go on from a checkpoint if there is one to go on from; returns the iteration that was."""
+        self.options = trainer.options  # iterations may follow from the photos
         opt, run = self.options.opt, self.options.run
         parts = trainer.parts() | {"history": self.history}
         data = trainer.scene.fingerprint

@@ -2,7 +2,8 @@
 
 A row is a scored folder <model>/test/<method>. PSNR, SSIM and LPIPS are those of its results.json. Gaussians
 are counted in the file that was rendered, and MB is its size; NeRF and voxel grids have none to count. The
-time is that of the optimization loop; it is known for the last iteration of a run.
+time is that of the optimization loop; it is known for the last iteration of a run. Milliseconds a view are
+render.py's, the median of the test views.
 """
 
 import csv
@@ -33,7 +34,7 @@ NO_SETTING = {"model_path", "data_device", "debug"}
 SETTINGS = {f.name for group in GROUPS[:5] for f in fields(group)} - NO_SETTING | OF_THE_RUN
 BANDS = {f"PSNR {band}": ".2f" for band in ("far", "middle", "near")}
 FORMATS = {"PSNR": ".3f", "SSIM": ".4f", "LPIPS": ".4f"} | BANDS
-FORMATS |= {"views": "d", "Gaussians": ",d", "MB": ".1f", "training s": ".1f"}
+FORMATS |= {"views": "d", "Gaussians": ",d", "MB": ".1f", "training s": ".1f", "ms a view": ".3g"}
 
 Cell = str | int | float | bool | None  # None: not known
 
@@ -115,9 +116,16 @@ def _rows(folder: Path) -> list[Row]:
             "Gaussians": count_in(file := _rendered_file(model, method, settings)),
             "MB": file.stat().st_size / 1e6 if file.is_file() else None,
             "training s": run.get("optimization_seconds") if last else None,
+            "ms a view": milliseconds(folder / "test" / method),
         }
         rows.append(Row(str(folder), method, settings, scores))
     return rows
+
+
+def milliseconds(pictures: Path) -> float | None:
+    """A view of this folder of pictures took so long to render."""
+    seconds = _json(pictures / "seconds.json").get("a view")
+    return None if seconds is None else 1000 * seconds
 
 
 def _settings(folder: Path) -> dict[str, Cell]:

@@ -17,7 +17,7 @@ from torch import Tensor
 import distributed
 import per_view
 import strategies
-from arguments import PRESETS, ModelParams, Options, PipelineParams
+from arguments import PRESETS, STAGES, ModelParams, Options, PipelineParams
 from gaussian_renderer import Splats, looks
 from gaussian_renderer.fused_sharded import Native, native_step
 from gaussian_renderer.network_gui import Request
@@ -42,6 +42,7 @@ from utils.schedules import reaches
 
 COMPARE_EVERY = 500  # iterations: does the native step still do what render() and the loss terms say?
 BLUR_EVERY = 100  # iterations
+FEWEST = 5_000  # iterations that --visits leaves
 MADE_UP = 15_000  # what points that the data set does not have count as, in a budget
 ROUNDING = 1e-5  # by which their losses may differ, as a fraction
 
@@ -56,7 +57,7 @@ class Shot(NamedTuple):
 
 class Trainer(Method):
     def __init__(self, scene: Scene, options: Options, say: Callable[[str], None]):
-        options = within_budget(options, scene)
+        options = suited(options, scene)
         super().__init__(scene, options, say)
         model, self.opt, self.pipe, run, *_ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
@@ -168,7 +169,7 @@ class Trainer(Method):
         self, iteration: int, camera: Camera, background: Tensor, stats: ScreenStats | None = None
     ) -> tuple[Tensor, Tensor]:
         """The sum of all terms, and which Gaussians were in view [N]."""
-        render = partial(self.splats.picture, background=background, stats=stats)
+        render = partial(self.splats.pictures, background=background, stats=stats)
         picture = self.shown.picture(camera, render)
         self.parts_shown: dict[str, Tensor] = {}
         first, *others = (term(picture, camera, self, iteration) for term in self.losses)
@@ -279,7 +280,7 @@ class Trainer(Method):
         for module in self.modules:
             module.save(folder, iteration)
         self._save_cameras(path.with_name("cameras.json"))
-        if not any(isinstance(module, per_view.Exposure) for module in self.modules):
+        if not any(module.name == "exposure" for module in self.modules):
             per_view.Exposure(self.scene.exposure_names, self.device).save(folder, iteration)  # identities
         return path
 
@@ -321,7 +322,8 @@ class Trainer(Method):
             how = f"{self.views_per_step} views, shown by {self.ranks.count} processes: {kind}"
         opt, named = self.opt, ""
         if opt.preset != "published":
-            flags = " ".join(f"--{name} {_word(getattr(opt, name))}" for name in PRESETS[opt.preset])
+            values = vars(opt) | vars(self.pipe)
+            flags = " ".join(_flag(name, values[name]) for name in PRESETS[opt.preset])
             named = f"; --preset {opt.preset}: {flags}"
         return f"extent {self.scene.extent:.4g}, {len(self):,} Gaussians; a step is {how}{named}"
 
@@ -331,18 +333,22 @@ class Trainer(Method):
         return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
 
 
-def within_budget(options: Options, scene: Scene) -> Options:
-    """With --budget: the number of Gaussians that suits what is known of the scene before training.
+def suited(options: Options, scene: Scene) -> Options:
+    """With --visits and --budget: as many iterations and Gaussians as suit what is known before training.
 
-    Points tell how much there is to show; how large the photos are matters little.
+    Few photos are soon learned by heart. Points tell how much there is to show; how large the photos are
+    matters little.
     """
     opt = options.opt
-    if opt.budget == 0:
-        return options
-    pixels = sum(camera.width * camera.height for camera in scene.train_cameras)
-    points = len(scene.points) if scene.has_points else MADE_UP
-    count = max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1)
-    return options._replace(opt=replace(opt, cap_max=count))
+    most = max(opt.visits * len(scene.train_cameras), FEWEST)
+    if opt.visits and most < opt.iterations:
+        stages = {name: -(-getattr(opt, name) * most // opt.iterations) for name in STAGES}
+        opt = replace(opt, iterations=most, **stages)
+    if opt.budget:
+        pixels = sum(camera.width * camera.height for camera in scene.train_cameras)
+        points = len(scene.points) if scene.has_points else MADE_UP
+        opt = replace(opt, cap_max=max(round(opt.budget * math.sqrt(points) * pixels ** (1 / 6)), 1))
+    return options._replace(opt=opt)
 
 
 def move(
@@ -364,8 +370,10 @@ def move(
         module.step()
 
 
-def _word(value) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _flag(name: str, value) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, list) else value}"
 
 
 APART = "render, compare, backward"

@@ -165,7 +165,7 @@ async function picture() {
 async function inBrowser(part) {
   const begun = performance.now(), size = [$.picture.width, $.picture.height].map((v) => Math.max(1, Math.round(v * part)));
   const sorting = splats.sort(camera, look.near);
-  if (splats.ms > 40) splats.draw(camera, look, size); // in the order of the last picture, for now
+  if (splats.ms > Math.max(40, splats.took)) splats.draw(camera, look, size); // in the order of the last picture, for now
   await sorting;
   splats.draw(camera, look, size);
   await splats.finished();
@@ -244,6 +244,7 @@ function pick(x, y) {
 const fingers = new Map();
 let travelled = 0;
 $.stage.onpointerdown = (event) => {
+  if (!camera) return; // nothing is loaded yet
   $.stage.setPointerCapture(event.pointerId);
   fingers.set(event.pointerId, event);
   travelled = 0;
@@ -268,7 +269,7 @@ $.stage.onpointermove = (event) => {
 $.stage.oncontextmenu = (event) => event.preventDefault();
 $.stage.addEventListener("wheel", (event) => {
   event.preventDefault();
-  nearer(Math.exp(Math.max(-1, Math.min(1, event.deltaY * 0.002))));
+  if (camera) nearer(Math.exp(Math.max(-1, Math.min(1, event.deltaY * 0.002))));
 }, { passive: false });
 
 const KEYS = {
@@ -282,7 +283,7 @@ const KEYS = {
   k: () => (path.push({ ...camera }), keysShown(path.length - 1)), h: () => ($.help.hidden = !$.help.hidden),
 };
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.altKey || event.metaKey || /SELECT|INPUT/.test(event.target.tagName) || !KEYS[event.key]) return;
+  if (!camera || event.ctrlKey || event.altKey || event.metaKey || /SELECT|INPUT/.test(event.target.tagName) || !KEYS[event.key]) return;
   event.preventDefault();
   KEYS[event.key]();
 });
@@ -501,6 +502,7 @@ async function begin() {
   resize();
   $.picture.addEventListener("webglcontextlost", () => say("the browser has lost its graphics: reload the page"));
   addEventListener("resize", resize);
+  addEventListener("hashchange", () => camera && start());
   source = $.source.value || "browser";
   if (source !== "exact" && source !== "training") await load(source === "floats" ? 1 : 0);
   if (source === "floats") source = "browser";

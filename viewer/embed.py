@@ -1,6 +1,10 @@
 """A model as one HTML file that shows it: the page with the splats inside, in the numbers of an SPZ file."""
 
-from collections.abc import Callable
+import base64
+import re
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +14,7 @@ from torch import Tensor
 from scene import edit
 from scene.formats import QUALITIES, arrays, spz
 from scene.gaussian_model import GaussianModel
-from utils.files import atomic_write
+from utils.files import DataError, atomic_write
 from utils.geometry import morton_codes
 from viewer.page import page
 
@@ -43,6 +47,18 @@ def write_page(
     with atomic_write(path, len(text)) as file:
         file.write(text)
     return count, lost
+
+
+@contextmanager
+def inside(path: Path) -> Iterator[Path]:
+    """The splats of such a page, as a file."""
+    found = re.search(r'id="payload">([^<]+)', path.read_text(encoding="utf-8"))
+    if not found:
+        raise DataError(f"{path}: must be a page with splats inside")
+    with tempfile.TemporaryDirectory() as folder:
+        splats = Path(folder, "inside.spz")
+        splats.write_bytes(base64.b64decode(found[1]))
+        yield splats
 
 
 def embedded(

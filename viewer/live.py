@@ -1,7 +1,7 @@
 """A run that is training, looked at from outside: the client's end of gaussian_renderer/network_gui.py.
 
-It never asks for more than a share of the trainer's time: a hundredth for a view that rests, a quarter for
-one that moves.
+It never asks for more than a share of the trainer's time: less than a hundredth for a view that rests, what
+the server computes and all else included, and a quarter for one that moves.
 """
 
 import json
@@ -16,7 +16,7 @@ from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json
 
-RESTING, MOVING = 0.01, 0.25  # of the trainer's time
+RESTING, MOVING = 0.007, 0.25  # of the trainer's time, for pictures
 PATIENCE = 60.0  # seconds for one answer; a step can be slow on a CPU
 LONGEST_TEXT = 1 << 20  # bytes of the path and what follows it
 SHORTEST_WAIT = 0.5  # seconds between two pictures of a view that rests

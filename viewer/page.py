@@ -60,8 +60,11 @@ def view_camera(entry: dict, test: bool = False, psnr: float | None = None) -> d
 
 @cache
 def _file(name: str) -> str:
-    known = {"page.html", "splats.js", "controls.js"}
-    return (HERE / name).read_text(encoding="utf-8") if name in known else ""
+    """Without indentation, empty lines and comments that have lines of their own."""
+    if name not in {"page.html", "splats.js", "controls.js"}:
+        return ""
+    lines = map(str.strip, (HERE / name).read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith("//"))
 
 
 def _as_script(data: dict) -> str:

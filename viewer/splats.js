@@ -201,9 +201,9 @@ const PROJECT = `${COMMON}
 uniform sampler2DArray geometry, sh;
 uniform mat4 view; uniform vec3 eye; uniform vec4 lens; uniform vec2 size;
 uniform int count, degree, mode; uniform float scale, near; uniform bool antialiased;
-layout(location = 0) out uvec4 place; // mean x and y; first and last + 1 of columns and rows
+layout(location = 0) out uvec4 place; // mean x and y; half of the longer axis, or first and last + 1 of columns and rows
 layout(location = 1) out uvec4 shape; // of the exponent of 2: dx dx, dx dy, dy dy; log2 of the opacity
-layout(location = 2) out uvec4 look; // color
+layout(location = 2) out uvec4 look; // color; the shorter axis in parts of the longer, -1 for an upright box, 0 if there is nothing
 int layer = -1; vec4 kept;
 float number(int j) {
   if (j >> 2 != layer) { layer = j >> 2; kept = texelFetch(sh, ivec3(gl_FragCoord.xy, layer), 0); }
@@ -249,13 +249,19 @@ void main() {
   float mid = 0.5 * (wide.x + wide.z), radius = ceil(3. * sqrt(mid + sqrt(max(0.1, mid * mid - det))));
   vec2 mean = lens.xy * p.xy / p.z + lens.zw, extent = sqrt(2. * reach * wide.xz);
   vec2 first = 16. * floor((mean - 0.5 - radius) / 16.), last = 16. * floor((mean + radius + 14.5) / 16.);
+  bool whole = all(lessThanEqual(first, mean - extent)) && all(greaterThanEqual(last, mean + extent));
   first = clamp(max(first, floor(mean - extent)), vec2(0), size);
   last = clamp(min(last, ceil(mean + extent)), vec2(0), size);
   if (any(lessThanEqual(last, first))) return;
+  // Drawn as that box, or as a turned one around the ellipse if it is smaller and no tile ends within.
+  float half_gap = sqrt(max(0., mid * mid - det)), longer = mid + half_gap, more = 0.5 * (wide.x - wide.z);
+  vec2 axis = normalize(more > 0. ? vec2(more + half_gap, wide.y) : vec2(wide.y, half_gap - more) + vec2(0, 1e-9));
+  float along = 1.01 * sqrt(2. * reach * longer) + 0.5, across = 1.01 * sqrt(2. * reach * det / longer) + 0.5;
+  bool turned = whole && 4. * along * across < (last.x - first.x) * (last.y - first.y);
   uvec4 box = uvec4(first, last);
-  place = uvec4(floatBitsToUint(mean), box.x | box.z << 16, box.y | box.w << 16);
+  place = uvec4(floatBitsToUint(mean), turned ? floatBitsToUint(along * axis) : uvec2(box.x | box.z << 16, box.y | box.w << 16));
   shape = floatBitsToUint(vec4(0.7213475204 * vec3(wide.z, -2. * wide.y, wide.x) / det, log2(opacity)));
-  look = floatBitsToUint(vec4(mode == 1 || mode == 3 ? vec3(1. / p.z) : color(normalize(a.xyz - eye)), 1));
+  look = floatBitsToUint(vec4(mode == 1 || mode == 3 ? vec3(1. / p.z) : color(normalize(a.xyz - eye)), turned ? across / along : -1.));
 }`;
 
 const QUAD = `${COMMON}
@@ -269,13 +275,15 @@ void main() {
   uint splat = texelFetch(order, ivec2(at % ${ROW}, at / ${ROW}), 0).r;
   ivec2 texel = ivec2(splat % ${ROW}u, splat / ${ROW}u);
   uvec4 place = texelFetch(places, texel, 0);
-  if (place.z == 0u) return;
+  vec4 found = uintBitsToFloat(texelFetch(looks, texel, 0));
+  if (found.w == 0.) return;
   mean = uintBitsToFloat(place.xy);
   shape = uintBitsToFloat(texelFetch(shapes, texel, 0));
-  look = uintBitsToFloat(texelFetch(looks, texel, 0).rgb);
-  uint x = (gl_VertexID & 1) == 0 ? place.z & 65535u : place.z >> 16;
-  uint y = (gl_VertexID & 2) == 0 ? place.w & 65535u : place.w >> 16;
-  gl_Position = vec4(2. * vec2(x, y) / size - 1., 0, 1);
+  look = found.rgb;
+  bvec2 side = equal(ivec2(gl_VertexID) & ivec2(1, 2), ivec2(0));
+  vec2 u = uintBitsToFloat(place.zw), by = mix(vec2(1), vec2(-1), side);
+  vec2 corner = found.w > 0. ? mean + by.x * u + by.y * found.w * vec2(-u.y, u.x) : mix(vec2(place.zw >> 16), vec2(place.zw & 65535u), side);
+  gl_Position = vec4(2. * corner / size - 1., 0, 1);
 }`;
 
 const BLEND = `${COMMON}
@@ -454,7 +462,7 @@ class Splats {
   async finished() {
     const gl = this.gl, fence = gl.fenceSync(gl.SYNC_GPU_COMMANDS_COMPLETE, 0);
     gl.flush();
-    while (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) await new Promise((next) => setTimeout(next, 2));
+    while (gl.clientWaitSync(fence, 0, 0) === gl.TIMEOUT_EXPIRED) await new Promise((next) => setTimeout(next, 4));
     gl.deleteSync(fence);
   }
 

@@ -6,6 +6,9 @@ Those of the stages are in test_stages.py.
 import pytest
 import torch
 from diff_gaussian_rasterization import photometric_loss, rasterize, ssim, stages
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tests.native.scenes import DEVICES, make_scene
 from tests.native.test_train_step import BETAS, EPS, LAMBDA, LRS, camera, fresh, target_like, training_scene
@@ -115,6 +118,17 @@ def test_a_picture_is_exported(device, way):
     for means in (scene.means, scene.means * 0.9):
         image = draw(means)
         assert image.std() > 0.05 and torch.equal(program.module()(means), image)
+
+
+def test_a_picture_of_a_gpu_is_traced_without_one():
+    given = scene_of().arguments()
+    with FakeTensorMode(shape_env=ShapeEnv()):
+        scene = {
+            name: torch.empty(value.shape, device="cuda") if isinstance(value, torch.Tensor) else value
+            for name, value in given.items()
+        }
+        graph = make_fx(lambda means: rasterize(**scene | {"means": means}).image)(scene["means"]).graph
+    assert "tilesplat.rasterize" in str(graph)
 
 
 @pytest.mark.parametrize("device", DEVICES)

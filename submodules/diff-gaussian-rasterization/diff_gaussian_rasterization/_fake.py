@@ -85,7 +85,8 @@ def _(
     means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, K, camera_center,
     background, width, height, sh_degree, scale_modifier, antialiasing, raw, keep, near=0.2,
 ):  # fmt: skip
-    count, tiles, entries = means.shape[0], tiles_of(width, height), unknown()
+    count, tiles = means.shape[0], tiles_of(width, height)
+    entries = unknown() if keep or on_cpu(means) else 0  # a size that no output has cannot be exported
     planes = [means.new_empty(channels, height, width) for channels in (3, 1, 1)]
     if on_cpu(means):
         visible, chunks, slots, tile_begin, tile_order, entry = lists_on_cpu(count, tiles, entries)

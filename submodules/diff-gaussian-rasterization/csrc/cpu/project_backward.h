@@ -10,7 +10,9 @@ namespace gs::cpu::GS_ISA {
 constexpr double kLn2 = 0.6931471805599453;
 
 // The pose gradient of one chunk: of the rotation (3x3), the translation and the camera center.
-struct PoseSum { double rotation[9], translation[3], center[3]; };
+template <typename T>
+struct PoseGrad { T rotation[9], translation[3], center[3]; };
+using PoseSum = PoseGrad<double>;
 
 GS_INLINE void add_outer(F* m, Vec3<F> a, Vec3<F> b) {
     const F u[3] = {a.x, a.y, a.z}, v[3] = {b.x, b.y, b.z};
@@ -18,9 +20,10 @@ GS_INLINE void add_outer(F* m, Vec3<F> a, Vec3<F> b) {
         for (int j = 0; j < 3; ++j) m[3 * i + j] = fma(u[i], v[j], m[3 * i + j]);
 }
 
-// The gradient of the coefficients goes to `rest` rows; that of the direction is returned.
+// The gradient of the coefficients goes to `rest` rows; that of the direction is returned. (Not inline: three degrees in one
+// function take longer to compile than all other kernels.)
 template <int Degree>
-GS_INLINE Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, int lanes, Vec3<F> direction,
+GS_APART Vec3<F> sh_color_vjp(const Gaussians<Number>& g, const int32_t* ids, int lanes, Vec3<F> direction,
                                Vec3<F> color, Number* rest, int64_t first) {
     constexpr int kCount = sh_count(Degree), kRest = 3 * (kCount - 1);
     F basis[kCount], c[kRest + kLanes], weight[kCount];
@@ -123,121 +126,149 @@ GS_INLINE void clear_rows(const GaussianGrads<Number>& out, int64_t rows, int re
     clear(out.sh_dc, 3), clear(out.sh_rest, 3 * rest_count), clear(out.colors, 3), clear(out.means2d, 3);
 }
 
+// Of sixteen splats' colors: what passes the clamp at 0. `color` is the gradient of what was blended.
+GS_INLINE Vec3<F> clamp_vjp(const Frame<Number>& f, const int32_t* ids, Vec3<F> color) {
+    alignas(64) Number drawn[3][kLanes];
+    for (int k = 0; k < kLanes; ++k) {
+        const Splat<Number>& splat = f.splats[ids[k]];
+        drawn[0][k] = splat.red, drawn[1][k] = splat.green, drawn[2][k] = splat.blue;
+    }
+    const F zero = F(0);
+    return {zero_unless(load(drawn[0]) > zero, color.x), zero_unless(load(drawn[1]) > zero, color.y),
+            zero_unless(load(drawn[2]) > zero, color.z)};
+}
+
+// The gradient of the mean by way of the direction in which its color is seen; that of the camera's center is its negative.
+GS_INLINE Vec3<F> seen_from_vjp(const Gaussians<Number>& g, const Camera<F>& camera, const int32_t* ids, int lanes,
+                                Vec3<F> mean, Vec3<F> color, Number* rest, int64_t first) {
+    F inv_length;
+    const Vec3<F> d = view_direction(camera, mean, inv_length);
+    const auto of_degree = g.sh_degree == 1   ? sh_color_vjp<1>
+                           : g.sh_degree == 2 ? sh_color_vjp<2>
+                                              : sh_color_vjp<3>;
+    return normalize_vjp(d, inv_length, of_degree(g, ids, lanes, d, color, rest, first));
+}
+
+// Adds what sixteen splats do to the pose: p is the gradient of their means in camera space.
+GS_INLINE void add_pose(PoseGrad<F>& to, M real, Vec3<F> p, Vec3<F> center, Vec3<F> mean, const Mat3<F>& rotation) {
+    const auto keep = [&](Vec3<F> a) {
+        return Vec3<F>{zero_unless(real, a.x), zero_unless(real, a.y), zero_unless(real, a.z)};
+    };
+    p = keep(p), center = keep(center);
+    add_outer(to.rotation, p, mean);
+    const Mat3<F>& r = rotation;
+    const F more[9] = {r.r0.x, r.r0.y, r.r0.z, r.r1.x, r.r1.y, r.r1.z, r.r2.x, r.r2.y, r.r2.z};
+    for (int k = 0; k < 9; ++k) to.rotation[k] = to.rotation[k] + zero_unless(real, more[k]);
+    to.translation[0] = to.translation[0] + p.x, to.translation[1] = to.translation[1] + p.y;
+    to.translation[2] = to.translation[2] + p.z;
+    to.center[0] = to.center[0] + center.x, to.center[1] = to.center[1] + center.y;
+    to.center[2] = to.center[2] + center.z;
+}
+
+// The shape in space, into a row from 3 on: covariance, or quat and scale.
+GS_INLINE void shape_vjp(const Gaussians<Number>& g, const Geometry& s, const Sym3<F>& cov, F* row) {
+    if (g.cov3d) {
+        row[3] = cov.xx, row[4] = cov.xy, row[5] = cov.xz;
+        row[6] = cov.yy, row[7] = cov.yz, row[8] = cov.zz;
+        return;
+    }
+    CovarianceGrad<F> c = covariance_vjp(s.quat, s.scale, cov);
+    c.s = g.raw ? Vec3<F>{c.s.x * s.scale.x, c.s.y * s.scale.y, c.s.z * s.scale.z} : mul(F(g.scale_modifier), c.s);
+    if (g.raw) c.q = normalize_quat_vjp(s.quat, s.quat_norm, c.q);
+    row[3] = c.q.x, row[4] = c.q.y, row[5] = c.q.z, row[6] = c.q.w;
+    row[7] = c.s.x, row[8] = c.s.y, row[9] = c.s.z;
+}
+
+// Sixteen splats' rows, to where each belongs.
+GS_INLINE void put_rows(const Gaussians<Number>& g, const GaussianGrads<Number>& out, const int32_t* ids, int lanes,
+                        int64_t first, F* row) {
+    transpose(row);
+    alignas(64) Number one[kLanes];
+    for (int k = 0; k < lanes; ++k) {
+        const int64_t n = ids[k] - first;
+        store(one, row[k]);
+        put_geometry(out, n, one);
+        if (out.means2d) out.means2d[3 * n] = one[11], out.means2d[3 * n + 1] = one[12];
+        put_row<3>(g.colors ? out.colors : out.sh_dc, n, one + 13);
+    }
+}
+
+// What the splats of one chunk are computed from, and where it goes.
+struct ChunkBackward {
+    const Gaussians<Number>& g;
+    const View<Number>& v;
+    const Camera<F>& camera;
+    const Frame<Number>& f;
+    const Number* records;
+    bool inv_depth;
+    int64_t first;
+    const GaussianGrads<Number>& out;
+    const Statistics& statistics;
+};
+
+// Sums of the records of sixteen splats: number k of all of them in sum[k].
+GS_INLINE void gather_records(const ChunkBackward& c, const int32_t* ids, int lanes, int i, int visible, F* sum) {
+    for (int k = 0; k < kLanes; ++k) {
+        sum[k] = k < lanes ? sum_records(c.records, c.f.slots[ids[k]]) : F(0);
+        if (i + kLanes + k < visible) fetch_ahead(c.g, c.f, c.records, c.f.visible[c.first + i + kLanes + k]);
+    }
+    transpose(sum);
+}
+
+// Sixteen of the chunk's visible splats, from the i-th on.
+GS_INLINE void project_backward_some(const ChunkBackward& c, int i, int visible, PoseGrad<F>* pose) {
+    const Gaussians<Number>& g = c.g;
+    int32_t ids[kLanes];
+    const int lanes = take_ids(c.f.visible + c.first, i, visible, ids);
+    F sum[kLanes], row[kLanes];
+    gather_records(c, ids, lanes, i, visible, sum);
+    const Geometry s = geometry(g, c.camera, ids);
+
+    const ScreenGrad screen = screen_vjp(g, s, sum);
+    const ProjectCovarianceGrad<F> back = project_covariance_vjp(c.camera, s.p, s.cov, screen.cov);
+    Vec3<F> g_p = add(project_mean_vjp(c.camera, s.p, screen.mean), back.p);
+    if (c.inv_depth) g_p.z = g_p.z - sum[9] / (s.p.z * s.p.z);
+    Vec3<F> g_mean = matvec_transposed(c.camera.rotation, g_p);
+
+    const F zero = F(0);
+    Vec3<F> g_color = {sum[6], sum[7], sum[8]}, g_center = {zero, zero, zero};
+    if (!g.colors) g_color = clamp_vjp(c.f, ids, g_color);
+    if (!g.colors && g.sh_degree > 0) {
+        const Vec3<F> g_offset = seen_from_vjp(g, c.camera, ids, lanes, s.mean, g_color, c.out.sh_rest, c.first);
+        g_mean = add(g_mean, g_offset);
+        g_center = sub(g_center, g_offset);
+    }
+    if (pose) add_pose(*pose, first_lanes(lanes), g_p, g_center, s.mean, back.rotation);
+
+    const F ndc_x = screen.mean.x * F(0.5 * c.v.width), ndc_y = screen.mean.y * F(0.5 * c.v.height);
+    const F factor = g.colors ? F(1) : F(kSh0);
+    for (F& x : row) x = zero;
+    row[0] = g_mean.x, row[1] = g_mean.y, row[2] = g_mean.z;
+    shape_vjp(g, s, back.cov, row);
+    row[10] = screen.opacity;
+    row[11] = ndc_x, row[12] = ndc_y;
+    row[13] = g_color.x * factor, row[14] = g_color.y * factor, row[15] = g_color.z * factor;
+    put_rows(g, c.out, ids, lanes, c.first, row);
+    add_statistics(c.statistics, c.v, ids, lanes, ndc_x, ndc_y, sum);
+}
+
 // Writes the gradients of the splats of one chunk. Row i of every output belongs to splat first + i; rows of splats out of
 // view become zero.
 static void project_backward_chunk(const Gaussians<Number>& g, const View<Number>& v, const Camera<F>& camera,
                                    const Frame<Number>& f, const Number* records, bool inv_depth, int64_t chunk,
                                    const GaussianGrads<Number>& out, const Statistics& statistics, PoseSum* pose) {
-    const int64_t first = chunk * kChunk, end = first + kChunk < g.count ? first + kChunk : g.count, rows = end - first;
+    const int64_t first = chunk * kChunk, rows = g.count - first < kChunk ? g.count - first : kChunk;
+    const ChunkBackward c = {g, v, camera, f, records, inv_depth, first, out, statistics};
     clear_rows(out, rows, g.rest_count);
-    F rotation[9], translation[3], center[3];
-    for (F& x : rotation) x = F(0);
-    for (F& x : translation) x = F(0);
-    for (F& x : center) x = F(0);
-
+    PoseGrad<F> sums;
+    for (F& x : sums.rotation) x = F(0);
+    for (F& x : sums.translation) x = F(0);
+    for (F& x : sums.center) x = F(0);
     const int visible = f.visible_count[chunk];
-    for (int i = 0; i < visible; i += kLanes) {
-        int32_t ids[kLanes];
-        const int lanes = take_ids(f.visible + first, i, visible, ids);
-        const M real = first_lanes(lanes);
-        F sum[kLanes];
-        for (int k = 0; k < kLanes; ++k) {
-            sum[k] = k < lanes ? sum_records(records, f.slots[ids[k]]) : F(0);
-            if (i + kLanes + k < visible) fetch_ahead(g, f, records, f.visible[first + i + kLanes + k]);
-        }
-        transpose(sum);
-        const Geometry s = geometry(g, camera, ids);
-        const F zero = F(0);
-
-        const ScreenGrad screen = screen_vjp(g, s, sum);
-        const Vec2<F> g_mean2d = screen.mean;
-        const Sym2<F> g_cov2d = screen.cov;
-        const F g_opacity = screen.opacity;
-
-        // The camera. (Whether a product and a sum become one instruction is the compiler's choice, and it is another one
-        // where this is moved into functions: gradients' last bits would change.)
-        const ProjectCovarianceGrad<F> back = project_covariance_vjp(camera, s.p, s.cov, g_cov2d);
-        Vec3<F> g_p = add(project_mean_vjp(camera, s.p, g_mean2d), back.p);
-        if (inv_depth) g_p.z = g_p.z - sum[9] / (s.p.z * s.p.z);
-        Vec3<F> g_mean = matvec_transposed(camera.rotation, g_p);
-
-        // The color.
-        Vec3<F> g_color = {sum[6], sum[7], sum[8]};
-        Vec3<F> g_center = {zero, zero, zero};
-        if (!g.colors) {
-            alignas(64) Number color[3][kLanes];
-            for (int k = 0; k < kLanes; ++k) {
-                const Splat<Number>& splat = f.splats[ids[k]];
-                color[0][k] = splat.red, color[1][k] = splat.green, color[2][k] = splat.blue;
-            }
-            g_color = {zero_unless(load(color[0]) > zero, g_color.x), zero_unless(load(color[1]) > zero, g_color.y),
-                       zero_unless(load(color[2]) > zero, g_color.z)};
-            if (g.sh_degree > 0) {
-                F inv_length;
-                const Vec3<F> d = view_direction(camera, s.mean, inv_length);
-                Vec3<F> g_d;
-                if (g.sh_degree == 1)
-                    g_d = sh_color_vjp<1>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else if (g.sh_degree == 2)
-                    g_d = sh_color_vjp<2>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                else
-                    g_d = sh_color_vjp<3>(g, ids, lanes, d, g_color, out.sh_rest, first);
-                const Vec3<F> g_offset = normalize_vjp(d, inv_length, g_d);
-                g_mean = add(g_mean, g_offset);
-                g_center = sub(g_center, g_offset);
-            }
-        }
-        if (pose) {
-            const auto keep = [&](Vec3<F> a) {
-                return Vec3<F>{zero_unless(real, a.x), zero_unless(real, a.y), zero_unless(real, a.z)};
-            };
-            const Vec3<F> p = keep(g_p), c = keep(g_center);
-            add_outer(rotation, p, s.mean);
-            const Mat3<F>& r = back.rotation;
-            const F more[9] = {r.r0.x, r.r0.y, r.r0.z, r.r1.x, r.r1.y, r.r1.z, r.r2.x, r.r2.y, r.r2.z};
-            for (int k = 0; k < 9; ++k) rotation[k] = rotation[k] + zero_unless(real, more[k]);
-            translation[0] = translation[0] + p.x, translation[1] = translation[1] + p.y;
-            translation[2] = translation[2] + p.z;
-            center[0] = center[0] + c.x, center[1] = center[1] + c.y, center[2] = center[2] + c.z;
-        }
-
-        // Shape in space. Then everything is turned into rows.
-        F row[kLanes];
-        for (F& x : row) x = zero;
-        row[0] = g_mean.x, row[1] = g_mean.y, row[2] = g_mean.z;
-        if (g.cov3d) {
-            row[3] = back.cov.xx, row[4] = back.cov.xy, row[5] = back.cov.xz;
-            row[6] = back.cov.yy, row[7] = back.cov.yz, row[8] = back.cov.zz;
-        } else {
-            CovarianceGrad<F> c = covariance_vjp(s.quat, s.scale, back.cov);
-            c.s = g.raw ? Vec3<F>{c.s.x * s.scale.x, c.s.y * s.scale.y, c.s.z * s.scale.z}
-                        : mul(F(g.scale_modifier), c.s);
-            if (g.raw) c.q = normalize_quat_vjp(s.quat, s.quat_norm, c.q);
-            row[3] = c.q.x, row[4] = c.q.y, row[5] = c.q.z, row[6] = c.q.w;
-            row[7] = c.s.x, row[8] = c.s.y, row[9] = c.s.z;
-        }
-        const F ndc_x = g_mean2d.x * F(0.5 * v.width), ndc_y = g_mean2d.y * F(0.5 * v.height);
-        row[10] = g_opacity;
-        row[11] = ndc_x, row[12] = ndc_y;
-        const F factor = g.colors ? F(1) : F(kSh0);
-        row[13] = g_color.x * factor, row[14] = g_color.y * factor, row[15] = g_color.z * factor;
-        transpose(row);
-        alignas(64) Number one[kLanes];
-        for (int k = 0; k < lanes; ++k) {
-            const int64_t n = ids[k] - first;
-            store(one, row[k]);
-            put_geometry(out, n, one);
-            if (out.means2d) out.means2d[3 * n] = one[11], out.means2d[3 * n + 1] = one[12];
-            put_row<3>(g.colors ? out.colors : out.sh_dc, n, one + 13);
-        }
-        add_statistics(statistics, v, ids, lanes, ndc_x, ndc_y, sum);
-    }
+    for (int i = 0; i < visible; i += kLanes) project_backward_some(c, i, visible, pose ? &sums : nullptr);
     if (!pose) return;
-    for (int k = 0; k < 9; ++k) pose->rotation[k] = gs::cpu::GS_ISA::sum(rotation[k]);
-    for (int k = 0; k < 3; ++k) {
-        pose->translation[k] = gs::cpu::GS_ISA::sum(translation[k]);
-        pose->center[k] = gs::cpu::GS_ISA::sum(center[k]);
-    }
+    for (int k = 0; k < 9; ++k) pose->rotation[k] = sum(sums.rotation[k]);
+    for (int k = 0; k < 3; ++k) pose->translation[k] = sum(sums.translation[k]), pose->center[k] = sum(sums.center[k]);
 }
 
 // The camera center, if derived, is -R^T t.

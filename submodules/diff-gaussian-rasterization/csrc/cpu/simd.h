@@ -26,6 +26,7 @@
 
 #define GS_INLINE static inline __attribute__((always_inline))
 #define GS_MEMBER inline __attribute__((always_inline))
+#define GS_APART static __attribute__((noinline))  // once in the library: it is long, and not where the time goes
 #if GS_WIDTH == 1
 #define GS_LOOPED inline __attribute__((noinline))
 #define GS_OP \

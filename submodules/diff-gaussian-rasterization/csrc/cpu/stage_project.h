@@ -2,8 +2,6 @@
 #pragma once
 #include "project_backward.h"
 
-#define GS_APART static __attribute__((noinline))  // once in the library: they are long, and not where the time goes
-
 namespace gs::cpu::GS_ISA {
 
 GS_INLINE Lens<F> broadcast_lens(const Lens<Number>& l) { return {l.kind, F(l.k1), F(l.k2), F(l.k3), F(l.k4)}; }
