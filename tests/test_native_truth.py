@@ -27,12 +27,7 @@ def scene(tmp_path_factory) -> Path:
     return tiny_scenes.colmap_scene(tmp_path_factory.mktemp("data") / "scene")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def trained(scene: Path, folder: Path, *options) -> Path:
