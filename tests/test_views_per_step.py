@@ -10,10 +10,12 @@ from scene import Scene
 from scene.folder import ModelFolder
 from tests import tiny_scenes
 from tests.test_gaussians import make_model
-from tests.test_step_options import LINE, one_thread, run, trainer  # noqa: F401  one_thread is for all tests
+from tests.test_step_options import LINE, run, trainer
 from training import checkpoint, method
 from training.trainer import Trainer
 from utils.schedules import log_linear, reaches
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
