@@ -7,6 +7,7 @@ import pytest
 import torch
 from diff_gaussian_rasterization import photometric_loss, rasterize, ssim, stages
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
@@ -172,5 +173,7 @@ def test_functional_transforms():
     assert torch.equal(torch.func.grad(f)(scene.means), means.grad)
     with pytest.raises(NotImplementedError, match="implement the jvp function"):
         torch.func.jvp(f, (scene.means,), (scene.means,))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="implement the jvp function"):
+        f(forward_ad.make_dual(scene.means, scene.means))
     with pytest.raises(RuntimeError, match="does not have vmap support"):
         torch.func.vmap(f)(torch.stack([scene.means] * 2))

@@ -7,6 +7,7 @@ from functools import wraps
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 
 def taken(tensor: Tensor | None) -> Tensor | None:
@@ -17,6 +18,11 @@ def taken(tensor: Tensor | None) -> Tensor | None:
     if half and torch.is_autocast_enabled(tensor.device.type):
         tensor = tensor.float()
     return tensor.contiguous()
+
+
+def transformed() -> bool:
+    """Under torch.func, or where tensors carry tangents: autograd has a say even if nothing requires a gradient."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 class _Refuse(torch.autograd.Function):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _library  # noqa: F401  registers torch.ops.tilesplat
-from ._autograd import once, taken
+from ._autograd import once, taken, transformed
 from .types import Rendered, ScreenStats, expect_tensors
 
 
@@ -73,7 +73,8 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    image, alpha, inv_depth, radii, *_ = (_RasterizeAll if world_to_camera.dim() == 3 else _Rasterize).apply(
+    function = _RasterizeAll if world_to_camera.dim() == 3 else _Rasterize
+    image, alpha, inv_depth, radii, *_ = (function.apply if keep or transformed() else function.forward)(
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
     )  # fmt: skip
