@@ -21,7 +21,7 @@ def taken(tensor: Tensor | None) -> Tensor | None:
 
 
 def transformed() -> bool:
-    """Under torch.func, or where tensors carry tangents: autograd has a say even if nothing requires a gradient."""
+    """Under torch.func, or with tangents: autograd has a say even where nothing requires a gradient."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
