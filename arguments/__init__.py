@@ -71,7 +71,7 @@ _IMPROVED = {
     "densify_until_iter": 25_000,
     "densify_grad_threshold": 2e-4,
     "average_last": 1_000,
-    "visits": 300,
+    "visits": 200,
     "antialiasing": True,
 }
 PRESETS: dict[str, dict[str, Any]] = {  # docs/methods.md has what each brings
@@ -79,17 +79,17 @@ PRESETS: dict[str, dict[str, Any]] = {  # docs/methods.md has what each brings
     "fast": _IMPROVED
     | {
         "budget": 100.0,
-        "iterations": 9_000,
-        "visits": 140,
-        "densify_until_iter": 4_500,
+        "iterations": 8_000,
+        "visits": 120,
+        "densify_until_iter": 4_000,
         "position_lr_init": 8e-5,
-        "position_lr_max_steps": 9_000,
+        "position_lr_max_steps": 8_000,
         "feature_lr": 0.005,
         "feature_rest_div": 10.0,
-        "coarse_until": 2_250,
+        "coarse_until": 2_000,
     },
     "best": _IMPROVED | {"budget": 150.0},
-    "small": _IMPROVED | {"budget": 42.0},
+    "small": _IMPROVED | {"budget": 46.0},
 }
 RULES = {"cap_max": "budget", "iterations": "visits"}  # what is given, and what would set it by the scene
 STAGES = (  # of a preset, as long as its run

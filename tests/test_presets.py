@@ -63,7 +63,7 @@ def test_each_flag_can_be_given(tmp_path):
     ours = opt("--config", str(config))
     assert (ours.strategy, ours.budget, ours.iterations) == ("improved", 0.3, 77)
     ours = opt("--config", str(config), "--preset", "fast")
-    assert (ours.preset, ours.budget, ours.iterations) == ("fast", 100, 9_000)
+    assert (ours.preset, ours.budget, ours.iterations) == ("fast", 100, 8_000)
 
 
 def test_an_unknown_preset_is_named(capsys):
@@ -79,7 +79,7 @@ def trainer(scene, *words) -> Trainer:
 
 def test_the_budget_follows_points_and_pixels(scene):
     pixels = 8 * tiny_scenes.WIDTH * tiny_scenes.HEIGHT
-    expected = round(42 * math.sqrt(tiny_scenes.BLOBS) * pixels ** (1 / 6))
+    expected = round(46 * math.sqrt(tiny_scenes.BLOBS) * pixels ** (1 / 6))
     one = trainer(scene, "--preset", "small")
     assert one.opt.cap_max == one.options.opt.cap_max == one.strategy.budget == expected
     made_up = trainer(scene, "--preset", "small", "--random_init", "99")
