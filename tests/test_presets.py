@@ -83,7 +83,7 @@ def test_the_budget_follows_points_and_pixels(scene):
     one = trainer(scene, "--preset", "small")
     assert one.opt.cap_max == one.options.opt.cap_max == one.strategy.budget == expected
     made_up = trainer(scene, "--preset", "small", "--random_init", "99")
-    assert made_up.opt.cap_max == round(42 * math.sqrt(15_000) * pixels ** (1 / 6))
+    assert made_up.opt.cap_max == round(46 * math.sqrt(15_000) * pixels ** (1 / 6))
     assert trainer(scene, "--preset", "small", "--cap_max", "33").opt.cap_max == 33
 
 
