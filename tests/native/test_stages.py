@@ -799,6 +799,22 @@ def test_views_drawn_as_one(kind, device):
         assert relative_error(ours, theirs) <= (0 if device == "cpu" else 1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_views_of_many_tiles(device):
+    """Together as many as a large picture has: that is when a GPU gives a thread two pixels."""
+    scene = make_scene(2000, (400, 300), seed=23).to(torch.float32).to(device)
+    scene.scales[:3] = 1.0  # in many tiles
+    poses = scene.world_to_camera.repeat(8, 1, 1)
+    poses[:, 0, 3] += torch.linspace(-0.5, 0.5, 8, device=device)
+    (images, grads), (alone_images, alone) = (
+        seen_from(scene, poses, draw) for draw in (rasterize_views, one_by_one(rasterize))
+    )
+    for ours, theirs in zip(images, alone_images):
+        assert torch.equal(ours, theirs)
+    for name, grad in grads.items():
+        assert relative_error(grad, alone[name]) <= (0 if device == "cpu" else 1e-5), name
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,10 +1,11 @@
 // ops_cuda.cpp: the operators of ops.cpp for tensors on a GPU.
 //
 // Here tensors become pointers and buffers are allocated, from PyTorch's allocator; the work is in cuda/, whose stages.h
-// is its table of contents. Everything is enqueued on the current stream. The host waits once per image, for the number
+// is its table of contents. Everything is enqueued on the current stream. The host waits once per call, for the number
 // of (tile, splat) entries, and spends that time while the GPU sorts; in a training step only if it has no guess.
 #include "ops_cuda.h"
 
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
@@ -90,7 +91,7 @@ Rasterized rasterize(const RasterizeCall& call) {
         state = {projected.splats, lists.ids, projected.ranges, at::clone(color), at::clone(inv_depth),
                  projected.totals, trace};
     if (lists.pairs.defined()) state.insert(state.end(), {lists.pairs, lists.offsets, order});
-    return {color, alpha, inv_depth, projected.radii.view(in.per_view({g.count})), state};
+    return {color, alpha, inv_depth, at::_unsafe_view(projected.radii, in.per_view({g.count})), state};
 }
 
 std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
@@ -159,7 +160,8 @@ std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
     cuda::preprocess_backward({gaussians(in, call.scale_modifier, call.antialiasing, call.raw), view(in),
                                data<int32_t>(call.radii), splats, data<float>(splat_grads), out, grid.views},
                               device.stream);
-    if (wanted[kCameraGrad]) grads[kCameraGrad] = at::sum(grads[kCameraGrad], 1).view(in.world_to_camera.sizes());
+    if (wanted[kCameraGrad])
+        grads[kCameraGrad] = at::_unsafe_view(at::sum(grads[kCameraGrad], 1), in.world_to_camera.sizes());
     if (wanted[kBackgroundGrad]) grads[kBackgroundGrad] = at::sum(grads[kBackgroundGrad].view({-1, 3}), 0);
     return grads;
 }

@@ -20,8 +20,8 @@ constexpr int kGroups = kSegment / kWarp;  // of 32 entries, in a segment
 // The pixels of a lane: one of a strip, or two, four rows apart, of a square.
 template <int kPixels>
 struct Pixels {
-    int column, row;  // of the first
     int view;
+    int column, row;       // of the first
     float x, y;            // its center
     bool inside[kPixels];  // the image
     Box<float> box;        // the warp's pixels within the image, from center to center; may be empty
