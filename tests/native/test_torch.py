@@ -136,15 +136,21 @@ def test_a_picture_is_exported(device, way):
         assert image.std() > 0.05 and torch.equal(program.module()(means), image)
 
 
-def test_a_picture_of_a_gpu_is_traced_without_one():
+@pytest.mark.parametrize("draw, shape", [(rasterize, (3, 33, 40)), (rasterize_views, (5, 3, 33, 40))])
+def test_a_picture_of_a_gpu_is_traced_without_one(draw, shape):
     given = scene_of().arguments()
+    if draw is rasterize_views:
+        given["world_to_camera"] = given["world_to_camera"].repeat(5, 1, 1)
     with FakeTensorMode(shape_env=ShapeEnv()):
         scene = {
             name: torch.empty(value.shape, device="cuda") if isinstance(value, torch.Tensor) else value
             for name, value in given.items()
         }
-        graph = make_fx(lambda means: rasterize(**scene | {"means": means}).image)(scene["means"]).graph
-    assert "tilesplat.rasterize" in str(graph)
+        picture = lambda means: draw(**scene | {"means": means})  # noqa: E731
+        out = picture(scene["means"])
+        assert out.image.shape == shape and out.radii.shape == (*shape[:-3], 60)
+        graph = make_fx(lambda means: picture(means).image)(scene["means"]).graph
+    assert str(graph).count("tilesplat.rasterize") == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)
