@@ -4,10 +4,16 @@ A rotation vector w [..., 3] turns by |w| about w. A twist [..., 6] is (shift, r
 axes of what moves: exp of it is the motion that goes on evenly for one unit of time.
 """
 
+import math
+from functools import cache
+
 import torch
 from torch import Tensor
 
 SMALL = 0.25  # squared angle below which series are exact, and quotients are not
+# Six terms of series, by powers of the square: of those in _coefficients, and of arcsin x / x
+SINES = tuple(tuple((-1) ** k / math.factorial(2 * k + of) for of in (1, 2, 3)) for k in range(6))
+ARCSINE = ((1.0,), (1 / 6,), (3 / 40,), (15 / 336,), (105 / 3456,), (945 / 42240,))
 
 
 def cross_matrices(w: Tensor) -> Tensor:
@@ -26,16 +32,15 @@ def so3_exp(w: Tensor) -> Tensor:
 
 def so3_log(rotations: Tensor) -> Tensor:
     """Rotations [..., 3, 3] by less than half a turn -> rotation vectors [..., 3]."""
-    r = rotations
-    sines = 0.5 * torch.stack(
-        [r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1
-    )
-    cosine = 0.5 * (r.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - 1)
+    _, xy, xz, yx, _, yz, zx, zy, _ = rotations.flatten(-2).unbind(-1)
+    sines = 0.5 * torch.stack([zy - yz, xz - zx, yx - xy], -1)
+    cosine = 0.5 * (rotations.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True) - 1)
     square = sines.square().sum(-1, keepdim=True)
     near = (square < 0.01) & (cosine > 0)
     sine = torch.where(near, torch.ones_like(square), square).sqrt()
     s = torch.where(near, square, torch.zeros_like(square))
-    series = 1 + s * (1 / 6 + s * (3 / 40 + s * (15 / 336 + s * (105 / 3456 + s * 945 / 42240))))
+    powers, factors = _series(ARCSINE, s.dtype, s.device)
+    series = s**powers @ factors
     return torch.where(near, series, torch.atan2(sine, cosine) / sine) * sines
 
 
@@ -60,17 +65,20 @@ def _coefficients(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sin t / t, (1 - cos t) / t^2 and (t - sin t) / t^3 of the angles t = |w|."""
     square = w.square().sum(-1)[..., None, None]
     near = square < SMALL
-    q = torch.where(near, square, torch.zeros_like(square))
-    series = (
-        1 - q / 6 * (1 - q / 20 * (1 - q / 42 * (1 - q / 72 * (1 - q / 110)))),
-        0.5 * (1 - q / 12 * (1 - q / 30 * (1 - q / 56 * (1 - q / 90 * (1 - q / 132))))),
-        1 / 6 * (1 - q / 20 * (1 - q / 42 * (1 - q / 72 * (1 - q / 110 * (1 - q / 156))))),
-    )
+    powers, factors = _series(SINES, w.dtype, w.device)
+    series = torch.where(near, square, torch.zeros_like(square)) ** powers @ factors  # [..., 1, 3]
     far = torch.where(near, torch.ones_like(square), square)
     t = far.sqrt()
-    quotients = t.sin() / t, (1 - t.cos()) / far, (t - t.sin()) / (far * t)
-    a, b, c = (torch.where(near, one, other) for one, other in zip(series, quotients))
+    sine = t.sin()
+    quotients = torch.cat([sine / t, (1 - t.cos()) / far, (t - sine) / (far * t)], -1)
+    a, b, c = torch.where(near, series, quotients).split(1, -1)
     return a, b, c
+
+
+@cache
+def _series(factors: tuple, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Exponents [6], and what is in front of the powers [6, n]: so that n series are a few calls together."""
+    return torch.arange(6, dtype=dtype, device=device), torch.tensor(factors, dtype=dtype, device=device)
 
 
 def similarity(source: Tensor, target: Tensor) -> tuple[float, Tensor, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diff_gaussian_rasterization import rasterize, rasterize_views, reference, stages
+from diff_gaussian_rasterization import ScreenStats, api, rasterize, rasterize_views, reference, stages
 
 from tests.native.scenes import (
     DEVICES,
@@ -19,6 +19,7 @@ from tests.native.scenes import (
     make_scene,
     relative_error,
     to_raw,
+    with_colors,
     with_covariances,
 )
 
@@ -730,6 +731,156 @@ def test_views_are_those_of_single_calls(device):
     assert relative_error(per_view.grad.sum(0), single.grad) <= 1e-5
     assert (carrier.grad.abs().amax((1, 2)) > 0).all()
     assert not torch.equal(per_view.grad[0], per_view.grad[1])
+
+
+KINDS = {
+    "degree 3": lambda: make_scene(300, SIZE, seed=15),
+    "raw, antialiasing": lambda: to_raw(make_scene(300, SIZE, seed=16, scale=0.04)).but(antialiasing=True),
+    "degree 1 of 3": lambda: make_scene(300, SIZE, seed=17).but(sh_degree=1),
+    "covariances, degree 0": lambda: with_covariances(make_scene(300, SIZE, seed=18, degree=0)),
+    "colors": lambda: with_colors(make_scene(300, SIZE, seed=19)),
+    "ragged": lambda: make_scene(131, (70, 41), seed=20, degree=2),
+    "one": lambda: make_scene(1, SIZE, seed=21, scale=0.3, spread=0.05),
+}
+
+
+def poses_of(scene):
+    """The second sees much more than the first, the third nothing."""
+    poses = scene.world_to_camera.repeat(5, 1, 1)
+    poses[:, 2, 3] += torch.tensor([2.0, -1.5, -50.0, 0.3, 0.0]).to(poses)
+    poses[:, 0, 3] += torch.tensor([0.0, 0.1, 0.0, 0.2, -0.3]).to(poses)
+    return poses
+
+
+def seen_from(scene, poses, draw, stats=None):
+    """What draw(scene, poses) makes of them, and gradients, and statistics."""
+    scene = scene.but(world_to_camera=poses).to(poses)
+    leaves = scene.leaves() | {"means2d": torch.zeros_like(scene.means)}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    out = draw(**scene.arguments() | leaves, stats=stats)
+    upstream = (random(*o.shape, seed=i, low=-1.0).to(o) for i, o in enumerate(out[:3]))
+    sum((o * u).sum() for o, u in zip(out[:3], upstream)).backward()
+    return [o.detach().cpu() for o in out], {name: leaf.grad.cpu() for name, leaf in leaves.items()}
+
+
+def one_by_one(draw):
+    def drawn(world_to_camera, stats, **arguments):
+        more = {} if stats is None else {"stats": stats}
+        views = [draw(**arguments, world_to_camera=w, **more) for w in world_to_camera]
+        return [torch.stack(parts) for parts in zip(*views)]
+
+    return drawn
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_drawn_as_one(kind, device):
+    scene = KINDS[kind]().to(torch.float32).to(device)
+    poses, count = poses_of(scene), len(scene.means)
+    stats, alone_stats = (ScreenStats.zeros(count, device, absolute=True) for _ in range(2))
+    images, grads = seen_from(scene, poses, rasterize_views, stats)
+    alone_images, alone = seen_from(scene, poses, one_by_one(rasterize), alone_stats)
+    for ours, theirs in zip(images, alone_images):
+        assert torch.equal(ours, theirs)
+    seen = (images[3] > 0).sum(1)
+    assert seen[2] == 0 and seen[0] > 0 and (images[1][1] > 0).sum() > 1.5 * (images[1][0] > 0).sum()
+    assert torch.equal(stats.visits, alone_stats.visits) and stats.visits.max() == 4
+    (_, truth), (_, plain) = (
+        seen_from(scene.to("cpu"), poses.cpu().to(dtype), one_by_one(reference.rasterize))
+        for dtype in (torch.float64, torch.float32)
+    )
+    for name, grad in grads.items():
+        assert truth[name].numel() == 0 or truth[name].abs().max() > 0
+        assert_as_accurate_as(grad, plain[name], truth[name], name)
+        if device == "cpu":
+            assert torch.equal(grad, alone[name]), name
+    for ours, theirs in zip(vars(stats).values(), vars(alone_stats).values()):
+        assert relative_error(ours, theirs) <= (0 if device == "cpu" else 1e-4)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_views_of_many_tiles(device):
+    """Together as many as a large picture has: that is when a GPU gives a thread two pixels."""
+    scene = make_scene(2000, (400, 300), seed=23).to(torch.float32).to(device)
+    scene.scales[:3] = 1.0  # in many tiles
+    poses = scene.world_to_camera.repeat(8, 1, 1)
+    poses[:, 0, 3] += torch.linspace(-0.5, 0.5, 8, device=device)
+    (images, grads), (alone_images, alone) = (
+        seen_from(scene, poses, draw) for draw in (rasterize_views, one_by_one(rasterize))
+    )
+    for ours, theirs in zip(images, alone_images):
+        assert torch.equal(ours, theirs)
+    for name, grad in grads.items():
+        assert relative_error(grad, alone[name]) <= (0 if device == "cpu" else 1e-5), name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(len(DEVICES) < 2, reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+def test_views_add_up_from_the_last_to_the_first(kind, fixed_order):
+    """To the last bit what autograd makes of single calls."""
+    scene = KINDS[kind]().to(torch.float32).to("cuda")
+    poses = poses_of(scene)
+    stats, alone_stats = (ScreenStats.zeros(len(scene.means), "cuda", absolute=True) for _ in range(2))
+    _, grads = seen_from(scene, poses, rasterize, stats)  # which makes no groups
+    _, alone = seen_from(scene, poses, one_by_one(rasterize), alone_stats)
+    for name, grad in grads.items():
+        of_blocks = name in ("world_to_camera", "background")  # whose sums PyTorch makes
+        assert relative_error(grad, alone[name]) <= (1e-5 if of_blocks else 0), name
+    for ours, theirs in zip(vars(stats).values(), vars(alone_stats).values()):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("together", [1, 2 * 64 * 48, 3 * 64 * 48 + 1])
+def test_views_in_groups(together, device, monkeypatch):
+    scene = KINDS["degree 3"]().to(torch.float32).to(device)
+    poses = poses_of(scene)
+    images, grads = seen_from(scene, poses, rasterize_views)
+    monkeypatch.setattr(api, "TOGETHER", together)
+    grouped, grouped_grads = seen_from(scene, poses, rasterize_views)
+    for ours, theirs in zip(grouped, images):
+        assert torch.equal(ours, theirs)
+    for name, grad in grads.items():
+        assert relative_error(grouped_grads[name], grad) < 1e-5
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_views_of_bad_numbers(device):
+    """What is not finite shows nowhere, whichever view meets it; no view, or no Gaussian, shows nothing."""
+    scene = make_scene(200, SIZE, seed=22).to(torch.float32).to(device)
+    poses = poses_of(scene)
+    clean, grads = seen_from(scene.but(means=scene.means[:-2], **others(scene, -2)), poses, rasterize_views)
+    scene.means[-1], scene.scales[-2] = torch.nan, torch.inf
+    images, all_grads = seen_from(scene, poses, rasterize_views)
+    for ours, theirs in zip(images[:3], clean):
+        assert torch.equal(ours, theirs)
+    assert all(grad.isfinite().all() for grad in all_grads.values())
+    assert relative_error(all_grads["means"][:-2], grads["means"]) < 1e-5
+    for lost in (scene.but(means=scene.means[:0], **others(scene, 0)), scene):
+        away = poses.clone()
+        away[:, 2, 3] = -100
+        images, grads = seen_from(lost, away, rasterize_views)
+        assert (images[0] == scene.background.cpu()[:, None, None]).all() and not images[3].any()
+        assert all((g == 0).all() for name, g in grads.items() if name != "background")
+        assert grads["background"].abs().max() > 0
+
+
+def others(scene, end):
+    names = ("quats", "scales", "opacities", "sh_dc", "sh_rest")
+    return {name: getattr(scene, name)[:end] for name in names}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_views_of_wrong_shapes(device):
+    scene = make_scene(20, SIZE).to(torch.float32).to(device)
+    with pytest.raises(
+        ValueError, match=r"world_to_camera must be \[2, 4, 4\] float32 on \S+, got \[2, 4, 3\]"
+    ):
+        rasterize(**scene.but(world_to_camera=torch.zeros(2, 4, 3, device=device)).arguments())
+    with pytest.raises(ValueError, match="world_to_camera must be of at least one view, got"):
+        rasterize(**scene.but(world_to_camera=torch.zeros(0, 4, 4, device=device)).arguments())
 
 
 def test_views_are_counted():

@@ -5,7 +5,7 @@ Those of the stages are in test_stages.py.
 
 import pytest
 import torch
-from diff_gaussian_rasterization import photometric_loss, rasterize, ssim, stages
+from diff_gaussian_rasterization import photometric_loss, rasterize, rasterize_views, ssim, stages
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -33,11 +33,17 @@ def rasterize_call(keep=True):
     return (*gaussians, s.world_to_camera, s.K, None, s.background, *SIZE, 1, 1.0, False, False, keep, 0.2)
 
 
-def backward_call():
-    forward = rasterize_call()
-    _, _, _, radii, state = OPERATORS.rasterize(*forward)
+def backward_call(forward):
+    image, alpha, _, radii, state = OPERATORS.rasterize(*forward)
     sums = [torch.zeros(60) for _ in range(3)]
-    return (*forward[:-2], radii, state, images()[0], None, None, [True] * 11, *sums)
+    return (*forward[:-2], radii, state, image, alpha, None, [True] * 11, *sums)
+
+
+def views_call():
+    """As rasterize_call, of three views."""
+    call = list(rasterize_call())
+    call[8] = call[8].repeat(3, 1, 1)
+    return tuple(call)
 
 
 def step_call():
@@ -58,7 +64,9 @@ def calls():
     rows = [[torch.rand(30, 3) for _ in range(2)] for _ in range(4)]
     return {
         "rasterize": rasterize_call(),
-        "rasterize_backward": backward_call(),
+        "rasterize_backward": backward_call(rasterize_call()),
+        "rasterize of views": views_call(),
+        "rasterize_backward of views": backward_call(views_call()),
         "mark_visible": (points, torch.eye(4)),
         "ssim": (a, b, False, True),
         "ssim_backward": (a, b, False, state, torch.ones(())),
@@ -71,7 +79,7 @@ def calls():
 
 @pytest.mark.parametrize("name", calls())
 def test_operators_pass_opcheck(name):
-    torch.library.opcheck(getattr(OPERATORS, name).default, calls()[name])
+    torch.library.opcheck(getattr(OPERATORS, name.split()[0]).default, calls()[name])
 
 
 def loss_of(means, scene, target):
@@ -79,8 +87,15 @@ def loss_of(means, scene, target):
     return photometric_loss(image, target)[0] + (1 - ssim(image, target))
 
 
+def loss_of_views(means, scene, target):
+    poses = scene.world_to_camera.repeat(3, 1, 1)
+    image = rasterize_views(**scene.arguments() | {"means": means, "world_to_camera": poses}).image.mean(0)
+    return photometric_loss(image, target)[0]
+
+
+@pytest.mark.parametrize("loss_of", [loss_of, loss_of_views])
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_step_compiles_into_one_graph(device):
+def test_a_step_compiles_into_one_graph(device, loss_of):
     scene, target = scene_of(device), images(device)[0]
     results = []
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
@@ -121,15 +136,21 @@ def test_a_picture_is_exported(device, way):
         assert image.std() > 0.05 and torch.equal(program.module()(means), image)
 
 
-def test_a_picture_of_a_gpu_is_traced_without_one():
+@pytest.mark.parametrize("draw, shape", [(rasterize, (3, 33, 40)), (rasterize_views, (5, 3, 33, 40))])
+def test_a_picture_of_a_gpu_is_traced_without_one(draw, shape):
     given = scene_of().arguments()
+    if draw is rasterize_views:
+        given["world_to_camera"] = given["world_to_camera"].repeat(5, 1, 1)
     with FakeTensorMode(shape_env=ShapeEnv()):
         scene = {
             name: torch.empty(value.shape, device="cuda") if isinstance(value, torch.Tensor) else value
             for name, value in given.items()
         }
-        graph = make_fx(lambda means: rasterize(**scene | {"means": means}).image)(scene["means"]).graph
-    assert "tilesplat.rasterize" in str(graph)
+        picture = lambda means: draw(**scene | {"means": means})  # noqa: E731
+        out = picture(scene["means"])
+        assert out.image.shape == shape and out.radii.shape == (*shape[:-3], 60)
+        graph = make_fx(lambda means: picture(means).image)(scene["means"]).graph
+    assert str(graph).count("tilesplat.rasterize") == 1
 
 
 @pytest.mark.parametrize("device", DEVICES)

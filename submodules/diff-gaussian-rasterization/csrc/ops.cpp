@@ -22,11 +22,13 @@ TORCH_LIBRARY(tilesplat, m) {
     // Gaussians and a camera -> image [3, H, W], alpha [1, H, W], inverse depth [1, H, W], radii int32 [N], and what the
     // backward wants to find again: all of it, so that the images are the caller's to change. With `raw`, scales are
     // logarithms, opacities logits and quats unnormalized. What is not farther away than `near` is not drawn.
+    // With world_to_camera [C, 4, 4], images and radii are [C, ...], and to the last bit what each view would be alone.
     m.def("rasterize(" GAUSSIANS CAMERA SETTINGS
           ", bool keep, float near=0.2) -> (Tensor, Tensor, Tensor, Tensor, Tensor[])");
 
     // The gradients of means, quats, scales, cov3d, opacities, sh_dc, sh_rest, colors, world_to_camera, background and
     // means2d (NDC units, [N, 3]), in this order; an empty tensor where the input was None or the gradient not `wanted`.
+    // Of several views, they are added up from the last to the first, but for world_to_camera's: [C, 4, 4].
     // Adds to the densification statistics, each float32 [N], where they are given.
     m.def("rasterize_backward(" GAUSSIANS CAMERA SETTINGS
           ", "
@@ -208,7 +210,8 @@ void check_inputs(const RasterizeInputs& in, bool allow_double) {
         TILESPLAT_CHECK(sh_rest || needed == 0, "sh_rest must be [", N, ", ", needed, ", 3] for sh_degree ", sh_degree,
                         ", got None");
     }
-    CHECK_TENSOR(world_to_camera, means, 4, 4);
+    check_tensor(world_to_camera, "world_to_camera", in.per_view({4, 4}), means.scalar_type(), means.device());
+    TILESPLAT_CHECK(in.views() >= 1, "world_to_camera must be of at least one view, got ", describe(world_to_camera));
     CHECK_TENSOR(K, means, 3, 3);
     CHECK_TENSOR(camera_center, means, 3);
     CHECK_TENSOR(background, means, 3);
@@ -240,10 +243,14 @@ void check_backward(const BackwardCall& call) {
                  grad_norm_sum, visits, abs_grad_norm_sum] = call;
     const Tensor& means = in.means;
     const int64_t N = in.count();
-    CHECK_TENSOR_DTYPE(radii, means, at::kInt, N);
-    CHECK_TENSOR(grad_image, means, 3, in.height, in.width);
-    CHECK_TENSOR(grad_alpha, means, 1, in.height, in.width);
-    CHECK_TENSOR(grad_inv_depth, means, 1, in.height, in.width);
+    const auto check = [&](const OptionalTensor& tensor, const char* name, std::vector<int64_t> shape, auto dtype) {
+        check_tensor(tensor, name, in.per_view(std::move(shape)), dtype, means.device());
+    };
+    const at::ScalarType number = means.scalar_type();
+    check(radii, "radii", {N}, at::kInt);
+    check(grad_image, "grad_image", {3, in.height, in.width}, number);
+    check(grad_alpha, "grad_alpha", {1, in.height, in.width}, number);
+    check(grad_inv_depth, "grad_inv_depth", {1, in.height, in.width}, number);
     CHECK_TENSOR_DTYPE(grad_norm_sum, means, at::kFloat, N);
     CHECK_TENSOR_DTYPE(visits, means, at::kFloat, N);
     CHECK_TENSOR_DTYPE(abs_grad_norm_sum, means, at::kFloat, N);
@@ -324,6 +331,7 @@ void check_train(const RasterizeInputs& in, at::TensorList params, at::TensorLis
                  const OptionalTensor& abs_grad_norm_sum, const Tensor& losses, const OptionalTensor& entries,
                  bool allow_double) {
     check_inputs(in, allow_double);
+    check_tensor(in.world_to_camera, "world_to_camera", {4, 4}, in.means.scalar_type(), in.means.device());
     check_adam(params, params, exp_avg, exp_avg_sq, lrs, std::nullopt, allow_double);
     TILESPLAT_CHECK(step >= 1 && step <= INT32_MAX, "step must be at least 1, got ", step);
     const Tensor& means = in.means;

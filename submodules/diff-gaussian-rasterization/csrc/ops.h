@@ -49,7 +49,7 @@ struct RasterizeInputs {
     const OptionalTensor& sh_dc;          // [N, 1, 3]
     const OptionalTensor& sh_rest;        // [N, K-1, 3]
     const OptionalTensor& colors;         // [N, 3]     instead of the two above
-    const Tensor& world_to_camera;        // [4, 4]
+    const Tensor& world_to_camera;        // [4, 4], or [C, 4, 4] where several views are drawn
     const Tensor& K;                      // [3, 3]
     const OptionalTensor& camera_center;  // [3]
     const Tensor& background;             // [3]
@@ -58,6 +58,13 @@ struct RasterizeInputs {
 
     int64_t count() const { return means.size(0); }
     int64_t rest() const { return sh_rest ? sh_rest->size(1) : 0; }
+    bool several() const { return world_to_camera.dim() == 3; }
+    int64_t views() const { return several() ? world_to_camera.size(0) : 1; }
+    // Of what every view has one of: [shape], or [C, shape].
+    std::vector<int64_t> per_view(std::vector<int64_t> shape) const {
+        if (several()) shape.insert(shape.begin(), views());
+        return shape;
+    }
 };
 
 // The first five of them.

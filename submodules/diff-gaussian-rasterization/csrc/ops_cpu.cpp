@@ -8,6 +8,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/mul.h>
+#include <ATen/ops/stack.h>
 #include <torch/library.h>
 
 #include <atomic>
@@ -184,8 +185,27 @@ Rasterized rasterize_as(const RasterizeCall& call) {
     return {color, alpha, inv_depth, radii, state};
 }
 
-Rasterized rasterize(const RasterizeCall& call) {
+Rasterized rasterize_one(const RasterizeCall& call) {
     return call.in.means.scalar_type() == at::kDouble ? rasterize_as<double>(call) : rasterize_as<float>(call);
+}
+
+// Several views follow each other: one keeps the machine busy.
+RasterizeInputs with_camera(const RasterizeInputs& in, const Tensor& world_to_camera) {
+    return {in.means,        in.quats, in.scales,        in.cov3d,      in.opacities, in.sh_dc,  in.sh_rest,  in.colors,
+            world_to_camera, in.K,     in.camera_center, in.background, in.width,     in.height, in.sh_degree};
+}
+
+Rasterized rasterize(const RasterizeCall& call) {
+    if (!call.in.several()) return rasterize_one(call);
+    std::vector<Tensor> images, alphas, inv_depths, radii, states;
+    for (const Tensor& camera : call.in.world_to_camera.unbind()) {
+        auto [image, alpha, inv_depth, own_radii, state] =
+            rasterize_one({with_camera(call.in, camera), call.scale_modifier, call.antialiasing, call.raw, call.keep,
+                           call.near_depth});
+        images.push_back(image), alphas.push_back(alpha), inv_depths.push_back(inv_depth), radii.push_back(own_radii);
+        states.insert(states.end(), state.begin(), state.end());
+    }
+    return {at::stack(images), at::stack(alphas), at::stack(inv_depths), at::stack(radii), states};
 }
 
 // The order of the tensors that rasterize_backward returns.
@@ -254,10 +274,40 @@ std::vector<Tensor> backward_as(const BackwardCall& call) {
     return grads;
 }
 
-std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+std::vector<Tensor> backward_one(const BackwardCall& call) {
     const Tensor& means = call.in.means;
     check_state(call.state, state_layout(call.in, state_rows(call.state, kEntries)), means.device());
     return means.scalar_type() == at::kDouble ? backward_as<double>(call) : backward_as<float>(call);
+}
+
+// Of one view of several.
+std::vector<Tensor> backward_of(const BackwardCall& call, int64_t view) {
+    const auto own = [view](const OptionalTensor& all) { return all ? OptionalTensor((*all)[view]) : all; };
+    const Tensor camera = call.in.world_to_camera[view], radii = call.radii[view], grad_image = call.grad_image[view];
+    const OptionalTensor grad_alpha = own(call.grad_alpha), grad_inv_depth = own(call.grad_inv_depth);
+    const auto first = call.state.begin() + view * kStateCount;
+    const std::vector<Tensor> state(first, first + kStateCount);
+    return backward_one({with_camera(call.in, camera), call.scale_modifier, call.antialiasing, call.raw, radii, state,
+                         grad_image, grad_alpha, grad_inv_depth, call.wanted, call.grad_norm_sum, call.visits,
+                         call.abs_grad_norm_sum});
+}
+
+std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
+    if (!call.in.several()) return backward_one(call);
+    const int64_t views = call.in.views();
+    TILESPLAT_CHECK(int64_t(call.state.size()) == views * kStateCount,
+                    "state must be what the forward returned on cpu: ", views * kStateCount, " tensors, got ",
+                    call.state.size());
+    std::vector<Tensor> total, cameras(views);
+    for (int64_t view = views - 1; view >= 0; --view) {
+        std::vector<Tensor> grads = backward_of(call, view);
+        cameras[view] = grads[kWorldToCamera];
+        for (size_t i = 0; i < total.size(); ++i)
+            if (i != kWorldToCamera) total[i].add_(grads[i]);
+        if (total.empty()) total = std::move(grads);
+    }
+    if (call.wanted[kWorldToCamera]) total[kWorldToCamera] = at::stack(cameras);
+    return total;
 }
 
 Tensor mark_visible(const Tensor& means, const Tensor& world_to_camera, double near_depth) {

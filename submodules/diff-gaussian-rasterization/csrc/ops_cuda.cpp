@@ -1,10 +1,11 @@
 // ops_cuda.cpp: the operators of ops.cpp for tensors on a GPU.
 //
 // Here tensors become pointers and buffers are allocated, from PyTorch's allocator; the work is in cuda/, whose stages.h
-// is its table of contents. Everything is enqueued on the current stream. The host waits once per image, for the number
+// is its table of contents. Everything is enqueued on the current stream. The host waits once per call, for the number
 // of (tile, splat) entries, and spends that time while the GPU sorts; in a training step only if it has no guess.
 #include "ops_cuda.h"
 
+#include <ATen/ops/_unsafe_view.h>
 #include <ATen/ops/clone.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/sum.h>
@@ -35,18 +36,28 @@ enum State {
 constexpr int64_t kSplatFloats = sizeof(cuda::Splat) / sizeof(float), kTotalsCount = 4;
 static_assert(sizeof(cuda::Totals) == kTotalsCount * sizeof(int64_t));
 
+// Views are drawn as one: see cuda::TileGrid.
+cuda::TileGrid grid_of(const RasterizeInputs& in) {
+    const int64_t views = in.views(), splats = views * in.count(), most = INT32_MAX;
+    const int64_t tiles = views * ((in.width + kTileSize - 1) / kTileSize) * ((in.height + kTileSize - 1) / kTileSize);
+    TILESPLAT_CHECK(views <= UINT16_MAX && splats <= most && tiles <= most, "views must be at most ", UINT16_MAX,
+                    ", with at most ", most, " splats and tiles in all, got ", views, " views, ", splats,
+                    " splats and ", tiles, " tiles");
+    return {int(in.width), int(in.height), int(views)};
+}
+
 StateLayout state_layout(const RasterizeInputs& in, int64_t entries, bool ordered) {
-    const cuda::TileGrid grid{int(in.width), int(in.height)};
+    const cuda::TileGrid grid = grid_of(in);
+    const int64_t splats = in.views() * in.count();
     StateLayout layout(kStateCount);
-    layout[kSplats] = {{in.count(), kSplatFloats}, at::kFloat};
+    layout[kSplats] = {{splats, kSplatFloats}, at::kFloat};
     layout[kIds] = {{entries}, at::kInt};
     layout[kRanges] = {{grid.tiles(), 2}, at::kInt};
-    layout[kImage] = {{3, in.height, in.width}, at::kFloat};
-    layout[kInvDepth] = {{1, in.height, in.width}, at::kFloat};
+    layout[kImage] = {in.per_view({3, in.height, in.width}), at::kFloat};
+    layout[kInvDepth] = {in.per_view({1, in.height, in.width}), at::kFloat};
     layout[kTotals] = {{kTotalsCount}, at::kLong};
     layout[kTrace] = {{int64_t(cuda::trace_bytes(grid, entries, true))}, at::kByte};
-    if (ordered)
-        layout.insert(layout.end(), {{{entries}, at::kInt}, {{in.count()}, at::kInt}, {{in.count()}, at::kInt}});
+    if (ordered) layout.insert(layout.end(), {{{entries}, at::kInt}, {{splats}, at::kInt}, {{splats}, at::kInt}});
     return layout;
 }
 
@@ -54,23 +65,22 @@ constexpr int kCameraGrad = 8, kBackgroundGrad = 9;  // among the gradients of r
 
 Rasterized rasterize(const RasterizeCall& call) {
     const RasterizeInputs& in = call.in;
-    const int64_t width = in.width, height = in.height;
     const bool keep = call.keep;
     const Device device(in.means);
-    const cuda::TileGrid grid{int(width), int(height)};
+    const cuda::TileGrid grid = grid_of(in);
     Counted counted(device.stream);
     const Gaussians<float> g = gaussians(in, call.scale_modifier, call.antialiasing, call.raw);
     const View<float> v = view(in, call.near_depth);
-    const Projected projected(device, g.count, grid, counted.place(),
-                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
+    const Projected projected(device, grid.views * g.count, grid, counted.place(),
+                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream, grid.views); });
     counted.enqueued();
     const Tensor order = depth_order(device, projected);
     const int64_t entries = counted.wait();
     const TileLists lists(device, grid, projected, order, entries, keep && deterministic());
     const Tensor trace = keep ? device.bytes(cuda::trace_bytes(grid, entries, true)) : Tensor();
 
-    const Tensor color = device.empty({3, height, width}), alpha = device.empty({1, height, width});
-    const Tensor inv_depth = device.empty({1, height, width});
+    const auto planes = [&](int64_t count) { return device.empty(in.per_view({count, in.height, in.width})); };
+    const Tensor color = planes(3), alpha = planes(1), inv_depth = planes(1);
     cuda::blend_forward(
         {grid, projected.screen.splats, data<uint32_t>(lists.ids), data<uint32_t>(projected.ranges),
          data<float>(in.background), data<float>(color), data<float>(alpha), data<float>(inv_depth),
@@ -81,21 +91,20 @@ Rasterized rasterize(const RasterizeCall& call) {
         state = {projected.splats, lists.ids, projected.ranges, at::clone(color), at::clone(inv_depth),
                  projected.totals, trace};
     if (lists.pairs.defined()) state.insert(state.end(), {lists.pairs, lists.offsets, order});
-    return {color, alpha, inv_depth, projected.radii, state};
+    return {color, alpha, inv_depth, at::_unsafe_view(projected.radii, in.per_view({g.count})), state};
 }
 
 std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
     const RasterizeInputs& in = call.in;
     const std::vector<Tensor>& state = call.state;
     const GradsWanted& wanted = call.wanted;
-    const int64_t width = in.width, height = in.height;
     const bool ordered = state.size() == kOrderedStateCount;
     check_state(state, state_layout(in, state_rows(state, kIds), ordered), in.means.device());
     const Device device(in.means);
     const int64_t N = in.count();
-    const cuda::TileGrid grid{int(width), int(height)};
+    const cuda::TileGrid grid = grid_of(in);
 
-    const Tensor splat_grads = device.zeros({N, cuda::kGradSize});
+    const Tensor splat_grads = device.zeros({grid.views * N, cuda::kGradSize});
     const auto* splats = data<cuda::Splat>(state[kSplats]);
     const int64_t entries = state[kIds].numel();
     const cuda::Trace trace = cuda::trace_in(state[kTrace].data_ptr(), grid, entries, true);
@@ -116,7 +125,7 @@ std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
                                  data<float>(splat_grads)};
     const Tensor records = ordered ? device.zeros({entries, cuda::kRecords, cuda::kGradSize}) : Tensor();
     if (ordered) blend.ordered = in_order(state[kPairs], state[kOffsets], state[kOrder], records);
-    cuda::check_kept(blend, N, device.stream);
+    cuda::check_kept(blend, grid.views * N, device.stream);
     cuda::blend_backward(blend, device.stream);
 
     const OptionalTensor inputs[] = {in.means,   in.quats,  in.scales,          in.cov3d,      in.opacities, in.sh_dc,
@@ -125,8 +134,9 @@ std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
     for (size_t i = 0; i < wanted.size(); ++i)
         grads.push_back(wanted[i] && inputs[i] ? at::empty_like(*inputs[i]) : device.empty({0}));
     // Blocks write sums of their own for these two.
-    if (wanted[kCameraGrad]) grads[kCameraGrad] = device.empty({cuda::preprocess_backward_blocks(N), 4, 4});
-    if (wanted[kBackgroundGrad]) grads[kBackgroundGrad] = device.empty({cuda::background_grad_blocks(grid), 3});
+    const int64_t blocks = cuda::background_grad_blocks(grid);
+    if (wanted[kCameraGrad]) grads[kCameraGrad] = device.empty({grid.views, cuda::preprocess_backward_blocks(N), 4, 4});
+    if (wanted[kBackgroundGrad]) grads[kBackgroundGrad] = device.empty({grid.views, blocks, 3});
     const auto at = [&](size_t i) { return grads[i].numel() ? data<float>(grads[i]) : nullptr; };
     const GaussianGrads<float> out = {at(0),
                                       at(1),
@@ -142,13 +152,17 @@ std::vector<Tensor> rasterize_backward(const BackwardCall& call) {
                                       data<float>(call.grad_norm_sum),
                                       data<float>(call.visits),
                                       data<float>(call.abs_grad_norm_sum)};
-    if (out.background) cuda::background_grad(grid, trace, data<float>(call.grad_image), out.background, device.stream);
-    cuda::preprocess_backward(
-        {gaussians(in, call.scale_modifier, call.antialiasing, call.raw), view(in), data<int32_t>(call.radii), splats,
-         data<float>(splat_grads), call.grad_inv_depth.has_value(), out},
-        device.stream);
-    for (const int i : {kCameraGrad, kBackgroundGrad})
-        if (wanted[i]) grads[i] = at::sum(grads[i], 0);
+    for (int64_t view = 0; out.background && view < grid.views; ++view) {
+        const int64_t plane = in.width * in.height;
+        cuda::background_grad(grid, trace.left + view * plane, data<float>(call.grad_image) + 3 * view * plane,
+                              out.background + 3 * view * blocks, device.stream);
+    }
+    cuda::preprocess_backward({gaussians(in, call.scale_modifier, call.antialiasing, call.raw), view(in),
+                               data<int32_t>(call.radii), splats, data<float>(splat_grads), out, grid.views},
+                              device.stream);
+    if (wanted[kCameraGrad])
+        grads[kCameraGrad] = at::_unsafe_view(at::sum(grads[kCameraGrad], 1), in.world_to_camera.sizes());
+    if (wanted[kBackgroundGrad]) grads[kBackgroundGrad] = at::sum(grads[kBackgroundGrad].view({-1, 3}), 0);
     return grads;
 }
 

@@ -78,7 +78,7 @@ struct Projected {
     cuda::Screen screen;
     int64_t count;
 
-    // `fill(screen)` enqueues what fills them. `entries`, in pinned memory, is set as soon as they are counted.
+    // Of several views, N is of all together. `fill(screen)` enqueues what fills them. `entries`, in pinned memory, is set as soon as they are counted.
     template <typename Fill>
     Projected(const Device& device, int64_t N, const cuda::TileGrid& grid, int64_t* entries, Fill fill) : count(N) {
         splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});

@@ -4,6 +4,7 @@ backend. The layouts are those of csrc/ops_cpu.cpp, ops_cuda.cpp and ops_stages_
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 
@@ -70,6 +71,15 @@ def lists_on_cpu(count: int, tiles: int, entries: int) -> Layout:
     ]  # fmt: skip
 
 
+def state_on_cpu(count: int, tiles: int) -> Layout:
+    entries = unknown()
+    visible, chunks, slots, tile_begin, tile_order, entry = lists_on_cpu(count, tiles, entries)
+    return [
+        ((count, 16), None), visible, chunks, slots, tile_begin, tile_order, ((tiles, 256), None),
+        ((tiles, 256), torch.int32), entry, ((entries,), torch.int16),
+    ]  # fmt: skip
+
+
 def order_on_gpu(count: int, entries: int) -> Layout:
     """What sums in a fixed order want besides."""
     if not torch.are_deterministic_algorithms_enabled():
@@ -86,24 +96,22 @@ def _(
     background, width, height, sh_degree, scale_modifier, antialiasing, raw, keep, near=0.2,
 ):  # fmt: skip
     count, tiles = means.shape[0], tiles_of(width, height)
-    entries = unknown() if keep or on_cpu(means) else 0  # a size that no output has cannot be exported
-    planes = [means.new_empty(channels, height, width) for channels in (3, 1, 1)]
+    views = tuple(world_to_camera.shape[:-2])  # none, or [C]
+    rows, all_tiles = (math.prod((number, *views)) for number in (count, tiles))
+    planes = [means.new_empty(*views, channels, height, width) for channels in (3, 1, 1)]
     if on_cpu(means):
-        visible, chunks, slots, tile_begin, tile_order, entry = lists_on_cpu(count, tiles, entries)
+        state = [tensor for _ in range(math.prod(views)) for tensor in state_on_cpu(count, tiles)]
+    elif keep:  # a size that no output has cannot be exported
+        entries = unknown()
         state = [
-            ((count, 16), None), visible, chunks, slots, tile_begin, tile_order, ((tiles, 256), None),
-            ((tiles, 256), torch.int32), entry, ((entries,), torch.int16),
-        ]  # fmt: skip
-    elif keep:
-        state = [
-            ((count, 12), None), ((entries,), torch.int32), ((tiles, 2), torch.int32),
-            ((3, height, width), None), ((1, height, width), None),
+            ((rows, 12), None), ((entries,), torch.int32), ((all_tiles, 2), torch.int32),
+            ((*views, 3, height, width), None), ((*views, 1, height, width), None),
             ((4,), torch.int64), ((unknown(),), torch.uint8),
-            *order_on_gpu(count, entries),
+            *order_on_gpu(rows, entries),
         ]  # fmt: skip
     else:
         state = []
-    return *planes, means.new_empty(count, dtype=torch.int32), allocate(means, state)
+    return *planes, means.new_empty(*views, count, dtype=torch.int32), allocate(means, state)
 
 
 @fake("rasterize_backward")

@@ -28,7 +28,7 @@ def rasterize(
     sh_rest: Tensor | None = None,  # [N, K-1, 3]
     colors: Tensor | None = None,  # [N, 3]
     cov3d: Tensor | None = None,  # [N, 6]  xx xy xz yy yz zz
-    world_to_camera: Tensor,  # [4, 4]
+    world_to_camera: Tensor,  # [4, 4]; for [C, 4, 4], see rasterize_views
     K: Tensor,  # [3, 3]  pixels
     width: int,
     height: int,
@@ -73,8 +73,8 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    function = _RasterizeAll if world_to_camera.dim() == 3 else _Rasterize
-    image, alpha, inv_depth, radii, *_ = (function.apply if keep or transformed() else function.forward)(
+    run = _Rasterize.apply if keep or transformed() else _Rasterize.forward
+    image, alpha, inv_depth, radii, *_ = run(
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
     )  # fmt: skip
@@ -93,8 +93,10 @@ def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
 
     Any tensor may have a first dimension more, [C, ...]: then each view has its own. Gradients of what the
     views share are summed; with `means.expand(C, -1, -1)` each view has its own. Images are stacked,
-    [C, 3, H, W] and so on, and are to the last bit those of C calls: views are drawn one after the other,
-    since one keeps the machine busy. Where only cameras differ, the call costs the host less than C calls do.
+    [C, 3, H, W] and so on, and are to the last bit those of C calls.
+
+    Where only cameras differ, a GPU draws views as if they were one picture, as many at a time as are no more
+    work than one large picture: it waits for the host, and the host for it, no more often than for one view.
     """
     expect_tensors(world_to_camera=world_to_camera)
     count = len(world_to_camera)
@@ -108,7 +110,7 @@ def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
         if len(arguments[name]) != count:
             raise ValueError(f"{name} must have {count} views, got {len(arguments[name])}")
     if not own:
-        return rasterize(**arguments, world_to_camera=world_to_camera)
+        return _rasterize_some(world_to_camera, **arguments)
     views = [
         rasterize(
             **arguments | {name: arguments[name][i] for name in own}, world_to_camera=world_to_camera[i]
@@ -116,6 +118,19 @@ def rasterize_views(*, world_to_camera: Tensor, **arguments) -> Rendered:
         for i in range(count)
     ]
     return Rendered(*(torch.stack(pictures) for pictures in zip(*views)))
+
+
+TOGETHER = 1 << 22  # rows, or pixels, of the views that are drawn at the same time
+
+
+def _rasterize_some(world_to_camera: Tensor, **arguments) -> Rendered:
+    """All views at once, or in groups that take little memory beside what is kept of them anyway."""
+    size = max(len(arguments["means"]), arguments["width"] * arguments["height"])
+    most = 1 if torch.are_deterministic_algorithms_enabled() else max(TOGETHER // size, 1)
+    if most >= len(world_to_camera):
+        return rasterize(**arguments, world_to_camera=world_to_camera)
+    groups = [rasterize(**arguments, world_to_camera=some) for some in world_to_camera.split(most)]
+    return Rendered(*map(torch.cat, zip(*groups)))
 
 
 class _Rasterize(torch.autograd.Function):
@@ -147,38 +162,6 @@ class _Rasterize(torch.autograd.Function):
         return _gradients(ctx, ctx.saved_tensors, *grads[:3])
 
 
-class _RasterizeAll(torch.autograd.Function):
-    """As _Rasterize, for world_to_camera [C, 4, 4]. The rest is shared."""
-
-    @staticmethod
-    def forward(*inputs):
-        views = [_Rasterize.forward(*(*inputs[:8], matrix, *inputs[9:])) for matrix in inputs[8].unbind()]
-        pictures = (torch.stack(parts) for parts in zip(*(view[:4] for view in views)))
-        return *pictures, *(part for view in views for part in view[4:])
-
-    setup_context = staticmethod(_Rasterize.setup_context)
-
-    @staticmethod
-    @once
-    def backward(ctx, *grads):
-        shared, (radii, *state), matrices = (
-            ctx.saved_tensors[:12],
-            ctx.saved_tensors[12:],
-            ctx.saved_tensors[8],
-        )
-        length, total = len(state) // len(matrices), []
-        of_poses = matrices.new_zeros(matrices.shape) if ctx.needs_input_grad[8] else None
-        for i in reversed(range(len(matrices))):  # as autograd adds those of C calls
-            own = *shared[:8], matrices[i], *shared[9:], radii[i], *state[i * length : (i + 1) * length]
-            found = list(_gradients(ctx, own, *(None if g is None else g[i] for g in grads[:3])))
-            if of_poses is not None and found[8] is not None:
-                of_poses[i] = found[8]
-            found[8] = None
-            total = [f if t is None else t.add_(f) for t, f in zip(total, found)] if total else found
-        total[8] = of_poses
-        return tuple(total)
-
-
 def _gradients(ctx, saved, grad_image, grad_alpha, grad_inv_depth) -> tuple:
     """Of all inputs of _Rasterize, by those of its pictures and by what it kept."""
     inputs, radii, state = saved[:12], saved[12], saved[13:]
@@ -186,7 +169,7 @@ def _gradients(ctx, saved, grad_image, grad_alpha, grad_inv_depth) -> tuple:
     if grad_image is None and grad_alpha is None and grad_inv_depth is None:
         return (None,) * len(wanted)
     if grad_image is None:
-        grad_image = inputs[0].new_zeros(3, ctx.settings[1], ctx.settings[0])
+        grad_image = inputs[0].new_zeros(*inputs[8].shape[:-2], 3, ctx.settings[1], ctx.settings[0])
     grad_image, grad_alpha, grad_inv_depth = (
         None if g is None else g.contiguous() for g in (grad_image, grad_alpha, grad_inv_depth)
     )

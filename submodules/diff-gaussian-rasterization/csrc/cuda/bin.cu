@@ -20,6 +20,16 @@ __global__ void __launch_bounds__(kThreads) begin_lists_kernel(BeginLists p, int
     if (i == 0 && p.entries) *p.entries = int64_t(p.totals->entries);
 }
 
+// The number of its view's first tile.
+__device__ __forceinline__ uint32_t first_tile(const Emit& p, uint32_t splat) {
+    if (p.grid.views == 1) return 0;
+    return splat / (uint32_t(p.count) / uint32_t(p.grid.views)) * uint32_t(p.grid.tiles_x * p.grid.tiles_y);
+}
+
+__device__ __forceinline__ uint32_t no_tile(const TileGrid& grid) {
+    return uint32_t(grid.views * grid.tiles_x * grid.tiles_y);
+}
+
 int bits_for(uint32_t largest) {
     int bits = 1;
     while (bits < 32 && (largest >> bits)) ++bits;
@@ -43,9 +53,8 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
     const Totals totals = *p.totals;
     const uint64_t capacity = uint64_t(p.capacity);
     TileId* const tiles = static_cast<TileId*>(p.tiles);
-    const TileId no_tile = TileId(p.grid.tiles_x * p.grid.tiles_y);
     for (uint64_t i = totals.entries + thread; i < capacity; i += threads) {
-        tiles[i] = no_tile;
+        tiles[i] = TileId(no_tile(p.grid));
         p.ids[i] = 0;
     }
 
@@ -66,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) emit_kernel(Emit p) {
     const uint32_t inclusive = warp_inclusive_sum(small ? own.count : 0);
     const uint32_t total = __shfl_sync(kFullWarp, inclusive, kWarp - 1);
     const uint32_t before = inclusive - (small ? own.count : 0);
-    const uint32_t corner = uint32_t(own.y0) * uint32_t(p.grid.tiles_x) + own.x0;
+    const uint32_t corner = first_tile(p, index) + uint32_t(own.y0) * uint32_t(p.grid.tiles_x) + own.x0;
     for (uint32_t first = 0; first < total; first += kWarp) {
         const uint32_t position = ::min(first + lane, total - 1);
         const int owner = owner_of(position, inclusive);
@@ -101,7 +110,7 @@ __global__ void __launch_bounds__(kThreads) emit_large_kernel(Emit p) {
     const int lane = lane_id();
     TileId* const tiles = static_cast<TileId*>(p.tiles);
     for (uint64_t n = blockIdx.x * kWarps + threadIdx.x / kWarp; n < p.totals->large; n += gridDim.x * kWarps) {
-        const uint32_t id = p.large[n];
+        const uint32_t id = p.large[n], first_of_view = first_tile(p, id);
         const TileSet set = p.tile_sets[id];
         const uint32_t end = uint32_t(::min(uint64_t(set.mask) + set.count, uint64_t(p.capacity)));
         const auto write = [&](uint32_t at, TileId tile) {
@@ -119,13 +128,13 @@ __global__ void __launch_bounds__(kThreads) emit_large_kernel(Emit p) {
                           last = __shfl_sync(kFullWarp, own.end, y - top);
                 const uint32_t next_row = __shfl_sync(kFullWarp, up_to, y - top);
                 for (int x = first + lane; x < last; x += kWarp)
-                    write(next_row - (last - x), TileId(y * p.grid.tiles_x + x));
+                    write(next_row - (last - x), TileId(first_of_view + y * p.grid.tiles_x + x));
             }
             at = __shfl_sync(kFullWarp, up_to, kWarp - 1);
         }
         // preprocess counted with the same function; should rounding ever differ between the two kernels, no entry may
         // stay unwritten.
-        for (at += lane; at < end; at += kWarp) write(at, TileId(p.grid.tiles_x * p.grid.tiles_y));
+        for (at += lane; at < end; at += kWarp) write(at, TileId(no_tile(p.grid)));
     }
 }
 

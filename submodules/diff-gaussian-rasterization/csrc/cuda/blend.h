@@ -20,6 +20,7 @@ constexpr int kGroups = kSegment / kWarp;  // of 32 entries, in a segment
 // The pixels of a lane: one of a strip, or two, four rows apart, of a square.
 template <int kPixels>
 struct Pixels {
+    int view;
     int column, row;       // of the first
     float x, y;            // its center
     bool inside[kPixels];  // the image
@@ -27,7 +28,9 @@ struct Pixels {
 
     __device__ Pixels(const TileGrid& grid, uint32_t tile, int strip) {
         const int left = int(tile) % grid.tiles_x * kTileSize + (strip >> 1 & 1) * 8;
-        const int top = int(tile) / grid.tiles_x * kTileSize + (strip >> 2) * 8 + (strip & 1) * 4;
+        const int tile_row = int(tile) / grid.tiles_x;  // of all views
+        view = tile_row / grid.tiles_y;
+        const int top = (tile_row - view * grid.tiles_y) * kTileSize + (strip >> 2) * 8 + (strip & 1) * 4;
         column = left + (lane_id() & 7);
         row = top + (lane_id() >> 3);
         x = float(column) + 0.5f;
@@ -94,8 +97,8 @@ inline void lay_out_walk(Trace& t, char*& next, const TileGrid& grid, int64_t en
     t.taken = take<uint32_t>(next, (entries / kWarp + grid.tiles()) * kStrips);
     t.walked = take<uint32_t>(next, int64_t(grid.tiles()) * kStrips);
     t.segments = take<uint32_t>(next, 2 * max_segments(grid, entries));
-    t.stop = take<uint32_t>(next, int64_t(grid.width) * grid.height);
-    t.left = take<float>(next, int64_t(grid.width) * grid.height);
+    t.stop = take<uint32_t>(next, grid.pixels());
+    t.left = take<float>(next, grid.pixels());
 }
 
 }  // namespace gs::cuda

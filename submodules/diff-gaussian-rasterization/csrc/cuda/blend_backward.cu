@@ -30,13 +30,14 @@ struct PixelState {
     float g_r = 0.f, g_g = 0.f, g_b = 0.f, g_inv_depth = 0.f;  // gradient of this pixel
 
     // As the segment ends.
-    __device__ __forceinline__ void begin(const BlendBackward& p, int column, int row, uint32_t segment,
+    __device__ __forceinline__ void begin(const BlendBackward& p, int view, int column, int row, uint32_t segment,
                                           int64_t next_passed) {
-        const int64_t plane = int64_t(p.grid.width) * p.grid.height, pixel = int64_t(row) * p.grid.width + column;
+        const int64_t plane = int64_t(p.grid.width) * p.grid.height;
+        const int64_t pixel = view * plane + int64_t(row) * p.grid.width + column, red = pixel + 2 * view * plane;
         const uint32_t first = segment * kSegment, stopped = p.trace.stop[pixel];
         if (stopped <= first) return;  // before this segment
         stop = ::min(stopped - first, uint32_t(kSegment)) * kOrderUnit;
-        g_r = p.g_color[pixel], g_g = p.g_color[pixel + plane], g_b = p.g_color[pixel + 2 * plane];
+        g_r = p.g_color[red], g_g = p.g_color[red + plane], g_b = p.g_color[red + 2 * plane];
         if (kInvDepthWanted) g_inv_depth = p.g_inv_depth[pixel];
         const float left = p.trace.left[pixel], g_alpha = p.g_alpha ? p.g_alpha[pixel] : 0.f;
         if (stopped - first <= kSegment) {
@@ -46,8 +47,8 @@ struct PixelState {
         }
         const float4 passed = static_cast<const float4*>(p.trace.passed)[next_passed];
         transmittance = passed.x;
-        behind = (p.color[pixel] - passed.y) * g_r + (p.color[pixel + plane] - passed.z) * g_g +
-                 (p.color[pixel + 2 * plane] - passed.w) * g_b - left * g_alpha;
+        behind = (p.color[red] - passed.y) * g_r + (p.color[red + plane] - passed.z) * g_g +
+                 (p.color[red + 2 * plane] - passed.w) * g_b - left * g_alpha;
         if (kInvDepthWanted)
             behind = fmaf(p.inv_depth[pixel] - p.trace.passed_inv_depth[next_passed], g_inv_depth, behind);
         behind /= transmittance;
@@ -102,7 +103,8 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
 #pragma unroll
     for (int i = 0; i < kPixels; ++i)
         if (__any_sync(kFullWarp, visits.strips[i] != 0) && pixels.inside[i])
-            state[i].begin(p, pixels.column, pixels.row + 4 * i, segment, passed_at(begin, segment + 1, strip + i));
+            state[i].begin(p, pixels.view, pixels.column, pixels.row + 4 * i, segment,
+                           passed_at(begin, segment + 1, strip + i));
 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);
@@ -199,10 +201,10 @@ int64_t background_grad_blocks(const TileGrid& grid) {
     return std::min<int64_t>(blocks_for(int64_t(grid.width) * grid.height, kSumThreads), 264);
 }
 
-void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
+void background_grad(const TileGrid& grid, const float* left, const float* g_color, float* g_background,
                      Stream stream) {
     background_grad_kernel<<<unsigned(background_grad_blocks(grid)), kSumThreads, 0, native(stream)>>>(
-        int64_t(grid.width) * grid.height, trace.left, g_color, g_background);
+        int64_t(grid.width) * grid.height, left, g_color, g_background);
     check_launch("background_grad_kernel");
 }
 

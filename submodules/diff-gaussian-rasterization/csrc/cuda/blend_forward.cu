@@ -39,11 +39,14 @@ struct PixelState {
         if (kInvDepthWanted && trace.passed_inv_depth) trace.passed_inv_depth[at] = inv_depth;
     }
 
-    __device__ __forceinline__ void store(const BlendForward& p, int column, int row, uint32_t entries) const {
-        const int64_t plane = int64_t(p.grid.width) * p.grid.height, pixel = int64_t(row) * p.grid.width + column;
-        p.color[pixel] = fmaf(transmittance, p.background[0], r);
-        p.color[pixel + plane] = fmaf(transmittance, p.background[1], g);
-        p.color[pixel + 2 * plane] = fmaf(transmittance, p.background[2], b);
+    __device__ __forceinline__ void store(const BlendForward& p, int view, int column, int row,
+                                          uint32_t entries) const {
+        const int64_t plane = int64_t(p.grid.width) * p.grid.height;
+        const int64_t pixel = view * plane + int64_t(row) * p.grid.width + column;
+        float* const color = p.color + pixel + 2 * view * plane;
+        color[0] = fmaf(transmittance, p.background[0], r);
+        color[plane] = fmaf(transmittance, p.background[1], g);
+        color[2 * plane] = fmaf(transmittance, p.background[2], b);
         if (p.alpha) p.alpha[pixel] = 1.f - transmittance;
         if (p.left) p.left[pixel] = transmittance;
         if (p.trace.taken) {
@@ -164,7 +167,7 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
     }
 #pragma unroll
     for (int i = 0; i < kPixels; ++i)
-        if (pixels.inside[i]) state[i].store(p, pixels.column, pixels.row + 4 * i, range.y - range.x);
+        if (pixels.inside[i]) state[i].store(p, pixels.view, pixels.column, pixels.row + 4 * i, range.y - range.x);
 }
 
 Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth) {

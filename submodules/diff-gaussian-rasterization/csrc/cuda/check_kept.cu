@@ -15,7 +15,7 @@ constexpr int kThreads = 256;
 struct Kept {
     BlendBackward p;
     int64_t count;  // N
-    int64_t tiles, max_segments;
+    int64_t tiles, max_segments, pixels;
 };
 
 struct List {
@@ -49,8 +49,11 @@ __device__ __forceinline__ void check_segment(const Kept& k, int64_t i) {
 }
 
 __device__ __forceinline__ void check_pixel(const Kept& k, int64_t i) {
-    const int column = int(i % k.p.grid.width), row = int(i / k.p.grid.width);
-    const List list(k, int64_t(row / kTileSize) * k.p.grid.tiles_x + column / kTileSize);
+    const TileGrid& grid = k.p.grid;
+    const int column = int(i % grid.width);
+    const int64_t row = i / grid.width, view = row / grid.height;
+    const int64_t tile_row = view * grid.tiles_y + (row - view * grid.height) / kTileSize;
+    const List list(k, tile_row * grid.tiles_x + column / kTileSize);
     assert(k.p.trace.stop[i] <= list.length && "pixels stop in the list");
 }
 
@@ -62,14 +65,14 @@ __device__ __forceinline__ void check_rank(const Kept& k, int64_t i) {
 
 __global__ void __launch_bounds__(kThreads) check_kept_kernel(Kept k) {
     const Totals totals = *k.p.totals;
-    const int64_t pixels = int64_t(k.p.grid.width) * k.p.grid.height, strips = k.tiles * kStrips;
+    const int64_t strips = k.tiles * kStrips;
     assert(totals.segments <= k.max_segments && totals.visible <= k.count && totals.entries == k.p.entries &&
            "totals are those of the lists");
     const int64_t first = int64_t(blockIdx.x) * kThreads + threadIdx.x, step = int64_t(gridDim.x) * kThreads;
     for (int64_t i = first; i < k.p.entries; i += step) check_entry(k, i);
     for (int64_t i = first; i < strips; i += step) check_strip(k, i);
     for (int64_t i = first; i < int64_t(totals.segments); i += step) check_segment(k, i);
-    for (int64_t i = first; i < pixels; i += step) check_pixel(k, i);
+    for (int64_t i = first; i < k.pixels; i += step) check_pixel(k, i);
     if (k.p.ordered.offsets)
         for (int64_t i = first; i < int64_t(totals.visible); i += step) check_rank(k, i);
 }
@@ -88,15 +91,15 @@ __global__ void __launch_bounds__(kThreads) check_lists_kernel(Kept k) {
 
 void check_lists(const BlendBackward& args, int64_t count, Stream stream) {
     const unsigned blocks = std::min(blocks_for(std::max(args.entries, int64_t(args.grid.tiles())), kThreads), 4096u);
-    check_lists_kernel<<<blocks, kThreads, 0, native(stream)>>>({args, count, args.grid.tiles(), 0});
+    check_lists_kernel<<<blocks, kThreads, 0, native(stream)>>>({args, count, args.grid.tiles(), 0, 0});
     check_launch("check_lists_kernel");
 }
 
 void check_kept(const BlendBackward& args, int64_t count, Stream stream) {
-    const int64_t most = std::max(args.entries, int64_t(args.grid.width) * args.grid.height);
+    const int64_t most = std::max(args.entries, args.grid.pixels());
     const unsigned blocks = std::min(blocks_for(most, kThreads), 4096u);
     check_kept_kernel<<<blocks, kThreads, 0, native(stream)>>>(
-        {args, count, args.grid.tiles(), max_segments(args.grid, args.entries)});
+        {args, count, args.grid.tiles(), max_segments(args.grid, args.entries), args.grid.pixels()});
     check_launch("check_kept_kernel");
 }
 

@@ -1,7 +1,7 @@
 // From Gaussians to splats: activation, projection, extent, tiles, color. CUDA backend.
 //
 // One thread per Gaussian. The mean alone decides whether a Gaussian lies in front of the camera, and most of what is not
-// seen leaves here. Colors are read last, only for what lands in the image.
+// seen leaves here. Colors are read last, only for what lands in the image. Every view has a row of blocks.
 #include "gaussian.h"
 #include "tile_walk.h"
 
@@ -81,10 +81,11 @@ __global__ void __launch_bounds__(kThreads)
     __shared__ Camera<float> camera;
     __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
     if (threadIdx.x == 0)
-        camera = make_camera(view.world_to_camera, view.intrinsics, view.camera_center, view.width, view.height);
+        camera = make_camera(view.world_to_camera + 16 * blockIdx.y, view.intrinsics, view.camera_center, view.width,
+                             view.height);
     __syncthreads();
 
-    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
+    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = blockIdx.y * g.count + i;
     Projected s{};
     bool seen = i < g.count && project(g, camera, view.near_depth, i, grid, s);
     const unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
@@ -113,17 +114,17 @@ __global__ void __launch_bounds__(kThreads)
         seen = seen && isfinite(color.x + color.y + color.z);
         if (Degree != kNoSh) color = {max(color.x, 0.f), max(color.y, 0.f), max(color.z, 0.f)};
         if (seen) {
-            float4* splat = reinterpret_cast<float4*>(out.splats + i);
+            float4* splat = reinterpret_cast<float4*>(out.splats + row);
             splat[0] = falloff.place;
             splat[1] = falloff.shape;
             splat[2] = {color.x, color.y, color.z, 1.f / s.depth};
-            out.tile_sets[i] = set;
+            out.tile_sets[row] = set;
         }
     }
     if (i < g.count) {
-        out.radii[i] = seen ? int32_t(s.radius) : 0;
-        out.depth_keys[i] = seen ? __float_as_uint(s.depth) : kCulledKey;
-        out.indices[i] = uint32_t(i);
+        out.radii[row] = seen ? int32_t(s.radius) : 0;
+        out.depth_keys[row] = seen ? __float_as_uint(s.depth) : kCulledKey;
+        out.indices[row] = uint32_t(row);
     }
     add_totals<kThreads>(seen, set.count, out.totals);
 }
@@ -138,11 +139,12 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream) {
+void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream,
+                int views) {
     check(cudaMemsetAsync(out.totals, 0, sizeof(Totals), native(stream)), "clearing totals");
     if (gaussians.count == 0) return;
     const TileGrid grid(view.width, view.height);
-    const unsigned blocks = blocks_for(gaussians.count, kThreads);
+    const dim3 blocks(blocks_for(gaussians.count, kThreads), unsigned(views));
     const auto launch = [&](auto kernel) {
         kernel<<<blocks, kThreads, 0, native(stream)>>>(gaussians, view, grid, out);
         check_launch("preprocess_kernel");

@@ -41,12 +41,20 @@ struct alignas(16) Splat {
 constexpr int kGradSize = 12;
 enum GradSlot { kG, kGx, kGy, kGxx, kGxy, kGyy, kRed, kGreen, kBlue, kInvDepth, kAbsX, kAbsY };
 
+// Of one view, or of several of the same size, one after the other. These are drawn as one: their splats, tiles and
+// pixels are numbered through, [C, N], [C, tiles] and [C, H, W], so that every stage is still a single launch.
 struct TileGrid {
-    int width, height;  // pixels
-    int tiles_x, tiles_y;
-    TileGrid(int w, int h)
-        : width(w), height(h), tiles_x((w + kTileSize - 1) / kTileSize), tiles_y((h + kTileSize - 1) / kTileSize) {}
-    int tiles() const { return tiles_x * tiles_y; }
+    int width, height;     // pixels of a view
+    int tiles_x, tiles_y;  // of a view
+    int views;
+    TileGrid(int w, int h, int count = 1)
+        : width(w),
+          height(h),
+          tiles_x((w + kTileSize - 1) / kTileSize),
+          tiles_y((h + kTileSize - 1) / kTileSize),
+          views(count) {}
+    int tiles() const { return views * tiles_x * tiles_y; }
+    int64_t pixels() const { return int64_t(views) * width * height; }
 };
 
 struct Totals {  // zeroed by preprocess, which counts
@@ -76,7 +84,9 @@ struct Screen {
 constexpr uint32_t kCulledKey = 0x7fffffffu;
 constexpr int64_t kMaxEntries = INT32_MAX;  // (tile, splat) pairs of one image; the sort counts in 32 bits
 
-void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream);
+// Of several views, world_to_camera is [views, 4, 4], and N below is views times the number of Gaussians.
+void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream,
+                int views = 1);
 
 // Stable radix sort of (key, index). `workspace` of depth_sort_workspace(N) bytes.
 size_t depth_sort_workspace(int64_t count);
@@ -195,20 +205,19 @@ void blend_backward(const BlendBackward& args, Stream stream);
 void check_kept(const BlendBackward& args, int64_t count, Stream stream);
 void check_lists(const BlendBackward& args, int64_t count, Stream stream);  // ids and ranges alone
 
-// g_background[block, c] = sum over some of the pixels of the final transmittance times g_color[c].
+// Of one view: g_background[block, c] = sum over some of the pixels of the final transmittance times g_color[c].
 int64_t background_grad_blocks(const TileGrid& grid);
-void background_grad(const TileGrid& grid, const Trace& trace, const float* g_color, float* g_background,
-                     Stream stream);
+void background_grad(const TileGrid& grid, const float* left, const float* g_color, float* g_background, Stream stream);
 
 struct PreprocessBackward {
     Gaussians<float> gaussians;
     View<float> view;
-    const int32_t* radii;      // [N]
-    const Splat* splats;       // [N]
-    const float* grads;        // [N, kGradSize]
-    bool inv_depth;            // slot kInvDepth is filled
+    const int32_t* radii;      // [views, N]
+    const Splat* splats;       // [views, N]
+    const float* grads;        // [views, N, kGradSize]
     GaussianGrads<float> out;  // rows of culled Gaussians are written, with zeros; `background` is not touched;
-};  // world_to_camera [preprocess_backward_blocks(N), 16]: to be added up
+    int views;                 // of `view`, as preprocess has them: their gradients are added up, the last one's first
+};  // world_to_camera [views, preprocess_backward_blocks(N), 16]: to be added up over blocks
 int64_t preprocess_backward_blocks(int64_t count);
 void preprocess_backward(const PreprocessBackward& args, Stream stream);
 
