@@ -74,8 +74,8 @@ def mean_of(
         return losses[0]
     if ranks.alone:
         names = list(dict.fromkeys(name for row in losses for name in row))
-    zero = torch.zeros_like(losses[0]["loss"])
-    sums = [sum((row[name].detach() for row in losses if name in row), zero) for name in names]
+    rows = [[row[name].detach() for row in losses if name in row] for name in names]
+    sums = [sum(values[1:], values[0]) if values else torch.zeros_like(losses[0]["loss"]) for values in rows]
     return dict(zip(names, ranks.add_up(torch.stack(sums)) / views))
 
 

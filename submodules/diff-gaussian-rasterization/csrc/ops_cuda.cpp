@@ -336,8 +336,17 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
     if (counted && entries) *data<int64_t>(entries) = room;
-    const Compared found = compared(device, grid, projected, order, room, background, target, mask, lambda_dssim,
-                                    abs_grad_norm_sum.has_value());
+    const TileLists lists(device, grid, projected, order, room, deterministic());
+    Listed listed = {g.count,
+                     room,
+                     projected.screen.splats,
+                     data<uint32_t>(lists.ids),
+                     data<uint32_t>(projected.ranges),
+                     projected.screen.totals,
+                     {}};
+    if (lists.pairs.defined()) listed.order = in_order(lists.pairs, lists.offsets, order, Tensor());
+    const Compared found =
+        compared(device, grid, listed, background, target, mask, lambda_dssim, abs_grad_norm_sum.has_value());
     const cuda::LossSums sums = {data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks,
                                  found.count, float(lambda_dssim)};
     cuda::preprocess_backward_adam({g,
@@ -397,28 +406,26 @@ cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2)
     return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
 }
 
-Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
-                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
-                  double lambda_dssim, bool absolute) {
-    const TileLists lists(device, grid, projected, order, room, deterministic());
-    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
-    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
-    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
+                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute) {
+    const int64_t entries = listed.entries;
+    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, entries, false));
+    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, entries, false);
 
     const Tensor image = device.empty({3, grid.height, grid.width}), g_image = at::empty_like(image);
-    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, data<float>(background), data<float>(image),
-                         nullptr, nullptr, trace, projected.screen.totals},
+    cuda::blend_forward({grid, listed.splats, listed.ids, listed.ranges, data<float>(background), data<float>(image),
+                         nullptr, nullptr, trace, listed.totals},
                         device.stream);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
 
-    const Tensor splat_grads = device.zeros({projected.count, cuda::kGradSize});
+    const Tensor splat_grads = device.zeros({listed.count, cuda::kGradSize});
     cuda::BlendBackward blend = {grid,
-                                 projected.screen.splats,
-                                 ids,
-                                 ranges,
-                                 room,
+                                 listed.splats,
+                                 listed.ids,
+                                 listed.ranges,
+                                 entries,
                                  trace,
-                                 projected.screen.totals,
+                                 listed.totals,
                                  data<float>(background),
                                  data<float>(image),
                                  nullptr,
@@ -427,9 +434,10 @@ Compared compared(const Device& device, const cuda::TileGrid& grid, const Projec
                                  nullptr,
                                  absolute,
                                  data<float>(splat_grads)};
-    const bool ordered = lists.pairs.defined();
-    const Tensor records = ordered ? device.zeros({room, cuda::kRecords, cuda::kGradSize}) : Tensor();
-    if (ordered) blend.ordered = in_order(lists.pairs, lists.offsets, order, records);
+    blend.ordered = listed.order;
+    const bool ordered = listed.order.pairs;
+    const Tensor records = ordered ? device.zeros({entries, cuda::kRecords, cuda::kGradSize}) : Tensor();
+    if (ordered) blend.ordered.records = data<float>(records);
     cuda::blend_backward(blend, device.stream);
     return {loss.partial_ssim, loss.partial_l1, loss.blocks, loss.count, splat_grads};
 }

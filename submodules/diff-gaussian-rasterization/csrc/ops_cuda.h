@@ -78,10 +78,13 @@ struct Projected {
     cuda::Screen screen;
     int64_t count;
 
-    // `fill(screen)` enqueues what fills them. `entries`, in pinned memory, is set as soon as they are counted.
+    // `fill(screen)` enqueues what fills them. `entries`, in pinned memory, is set as soon as they are counted. `made`: the
+    // splats, where they are there already.
     template <typename Fill>
-    Projected(const Device& device, int64_t N, const cuda::TileGrid& grid, int64_t* entries, Fill fill) : count(N) {
-        splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
+    Projected(const Device& device, int64_t N, const cuda::TileGrid& grid, int64_t* entries, Fill fill,
+              const Tensor& made = Tensor())
+        : splats(made), count(N) {
+        if (!made.defined()) splats = device.empty({count, int64_t(sizeof(cuda::Splat) / sizeof(float))});
         radii = device.empty({count}, at::kInt), keys = device.empty({count}, at::kInt);
         indices = device.empty({count}, at::kInt), totals = device.empty({4}, at::kLong);
         tile_sets = device.bytes(count * sizeof(cuda::TileSet));
@@ -168,16 +171,24 @@ class Counted {
 // What Adam does the same to all tensors. bias2 = 1 - beta2^step.
 cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2);
 
-// A picture against its photo: the loss, as sums of blocks, and the gradients of splats [N, kGradSize].
+// Splats and the lists of their tiles.
+struct Listed {
+    int64_t count, entries;  // or room for so many entries
+    const cuda::Splat* splats;
+    const uint32_t *ids, *ranges;
+    cuda::Totals* totals;
+    cuda::Ordered order;  // without records; nulls: sums are made in any order
+};
+
+// A picture against its photo: the loss, as sums of blocks, and the gradients of splats [N, kGradSize]. `absolute`: those
+// that --absgrad asks for as well.
 struct Compared {
     Tensor partial_ssim, partial_l1;
     int64_t blocks;
     double count;
     Tensor splat_grads;
 };
-// With room for so many entries. `absolute`: the gradients that --absgrad asks for as well.
-Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
-                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
-                  double lambda_dssim, bool absolute);
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
+                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute);
 
 }  // namespace gs

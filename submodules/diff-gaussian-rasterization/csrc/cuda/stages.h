@@ -439,15 +439,14 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
 // ---- Gaussians that several processes hold, each some of the rows ------------------------------------------------------
 //
 // A process projects its Gaussians for the cameras of all of them. append makes records of what a camera sees, which go to
-// the process of that camera; unpack makes a screen of what has come from all. Gradients of splats go back the same way.
+// the process of that camera; unpack orders those that have come from all. Gradients of splats go back the same way.
+// A record is a Splat, with the depth in the place of inv_depth; and a TileSet, with the row, counted over all processes, in
+// the place of count. A large one's count is in its mask.
 
 constexpr int kMaxCameras = 32;  // of a step, one for each process
 
-struct alignas(16) Record {
-    Splat splat;  // with the depth key in the place of inv_depth
-    TileSet
-        tiles;  // with the row, counted over all processes, in the place of count; a large one's count is in its mask
-};
+// Of a Gaussian that a camera shows: the number of its record, and which channels are not dark, a bit for each. Else -1.
+constexpr int kChannelBits = 3;
 
 struct Append {
     int64_t count;         // N Gaussians here
@@ -456,19 +455,20 @@ struct Append {
     int camera;
     int rank, ranks;      // row i here is row i ranks + rank
     int64_t capacity;     // records beyond it are dropped: totals tell
-    Record* records;      // [capacity] of all cameras, one after the other, in the order of rows
-    int32_t* slots;       // [N] the number of a Gaussian's record, or -1
+    Splat* splats;        // [capacity] of all cameras, one after the other, in the order of rows
+    TileSet* tiles;       // [capacity]
+    int32_t* slots;       // [N]
     uint64_t* published;  // [emit_blocks(N)]
 };
 void append(const Append& args, Stream stream);
 
 struct Unpack {
-    int64_t count;  // N records
+    int64_t count;  // M records
     int blocks;     // of the processes that they are from, each in the order of rows
     int64_t begin[kMaxCameras + 1];
-    const Record* records;
-    Screen out;       // in the order of rows; radii are 1
-    int32_t* places;  // [N] where records are there
+    const Splat* splats;   // [M]
+    const TileSet* tiles;  // [M]
+    Screen out;            // but for splats and radii; keys and indices in the order of all rows
 };
 void unpack(const Unpack& args, Stream stream);
 
@@ -477,9 +477,9 @@ struct DealtBackwardAdam {
     Gaussians<float> gaussians;
     View<float> views[kMaxCameras];
     int cameras;
-    const int32_t* slots;   // [cameras, N] as append left them
-    const Record* records;  // as append left them
-    const float* grads;     // [records, kGradSize]
+    const int32_t* slots;            // [cameras, N] as append left them
+    const float* grads;              // [records, kGradSize]
+    float opacity_pull, scale_pull;  // gradients of each opacity and scale besides: those of regularizers
     Trained means, sh_dc, sh_rest, opacities, scales, quats;
     AdamRates rates;
     float beta1;

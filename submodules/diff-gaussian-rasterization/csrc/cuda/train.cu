@@ -223,14 +223,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 // ---- the same, of several cameras ------------------------------------------------------------------------------------
 
+__device__ __forceinline__ const float* grad_of(const DealtBackwardAdam& p, int32_t slot) {
+    return p.grads + int64_t(slot >> kChannelBits) * kGradSize;
+}
+
 // The sum over cameras of what passes the projection, and the statistics of each.
 __device__ __forceinline__ GaussianGrad geometry_vjp(const DealtBackwardAdam& p, const Camera<float>* cameras,
                                                      int64_t i) {
     GaussianGrad sum{};
     for (int c = 0; c < p.cameras; ++c) {
-        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        const int32_t slot = p.slots[c * p.gaussians.count + i];
         if (slot < 0) continue;
-        const GaussianGrad one = gaussian_vjp(p.gaussians, cameras[c], i, p.grads + slot * kGradSize);
+        const GaussianGrad one = gaussian_vjp(p.gaussians, cameras[c], i, grad_of(p, slot));
         sum.mean = add(sum.mean, one.mean);
         sum.scale = add(sum.scale, one.scale);
         sum.quat = {sum.quat.x + one.quat.x, sum.quat.y + one.quat.y, sum.quat.z + one.quat.z, sum.quat.w + one.quat.w};
@@ -247,16 +251,22 @@ __device__ __forceinline__ Vec3<float> colors_vjp(const DealtBackwardAdam& p, co
                                                   const float* rest, Vec3<float> (&sh)[sh_count(Degree)]) {
     Vec3<float> mean = {0.f, 0.f, 0.f};
     for (int c = 0; c < p.cameras; ++c) {
-        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        const int32_t slot = p.slots[c * p.gaussians.count + i];
         if (slot < 0) continue;
-        const float* const grad = p.grads + slot * kGradSize;
-        const Vec3<float> g_color = through_clamp(p.records[slot].splat, {grad[kRed], grad[kGreen], grad[kBlue]});
+        const float* const grad = grad_of(p, slot);
+        const Vec3<float> g_color = {slot & 1 ? grad[kRed] : 0.f, slot & 2 ? grad[kGreen] : 0.f,
+                                     slot & 4 ? grad[kBlue] : 0.f};
         float basis[sh_count(Degree)];
         mean = add(mean, sh_color_vjp<Degree>(p.gaussians, cameras[c], i, g_color, rest, basis));
 #pragma unroll
         for (int k = 0; k < sh_count(Degree); ++k) sh[k] = add(sh[k], mul(basis[k], g_color));
     }
     return mean;
+}
+
+__device__ __forceinline__ Vec3<float> scale_pull(const DealtBackwardAdam& p, int64_t i) {
+    const Vec3<float> log_scale = load3(p.gaussians.scales, i);
+    return mul(p.scale_pull, Vec3<float>{expf(log_scale.x), expf(log_scale.y), expf(log_scale.z)});
 }
 
 __device__ __forceinline__ bool seen_by_any(const DealtBackwardAdam& p, int64_t i) {
@@ -297,7 +307,8 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     if (seen) grad.mean = add(grad.mean, colors_vjp<Degree>(p, cameras, i, own_rest, sh));
     const float part = 1.f / float(p.cameras);
     if (moves) {
-        grad.opacity *= part;
+        const float opacity = sigmoid(g.opacities[i]);
+        grad.opacity = fmaf(part, grad.opacity, p.opacity_pull * opacity * (1.f - opacity));
         grad.quat = {part * grad.quat.x, part * grad.quat.y, part * grad.quat.z, part * grad.quat.w};
         move_own(p, i, grad);
         if (p.waiting.moved_at) p.waiting.moved_at[i] = p.step;
@@ -307,7 +318,7 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     for (int k = 3 * (sh_count(Degree) - 1); k < stride; ++k) own_rest[k] = 0.f;
     store3(dc_grads, threadIdx.x, mul(part, sh[0]));
     store3(mean_grads, threadIdx.x, mul(part, grad.mean));
-    store3(scale_grads, threadIdx.x, mul(part, grad.scale));
+    store3(scale_grads, threadIdx.x, add(mul(part, grad.scale), moves ? scale_pull(p, i) : Vec3<float>{0.f, 0.f, 0.f}));
     __syncthreads();
 
     const auto move = [&](const Trained& t, int length, const float* grads, auto row_of) {
