@@ -27,8 +27,8 @@ class ShardedIteration:
     skipped = 0
 
     def __init__(self, cameras: list[Camera], ranks: Ranks, options: Options, device: torch.device):
-        self._cameras = {camera.uid: camera for camera in cameras}
-        self._seen: dict[tuple[int, int], Camera] = {}  # cameras with photos so many times smaller
+        self._cameras = cameras
+        self._coarse: dict[tuple[int, int], Camera] = {}  # cameras with photos so many times smaller
         self._ranks, self._step = ranks, DealtStep(ranks.rank, ranks.count, device)
         self._share = 0.0  # of all Gaussians: so many records may come to a process
         self._lambda = options.opt.lambda_dssim
@@ -37,15 +37,15 @@ class ShardedIteration:
 
     def __call__(
         self,
-        view: int,
+        views: list[int],
         camera: Camera,
         gaussians: GaussianModel,
         background: Tensor,
         stats: ScreenStats | None,
         move: bool = True,
     ) -> Tensor | None:
-        """Learn from the cameras of all processes. Returns loss and L1 loss of one's own, on the device; or
-        None if the step is made of more views, whose gradients are collected elsewhere."""
+        """Learn from these views, one in each process. Returns loss and L1 loss of one's own, on the device;
+        or None if the step is made of more views, whose gradients are collected elsewhere."""
         if not move or gaussians.collected:
             return None
         optimizer = gaussians.optimizer
@@ -53,11 +53,9 @@ class ShardedIteration:
         counted = optimizer.begin_step()
         absolute = stats is not None and stats.abs_grad_norm_sum is not None
         try:
-            records, *way = self._exchanged(camera, gaussians, counted)
+            records, *way = self._exchanged(views, camera, gaussians, counted)
             losses, grads = self._compare(records, way[0], camera, background, absolute)
-            del records
-            grads = exchanged(self._ranks, grads, *way)
-            self._ranks.meet("step")
+            grads = exchanged(self._ranks, grads, *way)  # from here on nothing can fail in one of them alone
         except BaseException:  # nothing has moved
             optimizer.take_step_back()
             raise
@@ -67,11 +65,10 @@ class ShardedIteration:
         return losses
 
     def _exchanged(
-        self, camera: Camera, gaussians: GaussianModel, counted: tuple
-    ) -> tuple[list[Tensor], list[int], list[int]]:
+        self, views: list[int], camera: Camera, gaussians: GaussianModel, counted: tuple
+    ) -> tuple[Tensor, list[int], list[int]]:
         """What one's own camera sees; how many records are from each process, and how many went there."""
-        shown = self._ranks.meet("views", camera.uid, camera.coarseness)
-        cameras = [self._camera(*which) for which in shown]
+        cameras = [self._camera(view, camera.coarseness) for view in views]
         records, counts = self._step.project(
             *counted,
             world_to_camera=[seen.world_to_camera for seen in cameras],
@@ -81,33 +78,33 @@ class ShardedIteration:
             antialiasing=self._antialiasing,
             waits=not any(self._weights),
         )
-        room = self._room(records, gaussians)  # memory may run out here: before all meet
+        room = self._room(records, gaussians.total)  # memory may run out here: before all meet
         numbers = self._ranks.meet("records", *counts)
         most = max(map(sum, zip(*numbers)))
-        if most > len(room[0]):  # so all of them know
-            self._share, room = SPARE * most / gaussians.total, []
-            room = self._room(records, gaussians)
+        if most > len(room):  # so all of them know
+            self._share, room = SPARE * most / gaussians.total, None
+            room = self._room(records, gaussians.total)
             self._ranks.meet("room")
         expected = [row[self._ranks.rank] for row in numbers]
-        received = [part[: sum(expected)] for part in room]
-        for sent, part in zip(records, received):
-            exchange(part, sent, counts, expected)
+        received = room[: sum(expected)]
+        exchange(received, records, counts, expected)
         return received, expected, counts
 
-    def _room(self, records: list[Tensor], gaussians: GaussianModel) -> list[Tensor]:
-        rows = math.ceil(self._share * gaussians.total)
-        return [part.new_empty(rows, part.shape[1]) for part in records]
+    def _room(self, records: Tensor, total: int) -> Tensor:
+        return records.new_empty(math.ceil(self._share * total), records.shape[1])
 
-    def _camera(self, uid: int, coarseness: int) -> Camera:
-        """Without its photo, which another process may have."""
-        which = uid, coarseness
-        if which not in self._seen:
-            self._seen[which] = narrower(self._cameras[uid], coarseness)
-        return self._seen[which]
+    def _camera(self, view: int, coarseness: int) -> Camera:
+        """Of which the photo is not needed: another process has it."""
+        if coarseness == 1:
+            return self._cameras[view]
+        which = view, coarseness
+        if which not in self._coarse:
+            self._coarse[which] = narrower(self._cameras[view], coarseness)
+        return self._coarse[which]
 
     def _compare(
         self,
-        records: list[Tensor],
+        records: Tensor,
         counts: list[int],
         camera: Camera,
         background: Tensor,
@@ -115,16 +112,16 @@ class ShardedIteration:
     ) -> tuple[Tensor, Tensor]:
         lists = self._step.lists(records, counts, camera.width, camera.height)
         photo = background, camera.image(), camera.mask(), self._lambda
-        return self._step.compare(records[0], lists, *photo, absolute)
+        return self._step.compare(lists, *photo, absolute)
 
     @torch.no_grad()
-    def loss(self, camera: Camera, gaussians: GaussianModel, background: Tensor) -> Tensor:
+    def loss(self, views: list[int], camera: Camera, gaussians: GaussianModel, background: Tensor) -> Tensor:
         """The loss that the native calls find. Nothing moves."""
         optimizer = gaussians.optimizer
         assert isinstance(optimizer, FusedAdam)
         counted = optimizer.begin_step()
         optimizer.take_step_back()
-        records, expected, _ = self._exchanged(camera, gaussians, counted)
+        records, expected, _ = self._exchanged(views, camera, gaussians, counted)
         opacity, scale = self._weights
         part = self._ranks.count / max(gaussians.total, 1)  # as ShardedSplats.mean()
         held = opacity * gaussians.opacities.sum() + scale * gaussians.scales.sum() / 3

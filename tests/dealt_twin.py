@@ -3,6 +3,8 @@
 Records hold other numbers than a GPU's, which only these look into.
 """
 
+import math
+
 import torch
 from diff_gaussian_rasterization import photometric_loss
 from diff_gaussian_rasterization.stages import Projected, blend, lists, project, sh_colors
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from utils.geometry import camera_center
 
-FIELDS = [2, 3, 1, 1, 3, 1, 1]  # center, conic, opacity, depth, color, radius, row
+FIELDS = [2, 3, 1, 1, 3, 1, 1]  # center, conic, opacity, depth, color, radius, row; and nothing more
 GRADS = [2, 3, 1, 3, 2, 1]  # center, conic, opacity, color, absolute; nothing
 
 
@@ -37,7 +39,7 @@ def dealt_project(
 ):  # fmt: skip
     means = params[0]
     totals, slots = torch.zeros(len(K), 4, dtype=torch.int64), torch.full((len(K), len(means)), -1).int()
-    splats, tiles = means.new_zeros(capacity, 12), torch.zeros(capacity, 4, dtype=torch.int32)
+    records = means.new_zeros(capacity, 16)
     for c, camera in enumerate(zip(world_to_camera, K, widths, heights)):
         screen, colors = screen_of(params, *camera, sh_degree, antialiasing)
         rows, begin = (screen.radii > 0).nonzero()[:, 0], int(totals[:c, 1].sum())
@@ -46,15 +48,17 @@ def dealt_project(
         slots[c, rows] = 8 * (begin + torch.arange(len(rows)).int())
         parts = [*screen[:2], screen.opacities[:, None], screen.depths[:, None], colors]
         parts += [screen.radii[:, None].to(means), torch.arange(len(means))[:, None].to(means) * ranks + rank]
-        splats[begin : begin + len(rows)] = torch.cat(parts, 1)[rows]
-        tiles[begin : begin + len(rows), 3] = (rows * ranks + rank).int()
-    return splats, tiles, slots, totals
+        records[begin : begin + len(rows), :12] = torch.cat(parts, 1)[rows]
+    return records, slots, totals
 
 
-def dealt_lists(splats, tiles, counts, width, height):
-    assert sum(counts) == len(splats) == len(tiles) and (tiles[:, 3] == splats[:, 11]).all()
-    assert all((part[1:, 3] > part[:-1, 3]).all() for part in tiles.split(counts))
-    return tiles[:, 3].argsort().int(), torch.zeros(0, dtype=torch.int32), torch.tensor([width, height])
+def dealt_lists(records, counts, width, height):
+    splats = records[:, :12].clone()
+    rows = splats[:, 11]
+    assert sum(counts) == len(records)
+    assert all((part[1:] > part[:-1]).all() for part in rows.split(counts))
+    records.fill_(math.nan)  # nobody is to look into them again
+    return splats, rows.argsort().int(), torch.zeros(0, dtype=torch.int32), torch.tensor([width, height])
 
 
 def dealt_blend(

@@ -142,8 +142,10 @@ class Trainer(Method):
             return self._collect(stats, *self._nothing(iteration, shots[0].background, stats))
         own = shots[self.ranks.rank]
         camera, background = self._camera(own.view, iteration), own.background
-        if len(shots) == self.ranks.count and (native := self._truthful(iteration, camera, background)):
-            losses = native(own.view, camera, self.gaussians, background, stats, last)
+        views = [shot.view for shot in shots]
+        full = len(views) == self.ranks.count
+        if full and (native := self._truthful(iteration, views, camera, background)):
+            losses = native(views, camera, self.gaussians, background, stats, last)
             if losses is not None:
                 return dict(zip(("loss", "l1"), losses)), None
         return self._collect(stats, *self.loss(iteration, camera, background, stats))
@@ -230,7 +232,9 @@ class Trainer(Method):
         fixed = self.scene.background
         return torch.rand(3, device=self.device).to(fixed) if self.opt.random_background else fixed
 
-    def _truthful(self, iteration: int, camera: Camera, background: Tensor) -> Native | None:
+    def _truthful(
+        self, iteration: int, views: list[int], camera: Camera, background: Tensor
+    ) -> Native | None:
         """The native step, as long as it does what render() and the loss terms say.
 
         It knows the published step alone. An edit of render(), of a loss term or of what the parameters mean
@@ -242,7 +246,7 @@ class Trainer(Method):
         self._compared = now
         with torch.no_grad():
             ours = self.loss(iteration, camera, background)[0].item()
-        native = self.native.loss(camera, self.gaussians, background).item()
+        native = self.native.loss(views, camera, self.gaussians, background).item()
         differ = math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native)
         if self.ranks.any(differ):
             self.say(

@@ -61,10 +61,10 @@ Rasterized rasterize(const RasterizeCall& call) {
     Counted counted(device.stream);
     const Gaussians<float> g = gaussians(in, call.scale_modifier, call.antialiasing, call.raw);
     const View<float> v = view(in, call.near_depth);
-    const Projected projected(device, g.count, grid, counted.place(),
-                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
+    Projected projected(device, g.count, grid, counted.place(),
+                        [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     counted.enqueued();
-    const Tensor order = depth_order(device, projected);
+    Tensor order = depth_order(device, projected);
     const int64_t entries = counted.wait();
     const TileLists lists(device, grid, projected, order, entries, keep && deterministic());
     const Tensor trace = keep ? device.bytes(cuda::trace_bytes(grid, entries, true)) : Tensor();
@@ -324,16 +324,28 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], lrs[i] / bias1); };
     const cuda::Waiting waiting = waiting_in(g.count, params[0], moved_at, missed);
     if (waiting.moved_at)
-        cuda::catch_up({g.count, g.rest_count, trained(0), trained(1), trained(2), trained(3), trained(4), trained(5),
-                        float(eps * std::sqrt(bias2)), waiting, int(step - 1), false, v},
+        cuda::catch_up({g.count,
+                        g.rest_count,
+                        trained(0),
+                        trained(1),
+                        trained(2),
+                        trained(3),
+                        trained(4),
+                        trained(5),
+                        float(eps * std::sqrt(bias2)),
+                        waiting,
+                        int(step - 1),
+                        false,
+                        {v},
+                        1},
                        device.stream);
 
     std::optional<Counted> counted;  // without a capacity, wait for the number of entries
     if (capacity <= 0) counted.emplace(device.stream);
-    const Projected projected(device, g.count, grid, counted ? counted->place() : data<int64_t>(entries),
-                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
+    Projected projected(device, g.count, grid, counted ? counted->place() : data<int64_t>(entries),
+                        [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     if (counted) counted->enqueued();
-    const Tensor order = depth_order(device, projected);
+    Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
     if (counted && entries) *data<int64_t>(entries) = room;
     const TileLists lists(device, grid, projected, order, room, deterministic());
@@ -396,7 +408,8 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
                     waiting_in(N, means, moved_at, missed),
                     int(step),
                     true,
-                    {}},
+                    {},
+                    0},
                    device.stream);
 }
 
@@ -406,17 +419,58 @@ cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2)
     return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
 }
 
-Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
-                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute) {
-    const int64_t entries = listed.entries;
-    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, entries, false));
-    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, entries, false);
+namespace {
 
+constexpr int64_t kSparedBytes = 1 << 26;  // of a trace; less is not worth a second call
+
+// What blend_forward leaves, in as little memory as it takes if `sparing`.
+struct Traced {
+    Tensor memory, passed;
+    cuda::Trace trace;
+    std::optional<Counted> segments;
+
+    Traced(const Device& device, const cuda::BlendForward& call, int64_t entries, bool sparing) {
+        sparing = sparing && int64_t(cuda::passed_bytes(entries / cuda::kSegment)) > kSparedBytes;
+        memory =
+            device.bytes(sparing ? cuda::walk_bytes(call.grid, entries) : cuda::trace_bytes(call.grid, entries, false));
+        trace = sparing ? cuda::walk_in(memory.data_ptr(), call.grid, entries)
+                        : cuda::trace_in(memory.data_ptr(), call.grid, entries, false);
+        blend(call, trace, device);
+        if (!sparing) return;
+        segments.emplace(device.stream);
+        C10_CUDA_CHECK(cudaMemcpyAsync(segments->place(), &call.totals->segments, sizeof(int64_t),
+                                       cudaMemcpyDeviceToHost, device.stream));
+        segments->enqueued();
+    }
+
+    // The host waits for the first call; what has been enqueued since runs meanwhile.
+    void complete(const Device& device, const cuda::BlendForward& call) {
+        if (!segments) return;
+        passed = device.bytes(cuda::passed_bytes(segments->wait()));
+        trace.passed = passed.data_ptr();
+        cuda::Trace only_passed{};
+        only_passed.passed = trace.passed, only_passed.first = trace.first;
+        blend(call, only_passed, device);
+    }
+
+    static void blend(cuda::BlendForward call, const cuda::Trace& trace, const Device& device) {
+        call.trace = trace;
+        cuda::blend_forward(call, device.stream);
+    }
+};
+
+}  // namespace
+
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
+                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute, bool sparing) {
+    const int64_t entries = listed.entries;
     const Tensor image = device.empty({3, grid.height, grid.width}), g_image = at::empty_like(image);
-    cuda::blend_forward({grid, listed.splats, listed.ids, listed.ranges, data<float>(background), data<float>(image),
-                         nullptr, nullptr, trace, listed.totals},
-                        device.stream);
+    const cuda::BlendForward blended = {
+        grid,    listed.splats, listed.ids, listed.ranges, data<float>(background), data<float>(image),
+        nullptr, nullptr,       {},         listed.totals};
+    Traced traced(device, blended, entries, sparing);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
+    traced.complete(device, blended);
 
     const Tensor splat_grads = device.zeros({listed.count, cuda::kGradSize});
     cuda::BlendBackward blend = {grid,
@@ -424,7 +478,7 @@ Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed
                                  listed.ids,
                                  listed.ranges,
                                  entries,
-                                 trace,
+                                 traced.trace,
                                  listed.totals,
                                  data<float>(background),
                                  data<float>(image),

@@ -7,18 +7,18 @@
     "bool antialiasing, "
 
 TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
-    // What each of C cameras sees of the N Gaussians here, which are the rows rank, rank + ranks, ... of all: records, that
-    // is splats [capacity, 12] and tiles [capacity, 4], one camera after the other, each in the order of rows; slots [C, N] int32, eight times the number of a
-    // Gaussian's record plus a bit for each channel that is not dark, or -1; and totals [C, 4] int64, of which the second column is how many records a camera has. Should they be
-    // more than `capacity`, the call has to be repeated. The moments are for rows that wait (see train_step, which has the
-    // same first arguments): those that the cameras can show catch up.
+    // What each of C cameras sees of the N Gaussians here, which are the rows rank, rank + ranks, ... of all: records
+    // [capacity, 16], one camera after the other, each in the order of rows; slots [C, N] int32, eight times the number of a
+    // Gaussian's record plus a bit for each channel that is not dark, or -1; and totals [C, 4] int64, of which the second
+    // column is how many records a camera has. Should they be more than `capacity`, the call has to be repeated. The moments
+    // are for rows that wait (see train_step, which has the same first arguments): those that the cameras can show catch up.
     m.def("dealt_project" MODEL
           "int rank, int ranks, int capacity, Tensor(d!)? moved_at=None, Tensor? missed=None) "
-          "-> (Tensor, Tensor, Tensor, Tensor)");
+          "-> (Tensor, Tensor, Tensor)");
 
-    // Of records that have come from several processes, counts[i] of them from the i-th, the lists of their tiles: ids
-    // [entries], ranges [tiles, 2] and totals [4].
-    m.def("dealt_lists(Tensor splats, Tensor tiles, int[] counts, int width, int height) -> (Tensor, Tensor, Tensor)");
+    // Of records that have come from several processes, counts[i] of them from the i-th: splats [M, 12] and the lists of
+    // their tiles, which are ids [entries], ranges [tiles, 2] and totals [4]. The memory of the records is given up.
+    m.def("dealt_lists(Tensor(a!) records, int[] counts, int width, int height) -> (Tensor, Tensor, Tensor, Tensor)");
 
     // Their picture against the photo `target`: gradients of the splats [M, 12]. losses [2]: loss and L1 loss.
     m.def(

@@ -10,7 +10,7 @@ namespace gs {
 namespace {
 
 constexpr int64_t kSplatFloats = sizeof(cuda::Splat) / sizeof(float);
-constexpr int64_t kTileInts = sizeof(cuda::TileSet) / sizeof(int32_t);
+constexpr int64_t kRecordFloats = sizeof(cuda::Record) / sizeof(float);
 constexpr int64_t kTotalsCount = sizeof(cuda::Totals) / sizeof(int64_t);
 
 // A process's Gaussians, their moments, and the cameras of a step.
@@ -84,19 +84,49 @@ struct Dealt {
     }
 };
 
-void catch_up(const Dealt& call, const cuda::Waiting& waiting, int camera, const Device& device) {
+void catch_up(const Dealt& call, const cuda::Waiting& waiting, const Device& device) {
     if (!waiting.moved_at) return;
-    cuda::catch_up({call.count(), int(call.params[2].size(1)), call.trained(0), call.trained(1), call.trained(2),
-                    call.trained(3), call.trained(4), call.trained(5), float(call.eps * std::sqrt(call.bias2())),
-                    waiting, int(call.step - 1), false, call.view(camera)},
-                   device.stream);
+    cuda::CatchUp rows = {call.count(),
+                          int(call.params[2].size(1)),
+                          call.trained(0),
+                          call.trained(1),
+                          call.trained(2),
+                          call.trained(3),
+                          call.trained(4),
+                          call.trained(5),
+                          float(call.eps * std::sqrt(call.bias2())),
+                          waiting,
+                          int(call.step - 1),
+                          false,
+                          {},
+                          call.cameras()};
+    for (int c = 0; c < call.cameras(); ++c) rows.views[c] = call.view(c);
+    cuda::catch_up(rows, device.stream);
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dealt_project(
-    at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, const std::vector<double>& lrs,
-    double beta1, double beta2, double eps, int64_t step, at::TensorList world_to_camera, at::TensorList K,
-    at::IntArrayRef widths, at::IntArrayRef heights, int64_t sh_degree, bool antialiasing, int64_t rank, int64_t ranks,
-    int64_t capacity, const OptionalTensor& moved_at, const OptionalTensor& missed) {
+// Room for what one camera sees of N Gaussians, in one piece.
+struct ScreenRoom {
+    Tensor memory;
+    cuda::Screen screen{};
+
+    ScreenRoom(const Device& device, int64_t N) {
+        const int64_t padded = (N + 3) / 4 * 4;  // all begin at multiples of 16 bytes
+        memory = device.bytes(padded * (sizeof(cuda::Splat) + sizeof(cuda::TileSet) + 3 * sizeof(int32_t)));
+        screen.splats = data<cuda::Splat>(memory);
+        screen.tile_sets = reinterpret_cast<cuda::TileSet*>(screen.splats + padded);
+        screen.radii = reinterpret_cast<int32_t*>(screen.tile_sets + padded);
+        screen.depth_keys = reinterpret_cast<uint32_t*>(screen.radii + padded);
+        screen.indices = screen.depth_keys + padded;
+    }
+};
+
+std::tuple<Tensor, Tensor, Tensor> dealt_project(at::TensorList params, at::TensorList exp_avg,
+                                                 at::TensorList exp_avg_sq, const std::vector<double>& lrs,
+                                                 double beta1, double beta2, double eps, int64_t step,
+                                                 at::TensorList world_to_camera, at::TensorList K,
+                                                 at::IntArrayRef widths, at::IntArrayRef heights, int64_t sh_degree,
+                                                 bool antialiasing, int64_t rank, int64_t ranks, int64_t capacity,
+                                                 const OptionalTensor& moved_at, const OptionalTensor& missed) {
     const Dealt call = {params, exp_avg,         exp_avg_sq, lrs,    beta1,   beta2,     eps,
                         step,   world_to_camera, K,          widths, heights, sh_degree, antialiasing};
     call.check();
@@ -107,60 +137,63 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dealt_project(
     const cuda::Waiting waiting = call.waiting(moved_at, missed);
     const Device device(call.means());
     const int64_t N = call.count(), C = call.cameras();
-    const Tensor sent = device.empty({capacity, kSplatFloats}), tiles = device.empty({capacity, kTileInts}, at::kInt);
+    const Tensor records = device.empty({capacity, kRecordFloats});
     const Tensor slots = device.empty({C, N}, at::kInt);
     const Tensor totals = device.empty({C, kTotalsCount}, at::kLong);
-    // Of one camera after the other.
-    const Tensor splats = device.bytes(N * sizeof(cuda::Splat)), tile_sets = device.bytes(N * sizeof(cuda::TileSet));
-    const Tensor radii = device.empty({N}, at::kInt), keys = device.empty({N}, at::kInt);
-    const Tensor indices = device.empty({N}, at::kInt), published = device.empty({cuda::emit_blocks(N)}, at::kLong);
+    const Tensor published = at::zeros({C, cuda::emit_blocks(N)}, totals.options());
+    const ScreenRoom room(device, N);  // of one camera after the other
+    catch_up(call, waiting, device);
     for (int c = 0; c < C; ++c) {
-        catch_up(call, waiting, c, device);
-        const cuda::Screen screen = {data<cuda::Splat>(splats),      data<int32_t>(radii),
-                                     data<uint32_t>(keys),           data<uint32_t>(indices),
-                                     data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals) + c};
+        cuda::Screen screen = room.screen;
+        screen.totals = data<cuda::Totals>(totals) + c;
         cuda::preprocess(call.gaussians(), call.view(c), screen, device.stream);
         cuda::append(
-            {N, screen, data<cuda::Totals>(totals), c, int(rank), int(ranks), capacity, data<cuda::Splat>(sent),
-             data<cuda::TileSet>(tiles), data<int32_t>(slots) + c * N, data<uint64_t>(published)},
+            {N, screen, data<cuda::Totals>(totals), c, int(rank), int(ranks), capacity, data<cuda::Record>(records),
+             data<int32_t>(slots) + c * N, data<uint64_t>(published) + c * cuda::emit_blocks(N)},
             device.stream);
     }
-    return {sent, tiles, slots, totals};
+    return {records, slots, totals};
 }
 
-cuda::Unpack unpacking(const Tensor& splats, const Tensor& tiles, at::IntArrayRef counts) {
+cuda::Unpack unpacking(const Tensor& records, at::IntArrayRef counts) {
     TILESPLAT_CHECK(!counts.empty() && counts.size() <= size_t(cuda::kMaxCameras), "counts must be 1 to ",
                     cuda::kMaxCameras, " numbers, got ", counts.size());
     cuda::Unpack call{};
-    call.count = splats.size(0), call.blocks = int(counts.size());
+    call.count = records.size(0), call.blocks = int(counts.size());
     for (size_t r = 0; r < counts.size(); ++r) {
         TILESPLAT_CHECK(counts[r] >= 0, "counts must be at least 0, got ", counts[r]);
         call.begin[r + 1] = call.begin[r] + counts[r];
     }
     TILESPLAT_CHECK(call.begin[counts.size()] == call.count, "counts must add up to ", call.count, ", got ",
                     call.begin[counts.size()]);
-    call.splats = data<cuda::Splat>(splats), call.tiles = data<cuda::TileSet>(tiles);
+    call.records = data<cuda::Record>(records);
     return call;
 }
 
-std::tuple<Tensor, Tensor, Tensor> dealt_lists(const Tensor& splats, const Tensor& tiles, at::IntArrayRef counts,
-                                               int64_t width, int64_t height) {
-    check_tensor(splats, "splats", {kAny, kSplatFloats}, at::kFloat, splats.device());
-    CHECK_TENSOR_DTYPE(tiles, splats, at::kInt, splats.size(0), kTileInts);
+// The memory of a tensor that nobody will look into again.
+void give_up(const Tensor& tensor) {
+    tensor.storage().set_data_ptr_noswap(c10::DataPtr(nullptr, tensor.device()));
+    tensor.storage().set_nbytes(0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dealt_lists(const Tensor& records, at::IntArrayRef counts, int64_t width,
+                                                       int64_t height) {
+    check_tensor(records, "records", {kAny, kRecordFloats}, at::kFloat, records.device());
     check_size(width, height);
-    const Device device(splats);
+    const Device device(records);
     const cuda::TileGrid grid{int(width), int(height)};
-    cuda::Unpack unpack = unpacking(splats, tiles, counts);
+    cuda::Unpack unpack = unpacking(records, counts);
     Counted counted(device.stream);
     const auto fill = [&](const cuda::Screen& s) {
         unpack.out = s;
         cuda::unpack(unpack, device.stream);
     };
-    const Projected projected(device, unpack.count, grid, counted.place(), fill, splats);
+    Projected projected(device, unpack.count, grid, counted.place(), fill);
     counted.enqueued();
-    const Tensor order = depth_order(device, projected);
+    give_up(records);
+    Tensor order = depth_order(device, projected);
     const TileLists lists(device, grid, projected, order, counted.wait(), false);
-    return {lists.ids, projected.ranges, projected.totals};
+    return {projected.splats, lists.ids, projected.ranges, projected.totals};
 }
 
 Tensor dealt_blend(const Tensor& splats, const Tensor& ids, const Tensor& ranges, const Tensor& totals,
@@ -185,7 +218,7 @@ Tensor dealt_blend(const Tensor& splats, const Tensor& ids, const Tensor& ranges
                            data<uint32_t>(ranges),
                            data<cuda::Totals>(totals),
                            {}};
-    const Compared found = compared(device, grid, listed, background, target, mask, lambda_dssim, absolute);
+    const Compared found = compared(device, grid, listed, background, target, mask, lambda_dssim, absolute, true);
     cuda::photometric_value(data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks, found.count,
                             float(lambda_dssim), data<float>(losses), data<float>(losses) + 1, device.stream);
     return found.splat_grads;

@@ -6,7 +6,7 @@ them what a camera sees of the Gaussians, and later its gradients, go from proce
     records, counts = step.project(...)  # here, for the cameras of all processes
     received = ...  # counts[r] of them go to process r
     lists = step.lists(received, ...)
-    losses, grads = step.compare(received, lists, ...)  # the picture of one's own camera, against its photo
+    losses, grads = step.compare(lists, ...)  # the picture of one's own camera, against its photo
     returned = ...  # grads, back to where the records are from
     step.move(returned, stats)  # along the mean gradient of all cameras
 """
@@ -50,8 +50,8 @@ class DealtStep(WaitingRows):
         sh_degree: int,
         antialiasing: bool,
         waits: bool = True,  # may rows that no camera shows wait? They would have a gradient of zero
-    ) -> tuple[list[Tensor], list[int]]:
-        """Records, one camera after the other, and how many there are for each. Waits for the GPU."""
+    ) -> tuple[Tensor, list[int]]:
+        """Records [M, 16], one camera after the other, and how many there are for each. Waits for the GPU."""
         widths, heights = map(list, zip(*sizes))
         model = (params, exp_avg, exp_avg_sq, lrs, *betas, eps, step)
         self._call = (*model, world_to_camera, K, widths, heights, sh_degree, antialiasing)
@@ -62,23 +62,23 @@ class DealtStep(WaitingRows):
         while True:
             room = min(int(self._share * pairs), pairs)
             self._slots = records = None  # they make room
-            *records, self._slots, totals = operators.dealt_project(
+            records, self._slots, totals = operators.dealt_project(
                 *self._call, *self._place, room, *self._waiting
             )
-            counts = totals[:, 1].tolist()
+            counts = [count for _, count, *_ in totals.tolist()]
             if sum(counts) <= room:
-                return [part[: sum(counts)] for part in records], counts
+                return records[: sum(counts)], counts
             self._share = SPARE * sum(counts) / pairs
 
     @torch.no_grad()
-    def lists(self, records: list[Tensor], counts: list[int], width: int, height: int) -> tuple:
-        """The splats of every tile. counts[r] of the records are from process r. Waits for the GPU."""
-        return operators.dealt_lists(*records, counts, width, height)
+    def lists(self, records: Tensor, counts: list[int], width: int, height: int) -> tuple:
+        """Splats, and those of every tile. counts[r] of the records are from process r; they are used up.
+        Waits for the GPU."""
+        return operators.dealt_lists(records, counts, width, height)
 
     @torch.no_grad()
     def compare(
         self,
-        splats: Tensor,  # [M, 12]  the first part of the records
         lists: tuple,
         background: Tensor,  # [3]
         target: Tensor,  # [3, H, W] uint8 or float
@@ -87,9 +87,9 @@ class DealtStep(WaitingRows):
         absolute: bool,  # for ScreenStats.abs_grad_norm_sum
     ) -> tuple[Tensor, Tensor]:
         """Loss and L1 loss [2], and the gradients of the records [M, 12]."""
-        losses = splats.new_empty(2)
+        losses = background.new_empty(2)
         photo = background, target, mask, lambda_dssim
-        return losses, operators.dealt_blend(splats, *lists, *photo, absolute, losses)
+        return losses, operators.dealt_blend(*lists, *photo, absolute, losses)
 
     @torch.no_grad()
     def move(self, grads: Tensor, stats: ScreenStats | None, pulls: tuple[float, float] = (0.0, 0.0)) -> None:

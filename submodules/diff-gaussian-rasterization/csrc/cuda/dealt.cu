@@ -25,16 +25,15 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
     TileSet tiles = p.screen.tile_sets[i];
     if (is_large(tiles)) tiles.mask = tiles.count;
     tiles.count = uint32_t(i * p.ranks + p.rank);
-    p.splats[at] = splat;
-    p.tiles[at] = tiles;
+    p.records[at] = {splat, tiles};
     p.slots[i] = int32_t(at << kChannelBits | (splat.r > 0.f) | (splat.g > 0.f) << 1 | (splat.b > 0.f) << 2);
 }
 
 // The first from `begin` to `end` whose row is not below `row`.
-__device__ __forceinline__ int64_t lower_bound(const TileSet* tiles, int64_t begin, int64_t end, uint32_t row) {
+__device__ __forceinline__ int64_t lower_bound(const Record* records, int64_t begin, int64_t end, uint32_t row) {
     while (begin < end) {
         const int64_t middle = (begin + end) / 2;
-        if (tiles[middle].count < row)
+        if (records[middle].tiles.count < row)
             begin = middle + 1;
         else
             end = middle;
@@ -43,10 +42,11 @@ __device__ __forceinline__ int64_t lower_bound(const TileSet* tiles, int64_t beg
 }
 
 // The same by a warp, which looks at 32 places at a time.
-__device__ __forceinline__ int64_t lower_bound_by_warp(const TileSet* tiles, int64_t begin, int64_t end, uint32_t row) {
+__device__ __forceinline__ int64_t lower_bound_by_warp(const Record* records, int64_t begin, int64_t end,
+                                                       uint32_t row) {
     while (begin < end) {
         const int64_t step = (end - begin + kWarp - 1) / kWarp, at = begin + lane_id() * step;
-        const int below = __popc(__ballot_sync(kFullWarp, at < end && tiles[at].count < row));
+        const int below = __popc(__ballot_sync(kFullWarp, at < end && records[at].tiles.count < row));
         if (below == 0) return begin;
         end = ::min(begin + below * step, end);
         begin += (below - 1) * step + 1;
@@ -67,7 +67,8 @@ struct Bounds {
         __syncthreads();
         for (int task = threadIdx.x / kWarp; task < 2 * p.blocks; task += kWarps) {
             const int block = task / 2;
-            const int64_t at = lower_bound_by_warp(p.tiles, p.begin[block], p.begin[block + 1], task % 2 ? high : low);
+            const int64_t at =
+                lower_bound_by_warp(p.records, p.begin[block], p.begin[block + 1], task % 2 ? high : low);
             if (lane_id() == 0) (task % 2 ? last : first)[block] = at;
         }
         __syncthreads();
@@ -79,7 +80,8 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
     __shared__ Bounds bounds;
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const bool inside = i < p.count;
-    TileSet set = inside ? p.tiles[i] : TileSet{};
+    const Record own = inside ? p.records[i] : Record{};
+    TileSet set = own.tiles;
     const uint32_t row = set.count;
     bounds.find(p, inside, row);
     set.count = 0;
@@ -87,12 +89,13 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
         int64_t place = 0;  // how many records of all processes are of lower rows
         for (int block = 0; block < p.blocks; ++block) {
             const int64_t begin = p.begin[block], end = p.begin[block + 1];
-            const bool own = i >= begin && i < end;
-            place += (own ? i : lower_bound(p.tiles, bounds.first[block], bounds.last[block], row)) - begin;
+            const bool among = i >= begin && i < end;
+            place += (among ? i : lower_bound(p.records, bounds.first[block], bounds.last[block], row)) - begin;
         }
         set.count = is_large(set) ? set.mask : __popc(set.mask);
+        p.out.splats[i] = own.splat;
         p.out.tile_sets[i] = set;
-        p.out.depth_keys[place] = __float_as_uint(p.splats[i].inv_depth);
+        p.out.depth_keys[place] = __float_as_uint(own.splat.inv_depth);
         p.out.indices[place] = uint32_t(i);
     }
     add_totals<kThreads>(inside, set.count, p.out.totals);
@@ -102,8 +105,6 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant_
 
 void append(const Append& args, Stream stream) {
     if (args.count == 0) return;
-    check(cudaMemsetAsync(args.published, 0, emit_blocks(args.count) * sizeof(uint64_t), native(stream)),
-          "clearing sums of blocks");
     append_kernel<<<unsigned(emit_blocks(args.count)), kThreads, 0, native(stream)>>>(args);
     check_launch("append_kernel");
 }

@@ -223,6 +223,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 // ---- the same, of several cameras ------------------------------------------------------------------------------------
 
+__device__ __forceinline__ Camera<float> camera_of(const View<float>& v) {
+    return make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
+}
+
 __device__ __forceinline__ const float* grad_of(const DealtBackwardAdam& p, int32_t slot) {
     return p.grads + int64_t(slot >> kChannelBits) * kGradSize;
 }
@@ -289,10 +293,7 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     const bool inside = i < g.count, seen = inside && seen_by_any(p, i);
     const bool moves = inside && (seen || !p.waiting.moved_at);
     moving.set(moves);
-    if (int(threadIdx.x) < p.cameras) {
-        const View<float>& v = p.views[threadIdx.x];
-        cameras[threadIdx.x] = make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
-    }
+    if (int(threadIdx.x) < p.cameras) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
     if (blockIdx.x == 0 && p.waiting.moved_at) note_step(p, true);
     __syncthreads();
     copy_async(rest, p.sh_rest.param + first * stride, rows * stride, moving, row_of_rest);
@@ -360,31 +361,33 @@ __device__ __forceinline__ bool near_the_image(const View<float>& view, const Ca
              center.y > float(view.height) + reach);
 }
 
-// If not, row i may go on waiting: neither where it should be nor where it still is does the view show it.
-__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i,
+// If not, row i may go on waiting: neither where it should be nor where it still is does a view show it.
+__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>* cameras, int64_t i,
                                             const Missed& missed) {
     const Vec3<float> mean = drifted3(p.means, i, missed.drift[0], p.eps);
     const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
-    return near_the_image(p.view, camera, mean, scale) ||
-           near_the_image(p.view, camera, load3(p.means.param, i), load3(p.scales.param, i));
+    const Vec3<float> mean_now = load3(p.means.param, i), scale_now = load3(p.scales.param, i);
+    bool seen = false;
+    for (int c = 0; c < p.cameras && !seen; ++c)
+        seen = near_the_image(p.views[c], cameras[c], mean, scale) ||
+               near_the_image(p.views[c], cameras[c], mean_now, scale_now);
+    return seen;
 }
 
 __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constant__ CatchUp p, RowOfRest row_of_rest) {
     __shared__ Missed missed[kThreads];
-    __shared__ Camera<float> camera;
+    __shared__ Camera<float> cameras[kMaxCameras];
     __shared__ RowSet moving;
     const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
     const int rows = int(::min(p.count - first, int64_t(kThreads))), stride = 3 * p.rest_count;
     const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
     bool moves = moved_at != p.step;
-    if (threadIdx.x == 0 && !p.all)
-        camera =
-            make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+    if (int(threadIdx.x) < p.cameras && !p.all) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
     if (!__syncthreads_or(moves)) return;
     Missed& own = missed[threadIdx.x];
     if (moves) {
         own = p.waiting.missed[uint32_t(moved_at) % kWindow];
-        moves = p.all || may_be_seen(p, camera, i, own);
+        moves = p.all || may_be_seen(p, cameras, i, own);
     }
     moving.set(moves);
     if (!__syncthreads_or(moves)) return;
