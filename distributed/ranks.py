@@ -137,6 +137,17 @@ class Ranks:
     def any(self, condition: bool) -> bool:
         return bool(self.most(int(condition)))
 
+    def mean(self, numbers: list[float]) -> list[float]:
+        """Of each of these numbers, the mean over all processes."""
+        if self.alone:
+            return numbers
+        found: list[float] = []
+        for first in range(0, len(numbers), NUMBERS):
+            own = np.array(numbers[first : first + NUMBERS], np.float64)
+            rows = self.meet("mean", *own.view(np.int64).tolist())
+            found += np.array(rows, np.int64).view(np.float64).mean(0).tolist()
+        return found
+
     def expect_same(self, what: str, *numbers: int) -> None:
         """Of what every process works out by itself, and all must have alike."""
         if len(set(map(tuple, self.meet(what, *numbers)))) > 1:
