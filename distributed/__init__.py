@@ -7,7 +7,7 @@ photo) every process has, and keeps equal. docs/scale.md says when it pays.
 """
 
 from distributed.ranks import ALONE, Elsewhere, Ranks, current, join, started_by_torchrun
-from distributed.rows import Move, exchanged, from_all
+from distributed.rows import Move, exchange, exchanged, from_all
 
 __all__ = [
     "ALONE",
@@ -15,6 +15,7 @@ __all__ = [
     "Move",
     "Ranks",
     "current",
+    "exchange",
     "exchanged",
     "from_all",
     "join",

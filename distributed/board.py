@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 SPINS = 200  # looks at the board before the first rest
+BUSY = 5e-3  # seconds without rests where each process has cores of its own, beside a GPU
 RESTS = 1e-5, 5e-4  # seconds, the first and the longest
 LOOK_AFTER_THEM = 0.2  # seconds of waiting, after which one looks whether the others live
 
@@ -34,8 +35,8 @@ def possible() -> bool:
 class Board:
     """Two pages, in turn: who writes on one again knows that all have read it."""
 
-    def __init__(self, rank: int, count: int, width: int, group):
-        self._rank, self._turn = rank, 0
+    def __init__(self, rank: int, count: int, width: int, group, busy: float = 0.0):
+        self._rank, self._turn, self._busy = rank, 0, busy
         place = ["/dev/shm" if os.path.isdir("/dev/shm") else None]
         with NamedTemporaryFile(dir=place[0]) if rank == 0 else nullcontext() as own:
             if own:
@@ -64,6 +65,9 @@ class Board:
         while not (page[:, 0] == self._turn).all():
             spins += 1
             if spins < SPINS:
+                continue
+            if time.monotonic() - begun < self._busy:
+                os.sched_yield()
                 continue
             time.sleep(rest)
             rest, now = min(1.5 * rest, RESTS[1]), time.monotonic()

@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -36,7 +37,8 @@ class Ranks:
         self.rank, self.count, self._gpu = rank, count, gpu
         self._host = host  # for numbers on the host, which do not wait for a GPU
         width = 2 + NUMBERS + count
-        self._board = Board(rank, count, width, host) if host and board.possible() else None
+        busy = board.BUSY if gpu else 0.0
+        self._board = Board(rank, count, width, host, busy) if host and board.possible() else None
         self._over = False  # one has failed, and all know
         self._first_tells = False  # the first has failed like this one
 
@@ -54,24 +56,29 @@ class Ranks:
         return [list(numbers)] if self.alone else self._meet(READY, place, numbers)
 
     def _meet(self, state: int, place: str, numbers: tuple[int, ...]) -> list[list[int]]:
-        record = torch.zeros(2 + NUMBERS + self.count, dtype=torch.int64)
-        record[:2] = torch.tensor([state, crc32(place.encode())])
-        record[2 : 2 + len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        record = self._record(state, crc32(place.encode()), *numbers)
         records = self._gathered(record)
-        self._raise_for(records[:, 0].tolist(), place)
+        if records[:, 0].any():
+            self._raise_for(records[:, 0].tolist(), place)
         if (records[:, 1] != record[1]).any():
             raise _agreed(RuntimeError(f"processes are out of step: one of them is not at {place!r}"))
         return records[:, 2 : 2 + len(numbers)].tolist()
 
-    def _gathered(self, record: Tensor, patience: float | None = None) -> Tensor:
+    def _record(self, *numbers: int) -> np.ndarray:
+        record = np.zeros(2 + NUMBERS + self.count, np.int64)
+        record[: len(numbers)] = numbers
+        return record
+
+    def _gathered(self, record: np.ndarray, patience: float | None = None) -> np.ndarray:
         try:
             if self._board:
-                return torch.from_numpy(self._board.exchange(record.numpy(), patience))
-            records = record.new_empty(self.count, len(record))
-            work = dist.all_gather_into_tensor(records.view(-1), record, group=self._host, async_op=True)
+                return self._board.exchange(record, patience)
+            records = torch.empty(self.count, len(record), dtype=torch.int64)
+            own = torch.from_numpy(record)
+            work = dist.all_gather_into_tensor(records.view(-1), own, group=self._host, async_op=True)
             if work is not None:
                 work.wait(*([timedelta(seconds=patience)] if patience else []))
-            return records
+            return records.numpy()
         except RuntimeError as error:
             self._over = True
             raise _agreed(Elsewhere(f"another process has ended ({_first_line(error)})")) from None
@@ -98,10 +105,8 @@ class Ranks:
         if self.alone or self._over or getattr(error, "agreed", False):
             return
         state = NO_MEMORY if out_of_memory(error) else FAILED
-        record = torch.zeros(2 + NUMBERS + self.count, dtype=torch.int64)
-        record[0] = state
         with suppress(Elsewhere):  # the others may be gone
-            states = self._gathered(record, PATIENCE)[:, 0].tolist()
+            states = self._gathered(self._record(state), PATIENCE)[:, 0].tolist()
             self._reason(states, str(error) or type(error).__name__)
             self._first_tells = states[0] == FAILED
         self._over |= state == FAILED
@@ -131,6 +136,17 @@ class Ranks:
 
     def any(self, condition: bool) -> bool:
         return bool(self.most(int(condition)))
+
+    def mean(self, numbers: list[float]) -> list[float]:
+        """Of each of these numbers, the mean over all processes."""
+        if self.alone:
+            return numbers
+        found: list[float] = []
+        for first in range(0, len(numbers), NUMBERS):
+            own = np.array(numbers[first : first + NUMBERS], np.float64)
+            rows = self.meet("mean", *own.view(np.int64).tolist())
+            found += np.array(rows, np.int64).view(np.float64).mean(0).tolist()
+        return found
 
     def expect_same(self, what: str, *numbers: int) -> None:
         """Of what every process works out by itself, and all must have alike."""

@@ -62,8 +62,13 @@ def exchanged(ranks: Ranks, sent: Tensor, counts: list[int], expected: list[int]
     """counts[r] of the rows go to process r, one block after the other; expected[r] rows come from it."""
     received = sent.new_empty(sum(expected), *sent.shape[1:])
     ranks.meet("exchange")
-    dist.all_to_all_single(received, sent.contiguous(), expected, counts)
+    exchange(received, sent, counts, expected)
     return received
+
+
+def exchange(received: Tensor, sent: Tensor, counts: list[int], expected: list[int]) -> None:
+    """The same where there is room already, and all have met."""
+    dist.all_to_all_single(received, sent.contiguous(), expected, counts)
 
 
 class Move:

@@ -56,16 +56,16 @@ class FusedIteration:
 
     def __call__(
         self,
-        view: int,
+        views: list[int],
         camera: Camera,
         gaussians: GaussianModel,
         background: Tensor,
         stats: ScreenStats | None,
         move: bool = True,
     ) -> Tensor:
-        """Learn from one camera, the view-th of training; the step comes with the last view of those that
+        """Learn from one camera, that of the one view; the step comes with the last view of those that
         share one (`move`). Returns loss and L1 loss, on the device."""
-        view += (camera.coarseness.bit_length() - 1) * self._views  # its splats cover fewer tiles
+        view = views[0] + (camera.coarseness.bit_length() - 1) * self._views  # its splats cover fewer tiles
         call = partial(self._native, view, camera, gaussians, background, stats)
         way = self._step_now if move and not gaussians.collected else partial(self._collect, move)
         try:
@@ -164,7 +164,7 @@ class FusedIteration:
         gaussians.forget_gradients()
 
     @torch.no_grad()
-    def loss(self, camera: Camera, gaussians: GaussianModel, background: Tensor) -> Tensor:
+    def loss(self, views: list[int], camera: Camera, gaussians: GaussianModel, background: Tensor) -> Tensor:
         """The loss that the native call finds, from the operators that it is made of. Nothing moves."""
         rendered = rasterize(
             *(gaussians.params[name] for name in ("means", "raw_quats", "log_scales", "opacity_logits")),

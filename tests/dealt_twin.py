@@ -1,7 +1,9 @@
-"""The operators dealt_project, dealt_blend and dealt_step in PyTorch, for CPUs: twins of the kernels.
+"""The operators dealt_project, dealt_lists, dealt_blend and dealt_step in PyTorch: twins of the kernels.
 
-Records hold other numbers than a GPU's, which only these three look into.
+Records hold other numbers than a GPU's, which only these look into.
 """
+
+import math
 
 import torch
 from diff_gaussian_rasterization import photometric_loss
@@ -10,14 +12,14 @@ from torch import Tensor
 
 from utils.geometry import camera_center
 
-FIELDS = [2, 3, 1, 1, 3, 1, 1, 4]  # center, conic, opacity, depth, color, radius, row; nothing
+FIELDS = [2, 3, 1, 1, 3, 1, 1]  # center, conic, opacity, depth, color, radius, row; and nothing more
 GRADS = [2, 3, 1, 3, 2, 1]  # center, conic, opacity, color, absolute; nothing
 
 
 def register() -> torch.library.Library:
     """For as long as what is returned lives."""
     library = torch.library.Library("tilesplat", "IMPL")
-    for function in (dealt_project, dealt_blend, dealt_step):
+    for function in (dealt_project, dealt_lists, dealt_blend, dealt_step):
         library.impl(function.__name__, function, "CPU")
     return library
 
@@ -43,42 +45,52 @@ def dealt_project(
         rows, begin = (screen.radii > 0).nonzero()[:, 0], int(totals[:c, 1].sum())
         totals[c, 1] = len(rows)
         rows = rows[: max(capacity - begin, 0)]
-        slots[c, rows] = begin + torch.arange(len(rows)).int()
+        slots[c, rows] = 8 * (begin + torch.arange(len(rows)).int())
         parts = [*screen[:2], screen.opacities[:, None], screen.depths[:, None], colors]
         parts += [screen.radii[:, None].to(means), torch.arange(len(means))[:, None].to(means) * ranks + rank]
         records[begin : begin + len(rows), :12] = torch.cat(parts, 1)[rows]
     return records, slots, totals
 
 
-def dealt_blend(records, counts, background, target, mask, lambda_dssim, absolute, losses):
-    assert sum(counts) == len(records) and all(
-        (part[1:, 11] > part[:-1, 11]).all() for part in records.split(counts)
-    )
-    order = records[:, 11].argsort()
-    center, conic, opacity, depth, color, radius, *_ = records[order].split(FIELDS, 1)
+def dealt_lists(records, counts, width, height):
+    splats = records[:, :12].clone()
+    rows = splats[:, 11]
+    assert sum(counts) == len(records)
+    assert all((part[1:] > part[:-1]).all() for part in rows.split(counts))
+    records.fill_(math.nan)  # nobody is to look into them again
+    return splats, rows.argsort().int(), torch.zeros(0, dtype=torch.int32), torch.tensor([width, height])
+
+
+def dealt_blend(
+    splats, ids, ranges, totals, background, target, mask, lambda_dssim, absolute, losses
+):  # fmt: skip
+    center, conic, opacity, depth, color, radius, _ = splats[ids].split(FIELDS, 1)
     leaves = [v.clone().requires_grad_() for v in (center, conic, opacity[:, 0], color)]
     leaves.append(torch.zeros_like(center).requires_grad_())
+    assert totals.tolist() == [target.shape[2], target.shape[1]]
     with torch.enable_grad():
-        size = target.shape[2], target.shape[1]
-        screen = Projected(*leaves[:3], depth[:, 0].contiguous(), radius[:, 0].int(), *size)
+        screen = Projected(*leaves[:3], depth[:, 0].contiguous(), radius[:, 0].int(), *totals.tolist())
         image = blend(screen, leaves[3], lists(screen), background, leaves[4] if absolute else None).image
         loss, l1 = photometric_loss(image, target, lambda_dssim, mask)
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     losses.copy_(torch.stack([loss.detach(), l1.detach()]))
-    found = records.new_zeros(len(records), 12)
     parts = [torch.zeros_like(v) if g is None else g for v, g in zip(leaves, grads)]
-    found[order, :11] = torch.cat([v.view(len(records), n) for v, n in zip(parts, GRADS)], 1)
+    found = splats.new_zeros(len(splats), 12)
+    found[ids.long(), :11] = torch.cat([v.view(len(splats), n) for v, n in zip(parts, GRADS)], 1)
     return found
 
 
 def dealt_step(
     params, exp_avg, exp_avg_sq, lrs, beta1, beta2, eps, step, world_to_camera, K, widths, heights, sh_degree,
-    antialiasing, records, slots, grads, grad_norm_sum, visits, abs_grad_norm_sum, moved_at=None, missed=None,
+    antialiasing, slots, grads, opacity_pull, scale_pull, grad_norm_sum, visits, abs_grad_norm_sum,
+    moved_at=None, missed=None,
 ):  # fmt: skip
     total = [torch.zeros_like(value) for value in params]
     for c, camera in enumerate(zip(world_to_camera, K, widths, heights)):
         rows = (slots[c] >= 0).nonzero()[:, 0]
-        g_center, g_conic, g_opacity, g_color, g_absolute, _ = grads[slots[c, rows].long()].split(GRADS, 1)
+        g_center, g_conic, g_opacity, g_color, g_absolute, _ = grads[slots[c, rows].long() // 8].split(
+            GRADS, 1
+        )
         leaves = [value.detach().clone().requires_grad_() for value in params]
         with torch.enable_grad():
             screen, colors = screen_of(leaves, *camera, sh_degree, antialiasing)
@@ -91,4 +103,7 @@ def dealt_step(
                 sums.index_add_(0, rows, (values * half).norm(dim=1).to(sums))
         if visits is not None:
             visits.index_add_(0, rows, torch.ones(len(rows)))
+    opacity = params[3].sigmoid()
+    total[3] += opacity_pull * opacity * (1 - opacity)
+    total[4] += scale_pull * params[4].exp()
     torch.ops.tilesplat.adam_step(params, total, exp_avg, exp_avg_sq, lrs, beta1, beta2, eps, step, None)

@@ -105,6 +105,7 @@ def met(by_board: bool) -> list:
     board.possible = lambda: by_board  # in a process of its own
     with joined() as ranks:
         found = [ranks.meet("here", ranks.rank, 7), ranks.most(ranks.rank), ranks.any(ranks.rank == 1)]
+        found.append(ranks.mean([0.1 * number + ranks.rank for number in range(11)]))
         for _ in range(50):
             ranks.meet("again and again")
         try:
@@ -126,7 +127,8 @@ def test_processes_meet():
     """On a board in memory that they share, or over sockets."""
     for rank, found in enumerate(in_processes(3, in_turn, {"board": (met, True), "sockets": (met, False)})):
         reason = "" if rank == 1 else "out of memory on rank 1 (there)"
-        expected = [[[0, 7], [1, 7], [2, 7]], 2, True, reason, [[0], [-1], [-2]]]
+        mean = pytest.approx([0.1 * number + 1 for number in range(11)], rel=1e-15)
+        expected = [[[0, 7], [1, 7], [2, 7]], 2, True, mean, reason, [[0], [-1], [-2]]]
         assert found["board"] == found["sockets"] == [*expected, "processes are out of step: on"]
 
 
@@ -146,7 +148,11 @@ def steps(
     if native:
         assert one.native and not one.gaussians.collected
         library._destroy()
-    return {k: float(v) for k, v in losses[-1].items()}, states(one)
+    numbers = one.ranks.mean([float(v) for v in losses[-1].values()])
+    return dict(zip(losses[-1], numbers)), states(one)
+
+
+NATIVE = ["plain", "antialiasing", "regularized", "background", "smaller"]  # of WORDS
 
 
 def all_of(jobs: dict) -> dict:
@@ -160,8 +166,7 @@ def jobs_of(scene: str, count: int) -> dict[tuple, tuple]:
     jobs: dict[tuple, tuple] = {}
     for views in {2: (2, 3), 3: (3, 4)}[count]:
         jobs |= {("steps", name, views): (steps, scene, words, 1, views) for name, words in WORDS.items()}
-    names = ("plain", "antialiasing", "background", "smaller")
-    jobs |= {("native", name): (steps, scene, WORDS[name], 3, count, None, True) for name in names}
+    jobs |= {("native", name): (steps, scene, WORDS[name], 3, count, None, True) for name in NATIVE}
     if count == 3:
         jobs |= {("rows", keep): (steps, scene, (), 2, 3, keep) for keep in (0, 1, 2, 4)}
         jobs |= {("native rows", keep): (steps, scene, (), 2, 3, keep, True) for keep in (0, 1, 2, 4)}
@@ -211,12 +216,14 @@ def test_steps_are_those_of_one_process(scene, found, count, views):
 
 
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", ["plain", "antialiasing", "background", "smaller"])
+@pytest.mark.parametrize("name", NATIVE)
 def test_native_steps_are_those_of_one_process(scene, found, count, name):
-    """What GPUs do, but for the kernels."""
-    expected = steps(scene, WORDS[name], 3, count)
+    """What GPUs do, but for the kernels. The loss that a native step shows is without regularizers."""
+    losses, expected = steps(scene, WORDS[name], 3, count)
     for results in found[count]:
-        compare(results["native", name], expected, name)
+        ours, values = results["native", name]
+        shown = {key: losses[key] for key in losses if key == "l1" or name != "regularized"}
+        compare(({key: ours[key] for key in shown}, values), (shown, expected), name)
 
 
 @pytest.mark.parametrize("keep", [0, 1, 2, 4])
@@ -229,7 +236,7 @@ def test_processes_without_rows(scene, found, keep):
 
 
 def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
-    """Of one process and of all, what is learned in a step."""
+    """Of one process and of all, what is learned in three steps."""
     with joined(gpu=True) as ranks:
         torch.cuda.set_device(ranks.rank)
         found = []
@@ -237,15 +244,20 @@ def on_gpus(scene: str, words: tuple) -> list[dict[str, torch.Tensor]]:
             distributed.current = lambda how=how: how
             one = trainer(scene, *words, "--views_per_step", "2", device=f"cuda:{ranks.rank}")
             rough(one)
-            one.step(2)
+            one.native = None if how.alone else one.native  # in one process taken apart
+            for iteration in (2, 4, 6):
+                one.step(iteration)
             found.append({name: value.cpu() for name, value in states(one).items()})
+            assert how.alone or (one.native is not None) == ("--fused" in words)
     return found
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-@pytest.mark.parametrize("name", WORDS)
-def test_steps_on_gpus_are_those_of_one(scene, name):
-    for expected, found in in_processes(2, on_gpus, scene, WORDS[name]):
+@pytest.mark.parametrize(
+    "name, way", [(name, "--no-fused") for name in WORDS] + [(name, "--fused") for name in NATIVE]
+)
+def test_steps_on_gpus_are_those_of_one(scene, name, way):
+    for expected, found in in_processes(2, on_gpus, scene, (*WORDS[name], way)):
         for what, value in expected.items():
             most = value.abs().max().clamp_min(1e-30)
             assert (found[what] - value).abs().max() <= 1e-3 * most, what

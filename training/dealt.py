@@ -68,15 +68,16 @@ def add_up_gradients(ranks: Ranks, modules: Sequence[PerView]) -> None:
 def mean_of(
     ranks: Ranks, losses: Sequence[dict[str, Tensor]], views: int, names: Sequence[str]
 ) -> dict[str, Tensor]:
-    """Over the views of all processes, of which all know these names. A part that a view does not have counts
-    as 0."""
+    """Over the views; of several processes, of which all know these names, each one's share: the mean of
+    these shares is that over the views. A part that a view does not have counts as 0."""
     if views == 1:
         return losses[0]
     if ranks.alone:
         names = list(dict.fromkeys(name for row in losses for name in row))
-    zero = torch.zeros_like(losses[0]["loss"])
-    sums = [sum((row[name].detach() for row in losses if name in row), zero) for name in names]
-    return dict(zip(names, ranks.add_up(torch.stack(sums)) / views))
+    rows = [[row[name].detach() for row in losses if name in row] for name in names]
+    sums = [sum(values[1:], values[0]) if values else torch.zeros_like(losses[0]["loss"]) for values in rows]
+    share = views / ranks.count
+    return dict(zip(names, sums if share == 1 else [value / share for value in sums]))
 
 
 def parts(rows: dict[str, Part], gaussians: GaussianModel) -> dict[str, Part]:

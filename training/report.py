@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+import distributed
 from arguments import ConfigError
 from scene.folder import ModelFolder
 from utils import commands
@@ -131,7 +132,7 @@ class Deferred:
         self._travelling = None
         if arrived is not None:
             arrived.synchronize()  # it was recorded READ_EVERY iterations ago
-        numbers = iter(values.tolist())
+        numbers = iter(distributed.current().mean(values.tolist()))
         return [(iteration, {name: next(numbers) for name in row}) for iteration, row in names]
 
 
@@ -189,7 +190,9 @@ class RunHistory:
 
     def state_dict(self) -> dict:
         """Plain values."""
-        waiting = [[iteration, {k: float(v) for k, v in row.items()}] for iteration, row in self.waiting]
+        mean = distributed.current().mean
+        rows = ((i, list(row), mean([float(v) for v in row.values()])) for i, row in self.waiting)
+        waiting = [[iteration, dict(zip(names, numbers))] for iteration, names, numbers in rows]
         scores = {name: {i: asdict(s) for i, s in rows.items()} for name, rows in self.scores.items()}
         return {
             "scores": scores,

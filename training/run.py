@@ -111,10 +111,7 @@ class Run:
             if viewer:
                 with suppress(commands.Stopped), signals.at_once():
                     viewer.serve(partial(self._view, trainer), stats=partial(self._stats, done, trainer))
-            asked = signals.asked or 0
-            if reaches(READ_EVERY, done, self._views) and not self.ranks.alone:
-                asked = self.ranks.most(asked)
-            if asked and (self.ranks.alone or reaches(READ_EVERY, done, self._views)):
+            if asked := self._asked(signals, done):
                 self._stop_early(trainer, done, asked)
             self._views = trainer.views = min(trainer.views_per_step, last - done)
             done += trainer.views
@@ -127,6 +124,13 @@ class Run:
             with signals.at_once():  # for as long as the viewer wants to stay
                 viewer.serve(partial(self._view, trainer), True, partial(self._stats, last, trainer))
             viewer.close()
+
+    def _asked(self, signals: commands.Patience, done: int) -> int:
+        """The signal by which the run is asked to end; one that came to any process, now and then."""
+        own = signals.asked or 0
+        if self.ranks.alone:
+            return own
+        return self.ranks.most(own) if reaches(READ_EVERY, done, self._views) else 0
 
     def _begin(self, trainer: Method) -> int:
         """Go on from a checkpoint if there is one to go on from; returns the iteration that was."""

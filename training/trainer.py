@@ -19,8 +19,7 @@ import per_view
 import strategies
 from arguments import PRESETS, STAGES, ModelParams, Options, PipelineParams
 from gaussian_renderer import Splats, looks
-from gaussian_renderer.fused import FusedIteration, can_fuse
-from gaussian_renderer.fused_sharded import ShardedIteration, can_fuse_sharded
+from gaussian_renderer.fused_sharded import Native, native_step
 from gaussian_renderer.network_gui import Request
 from gaussian_renderer.sharded import splats_of
 from per_view import Pair, PerView, Shown
@@ -78,10 +77,10 @@ class Trainer(Method):
         self.losses += [term for module in self.modules for term in module.loss_terms()]
         self.queue = ViewQueue(len(scene.train_cameras), run.seed)
         self.views_per_step = self.views = max(self.opt.views_per_step, self.ranks.count)
-        self.native: FusedIteration | ShardedIteration | None = None
+        self.native: Native | None = None
         self._coarse: dict[int, Camera] = {}  # by view: its photo at the size of this time
         if self.losses == [photometric, *held] and not self.modules:
-            self.native = native_step(self.gaussians, scene, options)
+            self.native = native_step(self.gaussians, scene.train_cameras, options)
         self.average = Average(self.opt, say) if self.opt.average_last else None
         self._compared: tuple | None = None  # when the native step was last compared with the others
 
@@ -143,8 +142,10 @@ class Trainer(Method):
             return self._collect(stats, *self._nothing(iteration, shots[0].background, stats))
         own = shots[self.ranks.rank]
         camera, background = self._camera(own.view, iteration), own.background
-        if len(shots) == self.ranks.count and (native := self._truthful(iteration, camera, background)):
-            losses = native(own.view, camera, self.gaussians, background, stats, last)
+        views = [shot.view for shot in shots]
+        full = len(views) == self.ranks.count
+        if full and (native := self._truthful(iteration, views, camera, background)):
+            losses = native(views, camera, self.gaussians, background, stats, last)
             if losses is not None:
                 return dict(zip(("loss", "l1"), losses)), None
         return self._collect(stats, *self.loss(iteration, camera, background, stats))
@@ -232,8 +233,8 @@ class Trainer(Method):
         return torch.rand(3, device=self.device).to(fixed) if self.opt.random_background else fixed
 
     def _truthful(
-        self, iteration: int, camera: Camera, background: Tensor
-    ) -> FusedIteration | ShardedIteration | None:
+        self, iteration: int, views: list[int], camera: Camera, background: Tensor
+    ) -> Native | None:
         """The native step, as long as it does what render() and the loss terms say.
 
         It knows the published step alone. An edit of render(), of a loss term or of what the parameters mean
@@ -245,7 +246,7 @@ class Trainer(Method):
         self._compared = now
         with torch.no_grad():
             ours = self.loss(iteration, camera, background)[0].item()
-        native = self.native.loss(camera, self.gaussians, background).item()
+        native = self.native.loss(views, camera, self.gaussians, background).item()
         differ = math.isfinite(native) and not abs(ours - native) <= ROUNDING * abs(native)
         if self.ranks.any(differ):
             self.say(
@@ -334,18 +335,6 @@ class Trainer(Method):
         if not self.native or not self.native.skipped:
             return []
         return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
-
-
-def native_step(
-    gaussians: GaussianModel, scene: Scene, options: Options
-) -> FusedIteration | ShardedIteration | None:
-    """If the native library has one that does what these options ask for."""
-    ranks, device = gaussians.ranks, gaussians.device
-    if not ranks.alone and can_fuse_sharded(gaussians, options):
-        return ShardedIteration(scene.train_cameras, ranks, options, device)
-    if ranks.alone and can_fuse(gaussians, options):
-        return FusedIteration(len(scene.train_cameras), options, device)
-    return None
 
 
 def suited(options: Options, scene: Scene) -> Options:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diff_gaussian_rasterization import FusedAdam, ScreenStats, TrainStep, photometric_loss, rasterize
+from diff_gaussian_rasterization.dealt import DealtStep
 from torch import Tensor
 
 from tests.native.scenes import DEVICES, Scene, assert_not_blank, make_scene, relative_error, to_raw
@@ -403,6 +404,32 @@ def test_no_row_is_forgotten_when_steps_are_taken_elsewhere():
         take_steps(step, out, scene, 5, 5, lambda step: looking(scene, True))
     step.settle()
     take_steps(step, out, scene, 5, 6, lambda step: looking(scene, False))
+
+
+@gpu_only
+@pytest.mark.parametrize("long", [False, True])
+def test_a_step_by_records_is_the_fused_one(long):
+    """As of several processes. Where lists are long, their blending leaves less behind, in two calls."""
+    scene = training_scene(30_000 if long else 300, size=(1024, 768) if long else (64, 48))
+    if long:
+        scene = scene.but(scales=scene.scales + 1.5, opacities=scene.opacities - 5)
+    target, step = target_like(scene, torch.uint8).cuda(), DealtStep(0, 1, torch.device("cuda"))
+    fused, dealt = train_fused(scene, 1, target, None, "cuda"), fresh(scene, "cuda", torch.float32, True)
+    view, size = camera(scene, 1, "cuda", torch.float32), (scene.width, scene.height)
+    records, counts = step.project(
+        dealt.params, dealt.exp_avg, dealt.exp_avg_sq, list(LRS), BETAS, EPS, 1, waits=False, sizes=[size],
+        world_to_camera=[view["world_to_camera"]], K=[view["K"]], sh_degree=3,
+        antialiasing=scene.antialiasing,
+    )  # fmt: skip
+    lists = step.lists(records, counts, *size)
+    assert records.untyped_storage().nbytes() == 0 and (int(lists[3][0]) > 1 << 22) == long
+    losses, grads = step.compare(lists, view["background"], target, None, LAMBDA, True)
+    assert (int(lists[3][3]) > scene.width * scene.height / 256) == long, "beyond the first 256 of a list"
+    step.move(grads, dealt.stats)
+    assert relative_error(losses, fused.losses[:2]) <= 1e-6
+    assert torch.equal(dealt.stats.visits, fused.stats.visits)
+    for a, b in zip(dealt.exp_avg + dealt.exp_avg_sq, fused.exp_avg + fused.exp_avg_sq):
+        assert relative_error(a, b) <= 1e-4
 
 
 @pytest.mark.parametrize("device", DEVICES)

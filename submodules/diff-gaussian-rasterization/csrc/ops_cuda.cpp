@@ -71,10 +71,10 @@ Rasterized rasterize(const RasterizeCall& call) {
     Counted counted(device.stream);
     const Gaussians<float> g = gaussians(in, call.scale_modifier, call.antialiasing, call.raw);
     const View<float> v = view(in, call.near_depth);
-    const Projected projected(device, grid.views * g.count, grid, counted.place(),
-                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream, grid.views); });
+    Projected projected(device, grid.views * g.count, grid, counted.place(),
+                        [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream, grid.views); });
     counted.enqueued();
-    const Tensor order = depth_order(device, projected);
+    Tensor order = depth_order(device, projected);
     const int64_t entries = counted.wait();
     const TileLists lists(device, grid, projected, order, entries, keep && deterministic());
     const Tensor trace = keep ? device.bytes(cuda::trace_bytes(grid, entries, true)) : Tensor();
@@ -338,20 +338,41 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], lrs[i] / bias1); };
     const cuda::Waiting waiting = waiting_in(g.count, params[0], moved_at, missed);
     if (waiting.moved_at)
-        cuda::catch_up({g.count, g.rest_count, trained(0), trained(1), trained(2), trained(3), trained(4), trained(5),
-                        float(eps * std::sqrt(bias2)), waiting, int(step - 1), false, v},
+        cuda::catch_up({g.count,
+                        g.rest_count,
+                        trained(0),
+                        trained(1),
+                        trained(2),
+                        trained(3),
+                        trained(4),
+                        trained(5),
+                        float(eps * std::sqrt(bias2)),
+                        waiting,
+                        int(step - 1),
+                        false,
+                        {v},
+                        1},
                        device.stream);
 
     std::optional<Counted> counted;  // without a capacity, wait for the number of entries
     if (capacity <= 0) counted.emplace(device.stream);
-    const Projected projected(device, g.count, grid, counted ? counted->place() : data<int64_t>(entries),
-                              [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
+    Projected projected(device, g.count, grid, counted ? counted->place() : data<int64_t>(entries),
+                        [&](const cuda::Screen& s) { cuda::preprocess(g, v, s, device.stream); });
     if (counted) counted->enqueued();
-    const Tensor order = depth_order(device, projected);
+    Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : g.count ? std::min(capacity, cuda::kMaxEntries) : 0;
     if (counted && entries) *data<int64_t>(entries) = room;
-    const Compared found = compared(device, grid, projected, order, room, background, target, mask, lambda_dssim,
-                                    abs_grad_norm_sum.has_value());
+    const TileLists lists(device, grid, projected, order, room, deterministic());
+    Listed listed = {g.count,
+                     room,
+                     projected.screen.splats,
+                     data<uint32_t>(lists.ids),
+                     data<uint32_t>(projected.ranges),
+                     projected.screen.totals,
+                     {}};
+    if (lists.pairs.defined()) listed.order = in_order(lists.pairs, lists.offsets, order, Tensor());
+    const Compared found =
+        compared(device, grid, listed, background, target, mask, lambda_dssim, abs_grad_norm_sum.has_value());
     const cuda::LossSums sums = {data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks,
                                  found.count, float(lambda_dssim)};
     cuda::preprocess_backward_adam({g,
@@ -401,7 +422,8 @@ void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_av
                     waiting_in(N, means, moved_at, missed),
                     int(step),
                     true,
-                    {}},
+                    {},
+                    0},
                    device.stream);
 }
 
@@ -411,28 +433,67 @@ cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2)
     return {float(beta2), float(eps), float(1.0 - beta1), float(1.0 - beta2), float(1.0 / std::sqrt(bias2))};
 }
 
-Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
-                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
-                  double lambda_dssim, bool absolute) {
-    const TileLists lists(device, grid, projected, order, room, deterministic());
-    const auto *ids = data<uint32_t>(lists.ids), *ranges = data<uint32_t>(projected.ranges);
-    const Tensor trace_memory = device.bytes(cuda::trace_bytes(grid, room, false));
-    const cuda::Trace trace = cuda::trace_in(trace_memory.data_ptr(), grid, room, false);
+namespace {
 
+constexpr int64_t kSparedBytes = 1 << 26;  // of a trace; less is not worth a second call
+
+// What blend_forward leaves, in as little memory as it takes if `sparing`.
+struct Traced {
+    Tensor memory, passed;
+    cuda::Trace trace;
+    std::optional<Counted> segments;
+
+    Traced(const Device& device, const cuda::BlendForward& call, int64_t entries, bool sparing) {
+        sparing = sparing && int64_t(cuda::passed_bytes(entries / cuda::kSegment)) > kSparedBytes;
+        memory =
+            device.bytes(sparing ? cuda::walk_bytes(call.grid, entries) : cuda::trace_bytes(call.grid, entries, false));
+        trace = sparing ? cuda::walk_in(memory.data_ptr(), call.grid, entries)
+                        : cuda::trace_in(memory.data_ptr(), call.grid, entries, false);
+        blend(call, trace, device);
+        if (!sparing) return;
+        segments.emplace(device.stream);
+        C10_CUDA_CHECK(cudaMemcpyAsync(segments->place(), &call.totals->segments, sizeof(int64_t),
+                                       cudaMemcpyDeviceToHost, device.stream));
+        segments->enqueued();
+    }
+
+    // The host waits for the first call; what has been enqueued since runs meanwhile.
+    void complete(const Device& device, const cuda::BlendForward& call) {
+        if (!segments) return;
+        passed = device.bytes(cuda::passed_bytes(segments->wait()));
+        trace.passed = passed.data_ptr();
+        cuda::Trace only_passed{};
+        only_passed.passed = trace.passed, only_passed.first = trace.first;
+        blend(call, only_passed, device);
+    }
+
+    static void blend(cuda::BlendForward call, const cuda::Trace& trace, const Device& device) {
+        call.trace = trace;
+        cuda::blend_forward(call, device.stream);
+    }
+};
+
+}  // namespace
+
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
+                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute, bool sparing) {
+    const int64_t entries = listed.entries;
     const Tensor image = device.empty({3, grid.height, grid.width}), g_image = at::empty_like(image);
-    cuda::blend_forward({grid, projected.screen.splats, ids, ranges, data<float>(background), data<float>(image),
-                         nullptr, nullptr, trace, projected.screen.totals},
-                        device.stream);
+    const cuda::BlendForward blended = {
+        grid,    listed.splats, listed.ids, listed.ranges, data<float>(background), data<float>(image),
+        nullptr, nullptr,       {},         listed.totals};
+    Traced traced(device, blended, entries, sparing);
     const SsimCall loss = photometric(device, image, target, mask, lambda_dssim, g_image);
+    traced.complete(device, blended);
 
-    const Tensor splat_grads = device.zeros({projected.count, cuda::kGradSize});
+    const Tensor splat_grads = device.zeros({listed.count, cuda::kGradSize});
     cuda::BlendBackward blend = {grid,
-                                 projected.screen.splats,
-                                 ids,
-                                 ranges,
-                                 room,
-                                 trace,
-                                 projected.screen.totals,
+                                 listed.splats,
+                                 listed.ids,
+                                 listed.ranges,
+                                 entries,
+                                 traced.trace,
+                                 listed.totals,
                                  data<float>(background),
                                  data<float>(image),
                                  nullptr,
@@ -441,9 +502,10 @@ Compared compared(const Device& device, const cuda::TileGrid& grid, const Projec
                                  nullptr,
                                  absolute,
                                  data<float>(splat_grads)};
-    const bool ordered = lists.pairs.defined();
-    const Tensor records = ordered ? device.zeros({room, cuda::kRecords, cuda::kGradSize}) : Tensor();
-    if (ordered) blend.ordered = in_order(lists.pairs, lists.offsets, order, records);
+    blend.ordered = listed.order;
+    const bool ordered = listed.order.pairs;
+    const Tensor records = ordered ? device.zeros({entries, cuda::kRecords, cuda::kGradSize}) : Tensor();
+    if (ordered) blend.ordered.records = data<float>(records);
     cuda::blend_backward(blend, device.stream);
     return {loss.partial_ssim, loss.partial_l1, loss.blocks, loss.count, splat_grads};
 }

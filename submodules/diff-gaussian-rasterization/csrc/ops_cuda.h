@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/zeros.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -93,6 +94,12 @@ struct Projected {
         cuda::begin_lists({count, grid, screen.totals, data<uint64_t>(published), data<uint32_t>(ranges), entries},
                           device.stream);
     }
+
+    // What only emit reads.
+    void forget_tiles() {
+        tile_sets = keys = indices = published = Tensor();
+        screen.tile_sets = nullptr, screen.depth_keys = screen.indices = nullptr;
+    }
 };
 
 // Indices of the splats, front to back.
@@ -108,27 +115,31 @@ inline Tensor depth_order(const Device& device, const Projected& p) {
 // torch.use_deterministic_algorithms(True): the backward adds up in a fixed order, at the price of time and memory.
 inline bool deterministic() { return at::globalContext().deterministicAlgorithms(); }
 
-// The splats of every tile, front to back.
+// The splats of every tile, front to back. What nobody needs afterwards is given up on the way.
 struct TileLists {
     Tensor ids;
     Tensor pairs, offsets;  // to add up in a fixed order, else undefined: see cuda::BlendBackward
 
-    TileLists(const Device& device, const cuda::TileGrid& grid, const Projected& p, const Tensor& order,
-              int64_t capacity, bool ordered) {
+    TileLists(const Device& device, const cuda::TileGrid& grid, Projected& p, Tensor& order, int64_t capacity,
+              bool ordered) {
         const int64_t id_bytes = int64_t(cuda::tile_id_bytes(grid));
-        const Tensor tiles = device.bytes(capacity * id_bytes), tiles_sorted = device.bytes(capacity * id_bytes);
-        const Tensor unsorted = device.empty({capacity}, at::kInt), sorted = device.empty({capacity}, at::kInt);
+        const Tensor tiles = device.bytes(capacity * id_bytes), unsorted = device.empty({capacity}, at::kInt);
         if (ordered) offsets = device.empty({p.count}, at::kInt);
         cuda::emit({p.count, data<uint32_t>(order), p.screen.tile_sets, p.screen.splats, p.screen.totals, grid,
                     capacity, tiles.data_ptr(), data<uint32_t>(unsorted), ordered ? data<uint32_t>(offsets) : nullptr,
                     p.screen.depth_keys, data<uint64_t>(p.published)},
                    device.stream);
+        p.forget_tiles();
+        if (!ordered) order = Tensor();
         const size_t bytes = capacity ? cuda::tile_sort_workspace(grid, capacity) : 0;
-        const Tensor scratch = device.bytes(bytes),
-                     values = ordered ? at::arange(capacity, unsorted.options()) : unsorted;
-        cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_sorted.data_ptr(), data<uint32_t>(values),
-                            data<uint32_t>(sorted), data<uint32_t>(p.ranges), scratch.data_ptr(), bytes},
-                           device.stream);
+        const Tensor scratch = device.bytes(bytes), tiles_too = at::empty_like(tiles),
+                     values_too = at::empty_like(unsorted);
+        const Tensor values = ordered ? at::arange(capacity, unsorted.options()) : unsorted;
+        const bool in_too =
+            cuda::sort_by_tile({grid, capacity, tiles.data_ptr(), tiles_too.data_ptr(), data<uint32_t>(values),
+                                data<uint32_t>(values_too), data<uint32_t>(p.ranges), scratch.data_ptr(), bytes},
+                               device.stream);
+        const Tensor sorted = in_too ? values_too : values;
         if (ordered) pairs = sorted;
         ids = ordered ? at::index_select(unsorted, 0, sorted) : sorted;
     }
@@ -168,16 +179,25 @@ class Counted {
 // What Adam does the same to all tensors. bias2 = 1 - beta2^step.
 cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2);
 
-// A picture against its photo: the loss, as sums of blocks, and the gradients of splats [N, kGradSize].
+// Splats and the lists of their tiles.
+struct Listed {
+    int64_t count, entries;  // or room for so many entries
+    const cuda::Splat* splats;
+    const uint32_t *ids, *ranges;
+    cuda::Totals* totals;
+    cuda::Ordered order;  // without records; nulls: sums are made in any order
+};
+
+// A picture against its photo: the loss, as sums of blocks, and the gradients of splats [N, kGradSize]. `absolute`: those
+// that --absgrad asks for as well. `sparing`: where that saves much memory, blend twice, and wait for the GPU in between.
 struct Compared {
     Tensor partial_ssim, partial_l1;
     int64_t blocks;
     double count;
     Tensor splat_grads;
 };
-// With room for so many entries. `absolute`: the gradients that --absgrad asks for as well.
-Compared compared(const Device& device, const cuda::TileGrid& grid, const Projected& projected, const Tensor& order,
-                  int64_t room, const Tensor& background, const Tensor& target, const OptionalTensor& mask,
-                  double lambda_dssim, bool absolute);
+Compared compared(const Device& device, const cuda::TileGrid& grid, const Listed& listed, const Tensor& background,
+                  const Tensor& target, const OptionalTensor& mask, double lambda_dssim, bool absolute,
+                  bool sparing = false);
 
 }  // namespace gs

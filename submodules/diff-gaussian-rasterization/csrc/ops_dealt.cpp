@@ -8,22 +8,27 @@
 
 TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
     // What each of C cameras sees of the N Gaussians here, which are the rows rank, rank + ranks, ... of all: records
-    // [capacity, 16], one camera after the other, each in the order of rows; slots [C, N] int32, the number of a Gaussian's
-    // record or -1; and totals [C, 4] int64, of which the second column is how many records a camera has. Should they be
-    // more than `capacity`, the call has to be repeated. The moments are for rows that wait (see train_step, which has the
-    // same first arguments): those that the cameras can show catch up.
+    // [capacity, 16], one camera after the other, each in the order of rows; slots [C, N] int32, eight times the number of a
+    // Gaussian's record plus a bit for each channel that is not dark, or -1; and totals [C, 4] int64, of which the second
+    // column is how many records a camera has. Should they be more than `capacity`, the call has to be repeated. The moments
+    // are for rows that wait (see train_step, which has the same first arguments): those that the cameras can show catch up.
     m.def("dealt_project" MODEL
           "int rank, int ranks, int capacity, Tensor(d!)? moved_at=None, Tensor? missed=None) "
           "-> (Tensor, Tensor, Tensor)");
 
-    // The picture of records [M, 16] that have come from several processes, counts[i] of them from the i-th, against the
-    // photo `target`: gradients of their splats [M, 12]. losses [2]: loss and L1 loss.
-    m.def(
-        "dealt_blend(Tensor records, int[] counts, Tensor background, Tensor target, Tensor? mask, float lambda_dssim, "
-        "bool absolute, Tensor(a!) losses) -> Tensor");
+    // Of records that have come from several processes, counts[i] of them from the i-th: splats [M, 12] and the lists of
+    // their tiles, which are ids [entries], ranges [tiles, 2] and totals [4]. The memory of the records is given up.
+    m.def("dealt_lists(Tensor(a!) records, int[] counts, int width, int height) -> (Tensor, Tensor, Tensor, Tensor)");
 
-    // Adam's step along the mean of the cameras' gradients [M, 12], which have come back for what dealt_project has left.
+    // Their picture against the photo `target`: gradients of the splats [M, 12]. losses [2]: loss and L1 loss.
+    m.def(
+        "dealt_blend(Tensor splats, Tensor ids, Tensor ranges, Tensor(a!) totals, Tensor background, Tensor target, "
+        "Tensor? mask, float lambda_dssim, bool absolute, Tensor(b!) losses) -> Tensor");
+
+    // Adam's step along the mean of the cameras' gradients [M, 12], which have come back for what dealt_project has left,
+    // and along those of the pulls times the sums of opacities and of scales.
     m.def("dealt_step" MODEL
-          "Tensor records, Tensor slots, Tensor grads, Tensor(d!)? grad_norm_sum, Tensor(e!)? visits, "
+          "Tensor slots, Tensor grads, float opacity_pull, float scale_pull, Tensor(d!)? grad_norm_sum, Tensor(e!)? "
+          "visits, "
           "Tensor(f!)? abs_grad_norm_sum, Tensor(g!)? moved_at=None, Tensor(h!)? missed=None) -> ()");
 }

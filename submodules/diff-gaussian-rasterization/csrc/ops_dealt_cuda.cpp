@@ -1,6 +1,5 @@
 // ops_dealt_cuda.cpp: the operators of ops_dealt.cpp.
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/index_select.h>
 #include <torch/library.h>
 
 #include <cmath>
@@ -10,6 +9,7 @@
 namespace gs {
 namespace {
 
+constexpr int64_t kSplatFloats = sizeof(cuda::Splat) / sizeof(float);
 constexpr int64_t kRecordFloats = sizeof(cuda::Record) / sizeof(float);
 constexpr int64_t kTotalsCount = sizeof(cuda::Totals) / sizeof(int64_t);
 
@@ -84,13 +84,41 @@ struct Dealt {
     }
 };
 
-void catch_up(const Dealt& call, const cuda::Waiting& waiting, int camera, const Device& device) {
+void catch_up(const Dealt& call, const cuda::Waiting& waiting, const Device& device) {
     if (!waiting.moved_at) return;
-    cuda::catch_up({call.count(), int(call.params[2].size(1)), call.trained(0), call.trained(1), call.trained(2),
-                    call.trained(3), call.trained(4), call.trained(5), float(call.eps * std::sqrt(call.bias2())),
-                    waiting, int(call.step - 1), false, call.view(camera)},
-                   device.stream);
+    cuda::CatchUp rows = {call.count(),
+                          int(call.params[2].size(1)),
+                          call.trained(0),
+                          call.trained(1),
+                          call.trained(2),
+                          call.trained(3),
+                          call.trained(4),
+                          call.trained(5),
+                          float(call.eps * std::sqrt(call.bias2())),
+                          waiting,
+                          int(call.step - 1),
+                          false,
+                          {},
+                          call.cameras()};
+    for (int c = 0; c < call.cameras(); ++c) rows.views[c] = call.view(c);
+    cuda::catch_up(rows, device.stream);
 }
+
+// Room for what one camera sees of N Gaussians, in one piece.
+struct ScreenRoom {
+    Tensor memory;
+    cuda::Screen screen{};
+
+    ScreenRoom(const Device& device, int64_t N) {
+        const int64_t padded = (N + 3) / 4 * 4;  // all begin at multiples of 16 bytes
+        memory = device.bytes(padded * (sizeof(cuda::Splat) + sizeof(cuda::TileSet) + 3 * sizeof(int32_t)));
+        screen.splats = data<cuda::Splat>(memory);
+        screen.tile_sets = reinterpret_cast<cuda::TileSet*>(screen.splats + padded);
+        screen.radii = reinterpret_cast<int32_t*>(screen.tile_sets + padded);
+        screen.depth_keys = reinterpret_cast<uint32_t*>(screen.radii + padded);
+        screen.indices = screen.depth_keys + padded;
+    }
+};
 
 std::tuple<Tensor, Tensor, Tensor> dealt_project(at::TensorList params, at::TensorList exp_avg,
                                                  at::TensorList exp_avg_sq, const std::vector<double>& lrs,
@@ -103,32 +131,31 @@ std::tuple<Tensor, Tensor, Tensor> dealt_project(at::TensorList params, at::Tens
                         step,   world_to_camera, K,          widths, heights, sh_degree, antialiasing};
     call.check();
     TILESPLAT_CHECK(rank >= 0 && rank < ranks, "rank must be 0 to ", ranks - 1, ", got ", rank);
-    TILESPLAT_CHECK(capacity >= 0 && capacity <= INT32_MAX, "capacity must be at least 0, got ", capacity);
+    TILESPLAT_CHECK(capacity >= 0 && capacity <= INT32_MAX / 8, "capacity must be 0 to ", INT32_MAX / 8, ", got ",
+                    capacity);
     TILESPLAT_CHECK(call.count() * ranks <= INT32_MAX, "there are too many Gaussians: ", call.count() * ranks);
     const cuda::Waiting waiting = call.waiting(moved_at, missed);
     const Device device(call.means());
     const int64_t N = call.count(), C = call.cameras();
-    const Tensor records = device.empty({capacity, kRecordFloats}), slots = device.empty({C, N}, at::kInt);
+    const Tensor records = device.empty({capacity, kRecordFloats});
+    const Tensor slots = device.empty({C, N}, at::kInt);
     const Tensor totals = device.empty({C, kTotalsCount}, at::kLong);
-    // Of one camera after the other.
-    const Tensor splats = device.bytes(N * sizeof(cuda::Splat)), tile_sets = device.bytes(N * sizeof(cuda::TileSet));
-    const Tensor radii = device.empty({N}, at::kInt), keys = device.empty({N}, at::kInt);
-    const Tensor indices = device.empty({N}, at::kInt), published = device.empty({cuda::emit_blocks(N)}, at::kLong);
+    const Tensor published = at::zeros({C, cuda::emit_blocks(N)}, totals.options());
+    const ScreenRoom room(device, N);  // of one camera after the other
+    catch_up(call, waiting, device);
     for (int c = 0; c < C; ++c) {
-        catch_up(call, waiting, c, device);
-        const cuda::Screen screen = {data<cuda::Splat>(splats),      data<int32_t>(radii),
-                                     data<uint32_t>(keys),           data<uint32_t>(indices),
-                                     data<cuda::TileSet>(tile_sets), data<cuda::Totals>(totals) + c};
+        cuda::Screen screen = room.screen;
+        screen.totals = data<cuda::Totals>(totals) + c;
         cuda::preprocess(call.gaussians(), call.view(c), screen, device.stream);
-        cuda::append({N, screen, data<cuda::Totals>(totals), c, int(rank), int(ranks), capacity,
-                      data<cuda::Record>(records), data<int32_t>(slots) + c * N, data<uint64_t>(published)},
-                     device.stream);
+        cuda::append(
+            {N, screen, data<cuda::Totals>(totals), c, int(rank), int(ranks), capacity, data<cuda::Record>(records),
+             data<int32_t>(slots) + c * N, data<uint64_t>(published) + c * cuda::emit_blocks(N)},
+            device.stream);
     }
     return {records, slots, totals};
 }
 
-// Records as the screen of their camera.
-cuda::Unpack unpacking(const Tensor& records, at::IntArrayRef counts, const Tensor& places) {
+cuda::Unpack unpacking(const Tensor& records, at::IntArrayRef counts) {
     TILESPLAT_CHECK(!counts.empty() && counts.size() <= size_t(cuda::kMaxCameras), "counts must be 1 to ",
                     cuda::kMaxCameras, " numbers, got ", counts.size());
     cuda::Unpack call{};
@@ -139,52 +166,75 @@ cuda::Unpack unpacking(const Tensor& records, at::IntArrayRef counts, const Tens
     }
     TILESPLAT_CHECK(call.begin[counts.size()] == call.count, "counts must add up to ", call.count, ", got ",
                     call.begin[counts.size()]);
-    call.records = data<cuda::Record>(records), call.places = data<int32_t>(places);
+    call.records = data<cuda::Record>(records);
     return call;
 }
 
-Tensor dealt_blend(const Tensor& records, at::IntArrayRef counts, const Tensor& background, const Tensor& target,
-                   const OptionalTensor& mask, double lambda_dssim, bool absolute, const Tensor& losses) {
-    const auto [height, width] = check_target_size(target);
-    check_tensor(records, "records", {kAny, kRecordFloats}, at::kFloat, background.device());
-    check_tensor(background, "background", {3}, at::kFloat, records.device());
-    CHECK_TENSOR(losses, records, 2);
+// The memory of a tensor that nobody will look into again.
+void give_up(const Tensor& tensor) {
+    tensor.storage().set_data_ptr_noswap(c10::DataPtr(nullptr, tensor.device()));
+    tensor.storage().set_nbytes(0);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dealt_lists(const Tensor& records, at::IntArrayRef counts, int64_t width,
+                                                       int64_t height) {
+    check_tensor(records, "records", {kAny, kRecordFloats}, at::kFloat, records.device());
     check_size(width, height);
-    CHECK_TENSOR_DTYPE(target, records, target.scalar_type() == at::kByte ? at::kByte : at::kFloat, 3, height, width);
-    CHECK_TENSOR(mask, records, height, width);
     const Device device(records);
     const cuda::TileGrid grid{int(width), int(height)};
-    const int64_t M = records.size(0);
-    const Tensor places = device.empty({M}, at::kInt);
-    cuda::Unpack unpack = unpacking(records, counts, places);
-
+    cuda::Unpack unpack = unpacking(records, counts);
     Counted counted(device.stream);
-    const Projected projected(device, M, grid, counted.place(), [&](const cuda::Screen& s) {
+    const auto fill = [&](const cuda::Screen& s) {
         unpack.out = s;
         cuda::unpack(unpack, device.stream);
-    });
+    };
+    Projected projected(device, unpack.count, grid, counted.place(), fill);
     counted.enqueued();
-    const Tensor order = depth_order(device, projected);
-    const int64_t entries = counted.wait();
-    const Compared found =
-        compared(device, grid, projected, order, entries, background, target, mask, lambda_dssim, absolute);
+    give_up(records);
+    Tensor order = depth_order(device, projected);
+    const TileLists lists(device, grid, projected, order, counted.wait(), false);
+    return {projected.splats, lists.ids, projected.ranges, projected.totals};
+}
+
+Tensor dealt_blend(const Tensor& splats, const Tensor& ids, const Tensor& ranges, const Tensor& totals,
+                   const Tensor& background, const Tensor& target, const OptionalTensor& mask, double lambda_dssim,
+                   bool absolute, const Tensor& losses) {
+    const auto [height, width] = check_target_size(target);
+    check_size(width, height);
+    const cuda::TileGrid grid{int(width), int(height)};
+    check_tensor(splats, "splats", {kAny, kSplatFloats}, at::kFloat, splats.device());
+    CHECK_TENSOR_DTYPE(ids, splats, at::kInt, kAny);
+    CHECK_TENSOR_DTYPE(ranges, splats, at::kInt, grid.tiles(), 2);
+    CHECK_TENSOR_DTYPE(totals, splats, at::kLong, kTotalsCount);
+    CHECK_TENSOR(background, splats, 3);
+    CHECK_TENSOR_DTYPE(target, splats, target.scalar_type() == at::kByte ? at::kByte : at::kFloat, 3, height, width);
+    CHECK_TENSOR(mask, splats, height, width);
+    CHECK_TENSOR(losses, splats, 2);
+    const Device device(splats);
+    const Listed listed = {splats.size(0),
+                           ids.numel(),
+                           data<cuda::Splat>(splats),
+                           data<uint32_t>(ids),
+                           data<uint32_t>(ranges),
+                           data<cuda::Totals>(totals),
+                           {}};
+    const Compared found = compared(device, grid, listed, background, target, mask, lambda_dssim, absolute, true);
     cuda::photometric_value(data<float>(found.partial_ssim), data<float>(found.partial_l1), found.blocks, found.count,
                             float(lambda_dssim), data<float>(losses), data<float>(losses) + 1, device.stream);
-    return at::index_select(found.splat_grads, 0, places);
+    return found.splat_grads;
 }
 
 void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq,
                 const std::vector<double>& lrs, double beta1, double beta2, double eps, int64_t step,
                 at::TensorList world_to_camera, at::TensorList K, at::IntArrayRef widths, at::IntArrayRef heights,
-                int64_t sh_degree, bool antialiasing, const Tensor& records, const Tensor& slots, const Tensor& grads,
-                const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
+                int64_t sh_degree, bool antialiasing, const Tensor& slots, const Tensor& grads, double opacity_pull,
+                double scale_pull, const OptionalTensor& grad_norm_sum, const OptionalTensor& visits,
                 const OptionalTensor& abs_grad_norm_sum, const OptionalTensor& moved_at, const OptionalTensor& missed) {
     const Dealt call = {params, exp_avg,         exp_avg_sq, lrs,    beta1,   beta2,     eps,
                         step,   world_to_camera, K,          widths, heights, sh_degree, antialiasing};
     call.check();
     const Tensor& means = call.means();
     const int64_t N = call.count(), C = call.cameras();
-    CHECK_TENSOR(records, means, kAny, kRecordFloats);
     CHECK_TENSOR_DTYPE(slots, means, at::kInt, C, N);
     CHECK_TENSOR(grads, means, kAny, cuda::kGradSize);
     for (const OptionalTensor& sum : {grad_norm_sum, visits, abs_grad_norm_sum}) CHECK_TENSOR(sum, means, N);
@@ -194,7 +244,8 @@ void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     for (int c = 0; c < C; ++c) step_of.views[c] = call.view(c);
     step_of.cameras = int(C);
     step_of.slots = data<int32_t>(slots);
-    step_of.records = data<cuda::Record>(records), step_of.grads = data<float>(grads);
+    step_of.grads = data<float>(grads);
+    step_of.opacity_pull = float(opacity_pull), step_of.scale_pull = float(scale_pull);
     step_of.means = call.trained(0), step_of.sh_dc = call.trained(1), step_of.sh_rest = call.trained(2);
     step_of.opacities = call.trained(3), step_of.scales = call.trained(4), step_of.quats = call.trained(5);
     step_of.rates = adam_rates(beta1, beta2, eps, call.bias2());
@@ -211,6 +262,7 @@ void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
 
 TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("dealt_project", gs::dealt_project);
+    m.impl("dealt_lists", gs::dealt_lists);
     m.impl("dealt_blend", gs::dealt_blend);
     m.impl("dealt_step", gs::dealt_step);
 }

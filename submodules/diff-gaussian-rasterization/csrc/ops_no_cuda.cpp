@@ -24,8 +24,8 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
                              "lists",          "blend",
                              "blend_backward", "scores",
                              "pair_colors",    "pair_colors_backward",
-                             "dealt_project",  "dealt_blend",
-                             "dealt_step"}) {
+                             "dealt_project",  "dealt_lists",
+                             "dealt_blend",    "dealt_step"}) {
         m.impl(name, torch::CppFunction::makeFromBoxedFunction<&gs::no_cuda>());
     }
 }

@@ -81,12 +81,11 @@ std::vector<Tensor> lists(const ListsCall& call) {
     const cuda::TileGrid grid{int(call.width), int(call.height)};
     std::optional<Counted> counted;  // without a capacity, wait for the number of entries
     if (call.capacity <= 0) counted.emplace(device.stream);
-    const Projected projected(
-        device, screen.count(), grid, counted ? counted->place() : nullptr, [&](const cuda::Screen& s) {
-            cuda::pack(screen.count(), on_screen(screen), grid, call.margin > 0, s, device.stream);
-        });
+    Projected projected(device, screen.count(), grid, counted ? counted->place() : nullptr, [&](const cuda::Screen& s) {
+        cuda::pack(screen.count(), on_screen(screen), grid, call.margin > 0, s, device.stream);
+    });
     if (counted) counted->enqueued();
-    const Tensor order = depth_order(device, projected);
+    Tensor order = depth_order(device, projected);
     const int64_t room = counted ? counted->wait() : screen.count() ? std::min(call.capacity, cuda::kMaxEntries) : 0;
     const TileLists tiles(device, grid, projected, order, room, deterministic());
     std::vector<Tensor> tensors = {tiles.ids, projected.ranges, projected.totals};

@@ -15,7 +15,8 @@ OPERATORS = (
     "rasterize", "rasterize_backward", "mark_visible", "ssim", "ssim_backward", "photometric_loss",
     "adam_step", "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
     "project", "project_backward", "lists", "blend", "blend_backward", "scores",
-    "pair_colors", "pair_colors_backward", "dealt_project", "dealt_blend", "dealt_step",
+    "pair_colors", "pair_colors_backward", "dealt_project", "dealt_lists",
+    "dealt_blend", "dealt_step",
 )  # fmt: skip
 
 

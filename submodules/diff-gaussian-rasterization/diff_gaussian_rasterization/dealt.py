@@ -3,11 +3,12 @@
 Rows are dealt like cards: the i-th here is row i ranks + rank of all. A step has three parts, and between
 them what a camera sees of the Gaussians, and later its gradients, go from process to process:
 
-    counts = step.project(...)                     # here, for the cameras of all processes
-    received = ...  # step.records(counts), counts[r] of them to process r
-    losses, grads = step.compare(received, ...)    # the picture of one's own camera, against its photo
+    records, counts = step.project(...)  # here, for the cameras of all processes
+    received = ...  # counts[r] of them go to process r
+    lists = step.lists(received, ...)
+    losses, grads = step.compare(lists, ...)  # the picture of one's own camera, against its photo
     returned = ...  # grads, back to where the records are from
-    step.move(returned, stats)                     # along the mean gradient of all cameras
+    step.move(returned, stats)  # along the mean gradient of all cameras
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class DealtStep(WaitingRows):
         super().__init__(device)
         self._place = rank, ranks
         self._share = 0.0  # records to make room for, of each pair of a camera and a Gaussian
-        self._found: tuple[Tensor, Tensor] | None = None  # records and slots, between project() and move()
+        self._slots: Tensor | None = None  # of records, between project() and move()
 
     @torch.no_grad()
     def project(
@@ -48,32 +49,37 @@ class DealtStep(WaitingRows):
         sizes: list[tuple[int, int]],  # width and height
         sh_degree: int,
         antialiasing: bool,
-    ) -> list[int]:
-        """How many records there are for each camera. Waits for the GPU."""
+        waits: bool = True,  # may rows that no camera shows wait? They would have a gradient of zero
+    ) -> tuple[Tensor, list[int]]:
+        """Records [M, 16], one camera after the other, and how many there are for each. Waits for the GPU."""
         widths, heights = map(list, zip(*sizes))
         model = (params, exp_avg, exp_avg_sq, lrs, *betas, eps, step)
         self._call = (*model, world_to_camera, K, widths, heights, sh_degree, antialiasing)
-        self._waiting = self._account(len(params[0]), step)
+        if not waits:
+            self.settle()
+        self._waiting = self._account(len(params[0]), step) if waits else (None, None)
         pairs = len(K) * len(params[0])
         while True:
-            room, self._found = min(int(self._share * pairs), pairs), None
-            found = operators.dealt_project(*self._call, *self._place, room, *self._waiting)
-            self._found, totals = found[:2], found[2]
-            counts = totals[:, 1].tolist()
+            room = min(int(self._share * pairs), pairs)
+            self._slots = records = None  # they make room
+            records, self._slots, totals = operators.dealt_project(
+                *self._call, *self._place, room, *self._waiting
+            )
+            counts = [count for _, count, *_ in totals.tolist()]
             if sum(counts) <= room:
-                return counts
+                return records[: sum(counts)], counts
             self._share = SPARE * sum(counts) / pairs
 
-    def records(self, counts: list[int]) -> Tensor:
-        """[sum of counts, 16], one camera after the other."""
-        assert self._found is not None
-        return self._found[0][: sum(counts)]
+    @torch.no_grad()
+    def lists(self, records: Tensor, counts: list[int], width: int, height: int) -> tuple:
+        """Splats, and those of every tile. counts[r] of the records are from process r; they are used up.
+        Waits for the GPU."""
+        return operators.dealt_lists(records, counts, width, height)
 
     @torch.no_grad()
     def compare(
         self,
-        records: Tensor,  # [M, 16]
-        counts: list[int],  # from each process
+        lists: tuple,
         background: Tensor,  # [3]
         target: Tensor,  # [3, H, W] uint8 or float
         mask: Tensor | None,  # [H, W]
@@ -81,18 +87,16 @@ class DealtStep(WaitingRows):
         absolute: bool,  # for ScreenStats.abs_grad_norm_sum
     ) -> tuple[Tensor, Tensor]:
         """Loss and L1 loss [2], and the gradients of the records [M, 12]."""
-        losses = records.new_empty(2)
-        grads = operators.dealt_blend(
-            records, counts, background, target, mask, lambda_dssim, absolute, losses
-        )
-        return losses, grads
+        losses = background.new_empty(2)
+        photo = background, target, mask, lambda_dssim
+        return losses, operators.dealt_blend(*lists, *photo, absolute, losses)
 
     @torch.no_grad()
-    def move(self, grads: Tensor, stats: ScreenStats | None) -> None:
-        """Along the gradients of what project() has found, which takes no memory."""
+    def move(self, grads: Tensor, stats: ScreenStats | None, pulls: tuple[float, float] = (0.0, 0.0)) -> None:
+        """Along the gradients of what project() has found, and those of the pulls times the sums of opacities
+        and scales. It takes no memory."""
         sums = (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
-        assert self._found is not None
-        operators.dealt_step(*self._call, *self._found, grads, *sums, *self._waiting)
+        operators.dealt_step(*self._call, self._slots, grads, *pulls, *sums, *self._waiting)
         params, exp_avg, exp_avg_sq, _, _, beta2, eps, step, *_ = self._call
         self._note(params, exp_avg, exp_avg_sq, beta2, eps, step, self._waiting[0] is not None)
-        self._found = None
+        self._slots = None

@@ -170,16 +170,28 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename TileId>
-void sort_and_mark(const SortByTile& p, Stream stream) {
-    const auto* tiles = static_cast<const TileId*>(p.tiles);
-    auto* tiles_out = static_cast<TileId*>(p.tiles_out);
+bool sort_and_mark(const SortByTile& p, Stream stream) {
+    cub::DoubleBuffer<TileId> tiles(static_cast<TileId*>(p.tiles), static_cast<TileId*>(p.tiles_too));
+    cub::DoubleBuffer<uint32_t> ids(p.ids, p.ids_too);
     size_t bytes = p.workspace_bytes;
-    check(cub::DeviceRadixSort::SortPairs(p.workspace, bytes, tiles, tiles_out, p.ids, p.ids_out, int(p.entries), 0,
+    check(cub::DeviceRadixSort::SortPairs(p.workspace, bytes, tiles, ids, int(p.entries), 0,
                                           bits_for(uint32_t(p.grid.tiles())), native(stream)),
           "sorting by tile");
     ranges_kernel<TileId><<<blocks_for(p.entries, kThreads * kIdsPerThread<TileId>), kThreads, 0, native(stream)>>>(
-        tiles_out, p.entries, uint32_t(p.grid.tiles()), p.ranges);
+        tiles.Current(), p.entries, uint32_t(p.grid.tiles()), p.ranges);
     check_launch("ranges_kernel");
+    return ids.Current() == p.ids_too;
+}
+
+template <typename TileId>
+size_t sort_workspace(const TileGrid& grid, int64_t entries) {
+    size_t bytes = 0;
+    cub::DoubleBuffer<TileId> tiles;
+    cub::DoubleBuffer<uint32_t> ids;
+    check(
+        cub::DeviceRadixSort::SortPairs(nullptr, bytes, tiles, ids, int(entries), 0, bits_for(uint32_t(grid.tiles()))),
+        "sizing the tile sort");
+    return bytes;
 }
 
 }  // namespace
@@ -223,28 +235,12 @@ void emit(const Emit& args, Stream stream) {
 }
 
 size_t tile_sort_workspace(const TileGrid& grid, int64_t entries) {
-    size_t bytes = 0;
-    const int bits = bits_for(uint32_t(grid.tiles()));
-    const uint32_t* ids = nullptr;
-    if (small_tile_ids(grid))
-        check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, static_cast<const uint16_t*>(nullptr),
-                                              static_cast<uint16_t*>(nullptr), ids, static_cast<uint32_t*>(nullptr),
-                                              int(entries), 0, bits),
-              "sizing the tile sort");
-    else
-        check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, static_cast<const uint32_t*>(nullptr),
-                                              static_cast<uint32_t*>(nullptr), ids, static_cast<uint32_t*>(nullptr),
-                                              int(entries), 0, bits),
-              "sizing the tile sort");
-    return bytes;
+    return small_tile_ids(grid) ? sort_workspace<uint16_t>(grid, entries) : sort_workspace<uint32_t>(grid, entries);
 }
 
-void sort_by_tile(const SortByTile& args, Stream stream) {
-    if (args.entries == 0) return;
-    if (small_tile_ids(args.grid))
-        sort_and_mark<uint16_t>(args, stream);
-    else
-        sort_and_mark<uint32_t>(args, stream);
+bool sort_by_tile(const SortByTile& args, Stream stream) {
+    if (args.entries == 0) return false;
+    return small_tile_ids(args.grid) ? sort_and_mark<uint16_t>(args, stream) : sort_and_mark<uint32_t>(args, stream);
 }
 
 }  // namespace gs::cuda

@@ -69,6 +69,12 @@ __device__ __forceinline__ int64_t passed_at(uint32_t begin, uint32_t segment, i
     return ((int64_t(begin) / kSegment + segment) * kStrips + strip) * kWarp + lane_id();
 }
 
+// The same where only what is walked has room.
+__device__ __forceinline__ int64_t passed_at(const Trace& trace, uint32_t tile, uint32_t begin, uint32_t segment,
+                                             int strip) {
+    return passed_at(trace.first ? trace.first[tile] * kSegment : begin, segment, strip);
+}
+
 // Whether a splat can show in a box at all.
 __device__ __forceinline__ bool overlap(float4 place, const Box<float>& box) {
     return place.x + place.z >= box.x0 && place.x - place.z <= box.x1 && place.y + place.w >= box.y0 &&

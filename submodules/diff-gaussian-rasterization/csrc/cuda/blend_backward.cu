@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) blend_backward_kernel(BlendBackward 
     for (int i = 0; i < kPixels; ++i)
         if (__any_sync(kFullWarp, visits.strips[i] != 0) && pixels.inside[i])
             state[i].begin(p, pixels.view, pixels.column, pixels.row + 4 * i, segment,
-                           passed_at(begin, segment + 1, strip + i));
+                           passed_at(p.trace, tile, begin, segment + 1, strip + i));
 
     int slot = transpose_slot<kValues>(lane);
     const bool writes = first_with_slot(slot, lane);

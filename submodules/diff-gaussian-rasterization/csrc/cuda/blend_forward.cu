@@ -115,9 +115,10 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
         if (done) continue;
 
         const uint32_t segment = (begin - range.x) / kSegment;
-        if (p.trace.taken && segment && (begin - range.x) % kSegment == 0) {
+        if (p.trace.passed && segment && (begin - range.x) % kSegment == 0) {
 #pragma unroll
-            for (int i = 0; i < kPixels; ++i) state[i].store_passed(p.trace, passed_at(range.x, segment, strip + i));
+            for (int i = 0; i < kPixels; ++i)
+                state[i].store_passed(p.trace, passed_at(p.trace, tile, range.x, segment, strip + i));
         }
         const Staged* const batch = batches[turn];
         const uint32_t count = ::min(range.y - begin, uint32_t(kBatch));
@@ -163,6 +164,7 @@ __global__ void __launch_bounds__(kThreads<kPixels>, 6 * kPixels) blend_forward_
         if (thread == 0 && segments) {
             const uint64_t first = atomicAdd(&p.totals->segments, static_cast<unsigned long long>(segments));
             for (uint32_t s = 0; s < segments; ++s) reinterpret_cast<uint2*>(p.trace.segments)[first + s] = {tile, s};
+            if (p.trace.first) p.trace.first[tile] = uint32_t(first);
         }
     }
 #pragma unroll
@@ -179,6 +181,13 @@ Trace lay_out(char*& next, const TileGrid& grid, int64_t entries, bool inv_depth
     return t;
 }
 
+Trace lay_out_sparing(char*& next, const TileGrid& grid, int64_t entries) {
+    Trace t{};
+    lay_out_walk(t, next, grid, entries);
+    t.first = take<uint32_t>(next, grid.tiles());
+    return t;
+}
+
 }  // namespace
 
 size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth) {
@@ -191,6 +200,19 @@ Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_dep
     char* next = static_cast<char*>(memory);
     return lay_out(next, grid, entries, inv_depth);
 }
+
+size_t walk_bytes(const TileGrid& grid, int64_t entries) {
+    char* next = nullptr;
+    lay_out_sparing(next, grid, entries);
+    return reinterpret_cast<size_t>(next);
+}
+
+Trace walk_in(void* memory, const TileGrid& grid, int64_t entries) {
+    char* next = static_cast<char*>(memory);
+    return lay_out_sparing(next, grid, entries);
+}
+
+size_t passed_bytes(int64_t segments) { return size_t(segments) * kStrips * kWarp * sizeof(float4); }
 
 void blend_forward(const BlendForward& args, Stream stream) {
     const unsigned tiles = unsigned(args.grid.tiles());

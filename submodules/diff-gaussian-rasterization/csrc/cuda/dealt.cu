@@ -1,5 +1,6 @@
 // Splats on their way between processes: what is seen of a process's Gaussians becomes records, one camera after the other,
-// and what a process has got from all of them becomes the screen of its own camera. CUDA backend.
+// and what a process has got from all of them is put in the order of all rows, so that equal depths are blended as in one
+// process. CUDA backend.
 #include "scan.h"
 #include "tile_walk.h"
 
@@ -8,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-__device__ __forceinline__ uint32_t row_of(const Record* record) { return record->tiles.count; }
+constexpr int kWarps = kThreads / kWarp;
 
 // One thread per Gaussian. Records are in the order of rows.
 __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant__ Append p) {
@@ -17,22 +18,22 @@ __global__ void __launch_bounds__(kThreads) append_kernel(const __grid_constant_
     int64_t at = int64_t(exclusive_sum<kThreads>(seen, p.published));
     for (int camera = 0; camera < p.camera; ++camera) at += int64_t(p.totals[camera].visible);
     const bool fits = seen && at < p.capacity;
-    if (i < p.count) p.slots[i] = fits ? int32_t(at) : -1;
+    if (i < p.count && !fits) p.slots[i] = -1;
     if (!fits) return;
-    Record record;
-    record.splat = p.screen.splats[i];
-    record.splat.inv_depth = __uint_as_float(p.screen.depth_keys[i]);
-    record.tiles = p.screen.tile_sets[i];
-    if (is_large(record.tiles)) record.tiles.mask = record.tiles.count;
-    record.tiles.count = uint32_t(i * p.ranks + p.rank);
-    p.records[at] = record;
+    Splat splat = p.screen.splats[i];
+    splat.inv_depth = __uint_as_float(p.screen.depth_keys[i]);
+    TileSet tiles = p.screen.tile_sets[i];
+    if (is_large(tiles)) tiles.mask = tiles.count;
+    tiles.count = uint32_t(i * p.ranks + p.rank);
+    p.records[at] = {splat, tiles};
+    p.slots[i] = int32_t(at << kChannelBits | (splat.r > 0.f) | (splat.g > 0.f) << 1 | (splat.b > 0.f) << 2);
 }
 
-// The first of the records from `begin` to `end` whose row is not below `row`.
+// The first from `begin` to `end` whose row is not below `row`.
 __device__ __forceinline__ int64_t lower_bound(const Record* records, int64_t begin, int64_t end, uint32_t row) {
     while (begin < end) {
         const int64_t middle = (begin + end) / 2;
-        if (row_of(records + middle) < row)
+        if (records[middle].tiles.count < row)
             begin = middle + 1;
         else
             end = middle;
@@ -40,66 +41,70 @@ __device__ __forceinline__ int64_t lower_bound(const Record* records, int64_t be
     return begin;
 }
 
-struct Rows { uint32_t low, high; };
-
-// The lowest and the highest row of a warp's records.
-__device__ __forceinline__ Rows rows_of_warp(bool inside, uint32_t row) {
-    Rows rows = {inside ? row : UINT32_MAX, inside ? row : 0u};
-#pragma unroll
-    for (int offset = kWarp / 2; offset > 0; offset /= 2) {
-        rows.low = ::min(rows.low, __shfl_xor_sync(kFullWarp, rows.low, offset));
-        rows.high = ::max(rows.high, __shfl_xor_sync(kFullWarp, rows.high, offset));
+// The same by a warp, which looks at 32 places at a time.
+__device__ __forceinline__ int64_t lower_bound_by_warp(const Record* records, int64_t begin, int64_t end,
+                                                       uint32_t row) {
+    while (begin < end) {
+        const int64_t step = (end - begin + kWarp - 1) / kWarp, at = begin + lane_id() * step;
+        const int below = __popc(__ballot_sync(kFullWarp, at < end && records[at].tiles.count < row));
+        if (below == 0) return begin;
+        end = ::min(begin + below * step, end);
+        begin += (below - 1) * step + 1;
     }
-    return rows;
+    return begin;
 }
 
-// How many records of all processes are of lower rows than record i. A warp's rows are close to each other, so it looks for
-// all of them together first.
-__device__ __forceinline__ int64_t place_of(const Unpack& p, bool inside, int64_t i, uint32_t row) {
-    const Rows rows = rows_of_warp(inside, row);
-    int64_t place = 0;
-    for (int block = 0; block < p.blocks; ++block) {
-        const int64_t begin = p.begin[block], end = p.begin[block + 1];
-        if (inside && i >= begin && i < end) {
-            place += i - begin;
-        } else if (rows.low <= rows.high) {
-            const int64_t first = lower_bound(p.records, begin, end, rows.low);
-            const int64_t last = lower_bound(p.records, first, end, rows.high);
-            place += lower_bound(p.records, first, last, row) - begin;
+// Where, in the records of each process, those between the lowest and the highest row of a block of threads are.
+struct Bounds {
+    uint32_t low, high;
+    int64_t first[kMaxCameras], last[kMaxCameras];
+
+    // All threads call.
+    __device__ __forceinline__ void find(const Unpack& p, bool inside, uint32_t row) {
+        if (threadIdx.x == 0) low = UINT32_MAX, high = 0;
+        __syncthreads();
+        if (inside) atomicMin(&low, row), atomicMax(&high, row);
+        __syncthreads();
+        for (int task = threadIdx.x / kWarp; task < 2 * p.blocks; task += kWarps) {
+            const int block = task / 2;
+            const int64_t at =
+                lower_bound_by_warp(p.records, p.begin[block], p.begin[block + 1], task % 2 ? high : low);
+            if (lane_id() == 0) (task % 2 ? last : first)[block] = at;
         }
+        __syncthreads();
     }
-    return place;
-}
+};
 
-// One thread per record. They come in the order of rows.
+// One thread per record.
 __global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant__ Unpack p) {
+    __shared__ Bounds bounds;
     const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     const bool inside = i < p.count;
-    const uint32_t row = inside ? row_of(p.records + i) : 0u;
-    const int64_t place = place_of(p, inside, i, row);
-    uint32_t tiles = 0;
+    const Record own = inside ? p.records[i] : Record{};
+    TileSet set = own.tiles;
+    const uint32_t row = set.count;
+    bounds.find(p, inside, row);
+    set.count = 0;
     if (inside) {
-        Record record = p.records[i];
-        const float depth = record.splat.inv_depth;
-        record.splat.inv_depth = 1.f / depth;
-        tiles = is_large(record.tiles) ? record.tiles.mask : __popc(record.tiles.mask);
-        record.tiles.count = tiles;
-        p.out.splats[place] = record.splat;
-        p.out.tile_sets[place] = record.tiles;
-        p.out.depth_keys[place] = __float_as_uint(depth);
-        p.out.indices[place] = uint32_t(place);
-        p.out.radii[place] = 1;
-        p.places[i] = int32_t(place);
+        int64_t place = 0;  // how many records of all processes are of lower rows
+        for (int block = 0; block < p.blocks; ++block) {
+            const int64_t begin = p.begin[block], end = p.begin[block + 1];
+            const bool among = i >= begin && i < end;
+            place += (among ? i : lower_bound(p.records, bounds.first[block], bounds.last[block], row)) - begin;
+        }
+        set.count = is_large(set) ? set.mask : __popc(set.mask);
+        p.out.splats[i] = own.splat;
+        p.out.tile_sets[i] = set;
+        p.out.depth_keys[place] = __float_as_uint(own.splat.inv_depth);
+        p.out.indices[place] = uint32_t(i);
     }
-    add_totals<kThreads>(inside, tiles, p.out.totals);
+    add_totals<kThreads>(inside, set.count, p.out.totals);
 }
 
 }  // namespace
 
 void append(const Append& args, Stream stream) {
     if (args.count == 0) return;
-    check(cudaMemsetAsync(args.published, 0, emit_blocks(args.count) * sizeof(uint64_t), native(stream)),
-          "clearing sums of blocks");
     append_kernel<<<unsigned(emit_blocks(args.count)), kThreads, 0, native(stream)>>>(args);
     check_launch("append_kernel");
 }

@@ -131,13 +131,13 @@ size_t tile_sort_workspace(const TileGrid& grid, int64_t entries);
 struct SortByTile {
     TileGrid grid;
     int64_t entries;          // or the capacity that emit filled
-    void *tiles, *tiles_out;  // [entries]
-    uint32_t *ids, *ids_out;  // [entries]
+    void *tiles, *tiles_too;  // [entries] the second are for what lies between, as are those of ids
+    uint32_t *ids, *ids_too;  // [entries]
     uint32_t* ranges;         // [tiles, 2] begin, end; zero on entry
     void* workspace;
     size_t workspace_bytes;
 };
-void sort_by_tile(const SortByTile& args, Stream stream);
+bool sort_by_tile(const SortByTile& args, Stream stream);  // are the sorted ids in ids_too?
 
 // What blend_forward leaves for blend_backward, in one piece of memory: see blend.h.
 constexpr int kSegment = 256;  // entries of a tile that a block of blend_backward walks
@@ -145,15 +145,21 @@ constexpr int kStrips = 8;     // of 8x4 pixels: a tile
 struct Trace {
     uint32_t* taken;          // [entries / 32 + tiles, kStrips]
     uint32_t* walked;         // [tiles, kStrips]
-    void* passed;             // [entries / kSegment + 1, kStrips, 32] float4
+    void* passed;             // [entries / kSegment + 1, kStrips, 32] float4; or [segments, kStrips, 32], see `first`
     uint32_t* segments;       // [max_segments, 2]
     uint32_t* stop;           // [H, W] a pixel took entries of its tile's list before this one
     float* left;              // [H, W] transmittance in the end: 1 - alpha, not rounded
     float* passed_inv_depth;  // [entries / kSegment + 1, kStrips, 32] or null, where nobody wants its gradient
+    uint32_t* first;          // [tiles] or null: where a tile's segments begin among all that are walked
 };
 inline int64_t max_segments(const TileGrid& grid, int64_t entries) { return entries / kSegment + grid.tiles(); }
 size_t trace_bytes(const TileGrid& grid, int64_t entries, bool inv_depth);
 Trace trace_in(void* memory, const TileGrid& grid, int64_t entries, bool inv_depth);  // memory: 16-byte aligned
+// The same in less memory, as lists are walked to their ends by few pixels. Of a first call of blend_forward, without room
+// for what pixels have seen; totals->segments then tells how much a second one needs, which leaves only that.
+size_t walk_bytes(const TileGrid& grid, int64_t entries);
+Trace walk_in(void* memory, const TileGrid& grid, int64_t entries);
+size_t passed_bytes(int64_t segments);
 
 // Where sums are to be made in a fixed order: a splat's entries, numbered one after the other as emit wrote them.
 struct Ordered {
@@ -405,6 +411,7 @@ struct Waiting {
     int32_t* moved_at;  // [N] the step that each row is up to date with; null: all rows move in every step
     Missed* missed;     // [kWindow] since this step, modulo kWindow
 };
+constexpr int kMaxCameras = 32;  // of a step, one for each process
 struct CatchUp {
     int64_t count;
     int rest_count;
@@ -412,8 +419,9 @@ struct CatchUp {
     float eps;  // times sqrt(1 - beta2^step): as good as exact where sqrt(v) is far from it
     Waiting waiting;
     int step;  // that the rows will be up to date with
-    bool all;  // or only those that `view` can show
-    View<float> view;
+    bool all;  // or only those that one of the views can show
+    View<float> views[kMaxCameras];
+    int cameras;
 };
 void catch_up(const CatchUp& args, Stream stream);
 
@@ -448,14 +456,18 @@ void preprocess_backward_adam(const PreprocessBackwardAdam& args, Stream stream)
 // ---- Gaussians that several processes hold, each some of the rows ------------------------------------------------------
 //
 // A process projects its Gaussians for the cameras of all of them. append makes records of what a camera sees, which go to
-// the process of that camera; unpack makes a screen of what has come from all. Gradients of splats go back the same way.
+// the process of that camera; unpack orders those that have come from all. Gradients of splats go back the same way.
+// A record is a Splat, with the depth in the place of inv_depth; and a TileSet, with the row, counted over all processes, in
+// the place of count. A large one's count is in its mask.
 
-constexpr int kMaxCameras = 32;  // of a step, one for each process
+// Of a Gaussian that a camera shows: the number of its record, and which channels are not dark, a bit for each. Else -1.
+constexpr int kChannelBits = 3;
 
-struct alignas(16) Record {
-    Splat splat;  // with the depth key in the place of inv_depth
-    TileSet
-        tiles;  // with the row, counted over all processes, in the place of count; a large one's count is in its mask
+// A splat on its way to the process that blends it. In the splat, inv_depth is the bits of the depth key. In the tiles,
+// count is the row of all, and where there are too many tiles for a mask, mask is their count.
+struct Record {
+    Splat splat;
+    TileSet tiles;
 };
 
 struct Append {
@@ -466,18 +478,17 @@ struct Append {
     int rank, ranks;      // row i here is row i ranks + rank
     int64_t capacity;     // records beyond it are dropped: totals tell
     Record* records;      // [capacity] of all cameras, one after the other, in the order of rows
-    int32_t* slots;       // [N] the number of a Gaussian's record, or -1
-    uint64_t* published;  // [emit_blocks(N)]
+    int32_t* slots;       // [N]
+    uint64_t* published;  // [emit_blocks(N)] zero on entry
 };
 void append(const Append& args, Stream stream);
 
 struct Unpack {
-    int64_t count;  // N records
+    int64_t count;  // M records
     int blocks;     // of the processes that they are from, each in the order of rows
     int64_t begin[kMaxCameras + 1];
-    const Record* records;
-    Screen out;       // in the order of rows; radii are 1
-    int32_t* places;  // [N] where records are there
+    const Record* records;  // [M]
+    Screen out;             // but for radii; keys and indices in the order of all rows
 };
 void unpack(const Unpack& args, Stream stream);
 
@@ -486,9 +497,9 @@ struct DealtBackwardAdam {
     Gaussians<float> gaussians;
     View<float> views[kMaxCameras];
     int cameras;
-    const int32_t* slots;   // [cameras, N] as append left them
-    const Record* records;  // as append left them
-    const float* grads;     // [records, kGradSize]
+    const int32_t* slots;            // [cameras, N] as append left them
+    const float* grads;              // [records, kGradSize]
+    float opacity_pull, scale_pull;  // gradients of each opacity and scale besides: those of regularizers
     Trained means, sh_dc, sh_rest, opacities, scales, quats;
     AdamRates rates;
     float beta1;

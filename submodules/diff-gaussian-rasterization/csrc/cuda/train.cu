@@ -223,14 +223,22 @@ __global__ void __launch_bounds__(kThreads, kBlocksPerSm)
 
 // ---- the same, of several cameras ------------------------------------------------------------------------------------
 
+__device__ __forceinline__ Camera<float> camera_of(const View<float>& v) {
+    return make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
+}
+
+__device__ __forceinline__ const float* grad_of(const DealtBackwardAdam& p, int32_t slot) {
+    return p.grads + int64_t(slot >> kChannelBits) * kGradSize;
+}
+
 // The sum over cameras of what passes the projection, and the statistics of each.
 __device__ __forceinline__ GaussianGrad geometry_vjp(const DealtBackwardAdam& p, const Camera<float>* cameras,
                                                      int64_t i) {
     GaussianGrad sum{};
     for (int c = 0; c < p.cameras; ++c) {
-        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        const int32_t slot = p.slots[c * p.gaussians.count + i];
         if (slot < 0) continue;
-        const GaussianGrad one = gaussian_vjp(p.gaussians, cameras[c], i, p.grads + slot * kGradSize);
+        const GaussianGrad one = gaussian_vjp(p.gaussians, cameras[c], i, grad_of(p, slot));
         sum.mean = add(sum.mean, one.mean);
         sum.scale = add(sum.scale, one.scale);
         sum.quat = {sum.quat.x + one.quat.x, sum.quat.y + one.quat.y, sum.quat.z + one.quat.z, sum.quat.w + one.quat.w};
@@ -247,16 +255,22 @@ __device__ __forceinline__ Vec3<float> colors_vjp(const DealtBackwardAdam& p, co
                                                   const float* rest, Vec3<float> (&sh)[sh_count(Degree)]) {
     Vec3<float> mean = {0.f, 0.f, 0.f};
     for (int c = 0; c < p.cameras; ++c) {
-        const int64_t slot = p.slots[c * p.gaussians.count + i];
+        const int32_t slot = p.slots[c * p.gaussians.count + i];
         if (slot < 0) continue;
-        const float* const grad = p.grads + slot * kGradSize;
-        const Vec3<float> g_color = through_clamp(p.records[slot].splat, {grad[kRed], grad[kGreen], grad[kBlue]});
+        const float* const grad = grad_of(p, slot);
+        const Vec3<float> g_color = {slot & 1 ? grad[kRed] : 0.f, slot & 2 ? grad[kGreen] : 0.f,
+                                     slot & 4 ? grad[kBlue] : 0.f};
         float basis[sh_count(Degree)];
         mean = add(mean, sh_color_vjp<Degree>(p.gaussians, cameras[c], i, g_color, rest, basis));
 #pragma unroll
         for (int k = 0; k < sh_count(Degree); ++k) sh[k] = add(sh[k], mul(basis[k], g_color));
     }
     return mean;
+}
+
+__device__ __forceinline__ Vec3<float> scale_pull(const DealtBackwardAdam& p, int64_t i) {
+    const Vec3<float> log_scale = load3(p.gaussians.scales, i);
+    return mul(p.scale_pull, Vec3<float>{expf(log_scale.x), expf(log_scale.y), expf(log_scale.z)});
 }
 
 __device__ __forceinline__ bool seen_by_any(const DealtBackwardAdam& p, int64_t i) {
@@ -279,10 +293,7 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     const bool inside = i < g.count, seen = inside && seen_by_any(p, i);
     const bool moves = inside && (seen || !p.waiting.moved_at);
     moving.set(moves);
-    if (int(threadIdx.x) < p.cameras) {
-        const View<float>& v = p.views[threadIdx.x];
-        cameras[threadIdx.x] = make_camera(v.world_to_camera, v.intrinsics, v.camera_center, v.width, v.height);
-    }
+    if (int(threadIdx.x) < p.cameras) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
     if (blockIdx.x == 0 && p.waiting.moved_at) note_step(p, true);
     __syncthreads();
     copy_async(rest, p.sh_rest.param + first * stride, rows * stride, moving, row_of_rest);
@@ -297,7 +308,8 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     if (seen) grad.mean = add(grad.mean, colors_vjp<Degree>(p, cameras, i, own_rest, sh));
     const float part = 1.f / float(p.cameras);
     if (moves) {
-        grad.opacity *= part;
+        const float opacity = sigmoid(g.opacities[i]);
+        grad.opacity = fmaf(part, grad.opacity, p.opacity_pull * opacity * (1.f - opacity));
         grad.quat = {part * grad.quat.x, part * grad.quat.y, part * grad.quat.z, part * grad.quat.w};
         move_own(p, i, grad);
         if (p.waiting.moved_at) p.waiting.moved_at[i] = p.step;
@@ -307,7 +319,7 @@ __global__ void __launch_bounds__(kThreads, kDealtBlocksPerSm)
     for (int k = 3 * (sh_count(Degree) - 1); k < stride; ++k) own_rest[k] = 0.f;
     store3(dc_grads, threadIdx.x, mul(part, sh[0]));
     store3(mean_grads, threadIdx.x, mul(part, grad.mean));
-    store3(scale_grads, threadIdx.x, mul(part, grad.scale));
+    store3(scale_grads, threadIdx.x, add(mul(part, grad.scale), moves ? scale_pull(p, i) : Vec3<float>{0.f, 0.f, 0.f}));
     __syncthreads();
 
     const auto move = [&](const Trained& t, int length, const float* grads, auto row_of) {
@@ -349,31 +361,33 @@ __device__ __forceinline__ bool near_the_image(const View<float>& view, const Ca
              center.y > float(view.height) + reach);
 }
 
-// If not, row i may go on waiting: neither where it should be nor where it still is does the view show it.
-__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>& camera, int64_t i,
+// If not, row i may go on waiting: neither where it should be nor where it still is does a view show it.
+__device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>* cameras, int64_t i,
                                             const Missed& missed) {
     const Vec3<float> mean = drifted3(p.means, i, missed.drift[0], p.eps);
     const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
-    return near_the_image(p.view, camera, mean, scale) ||
-           near_the_image(p.view, camera, load3(p.means.param, i), load3(p.scales.param, i));
+    const Vec3<float> mean_now = load3(p.means.param, i), scale_now = load3(p.scales.param, i);
+    bool seen = false;
+    for (int c = 0; c < p.cameras && !seen; ++c)
+        seen = near_the_image(p.views[c], cameras[c], mean, scale) ||
+               near_the_image(p.views[c], cameras[c], mean_now, scale_now);
+    return seen;
 }
 
 __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constant__ CatchUp p, RowOfRest row_of_rest) {
     __shared__ Missed missed[kThreads];
-    __shared__ Camera<float> camera;
+    __shared__ Camera<float> cameras[kMaxCameras];
     __shared__ RowSet moving;
     const int64_t first = int64_t(blockIdx.x) * kThreads, i = first + threadIdx.x;
     const int rows = int(::min(p.count - first, int64_t(kThreads))), stride = 3 * p.rest_count;
     const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
     bool moves = moved_at != p.step;
-    if (threadIdx.x == 0 && !p.all)
-        camera =
-            make_camera(p.view.world_to_camera, p.view.intrinsics, p.view.camera_center, p.view.width, p.view.height);
+    if (int(threadIdx.x) < p.cameras && !p.all) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
     if (!__syncthreads_or(moves)) return;
     Missed& own = missed[threadIdx.x];
     if (moves) {
         own = p.waiting.missed[uint32_t(moved_at) % kWindow];
-        moves = p.all || may_be_seen(p, camera, i, own);
+        moves = p.all || may_be_seen(p, cameras, i, own);
     }
     moving.set(moves);
     if (!__syncthreads_or(moves)) return;
