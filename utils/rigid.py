@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 SMALL = 0.25  # squared angle below which series are exact, and quotients are not
-# Six terms of series, by powers of the square: of those in _coefficients, and of arcsin x / x
+# Terms of power series: of those in _coefficients, and of arcsin x / x, by powers of the square
 SINES = tuple(tuple((-1) ** k / math.factorial(2 * k + of) for of in (1, 2, 3)) for k in range(6))
 ARCSINE = ((1.0,), (1 / 6,), (3 / 40,), (15 / 336,), (105 / 3456,), (945 / 42240,))
+CROSS = ((0, 0, 0, 0, 0, -1, 0, 1, 0), (0, 0, 1, 0, 0, 0, -1, 0, 0), (0, -1, 0, 1, 0, 0, 0, 0, 0))
 
 
 def cross_matrices(w: Tensor) -> Tensor:
     """[..., 3] -> [..., 3, 3]: the matrix that takes v to w x v."""
-    x, y, z = w.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+    return (w @ _fixed(CROSS, w.dtype, w.device)).unflatten(-1, (3, 3))
 
 
 def so3_exp(w: Tensor) -> Tensor:
@@ -39,8 +38,7 @@ def so3_log(rotations: Tensor) -> Tensor:
     near = (square < 0.01) & (cosine > 0)
     sine = torch.where(near, torch.ones_like(square), square).sqrt()
     s = torch.where(near, square, torch.zeros_like(square))
-    powers, factors = _series(ARCSINE, s.dtype, s.device)
-    series = s**powers @ factors
+    series = _series(s, ARCSINE)
     return torch.where(near, series, torch.atan2(sine, cosine) / sine) * sines
 
 
@@ -65,20 +63,26 @@ def _coefficients(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """sin t / t, (1 - cos t) / t^2 and (t - sin t) / t^3 of the angles t = |w|."""
     square = w.square().sum(-1)[..., None, None]
     near = square < SMALL
-    powers, factors = _series(SINES, w.dtype, w.device)
-    series = torch.where(near, square, torch.zeros_like(square)) ** powers @ factors  # [..., 1, 3]
+    series = _series(torch.where(near, square, torch.zeros_like(square)), SINES)  # [..., 1, 3]
     far = torch.where(near, torch.ones_like(square), square)
-    t = far.sqrt()
-    sine = t.sin()
-    quotients = torch.cat([sine / t, (1 - t.cos()) / far, (t - sine) / (far * t)], -1)
-    a, b, c = torch.where(near, series, quotients).split(1, -1)
+    inverse = far.rsqrt()
+    t = far * inverse
+    sine, over_square = t.sin(), inverse * inverse
+    quotients = sine * inverse, (1 - t.cos()) * over_square, (t - sine) * inverse * over_square
+    a, b, c = torch.where(near, series, torch.cat(quotients, -1)).split(1, -1)
     return a, b, c
 
 
+def _series(x: Tensor, factors: tuple) -> Tensor:
+    """n power series of x [..., 1] in a few calls: [..., n]."""
+    exponents = tuple(range(len(factors)))
+    return x ** _fixed(exponents, x.dtype, x.device) @ _fixed(factors, x.dtype, x.device)
+
+
 @cache
-def _series(factors: tuple, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Exponents [6], and what is in front of the powers [6, n]: so that n series are a few calls together."""
-    return torch.arange(6, dtype=dtype, device=device), torch.tensor(factors, dtype=dtype, device=device)
+def _fixed(values: tuple, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant, made once: a GPU would be waited for every time."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def similarity(source: Tensor, target: Tensor) -> tuple[float, Tensor, Tensor]:

@@ -40,9 +40,8 @@ static_assert(sizeof(cuda::Totals) == kTotalsCount * sizeof(int64_t));
 cuda::TileGrid grid_of(const RasterizeInputs& in) {
     const int64_t views = in.views(), splats = views * in.count(), most = INT32_MAX;
     const int64_t tiles = views * ((in.width + kTileSize - 1) / kTileSize) * ((in.height + kTileSize - 1) / kTileSize);
-    TILESPLAT_CHECK(views <= UINT16_MAX && splats <= most && tiles <= most, "views must be at most ", UINT16_MAX,
-                    ", with at most ", most, " splats and tiles in all, got ", views, " views, ", splats,
-                    " splats and ", tiles, " tiles");
+    TILESPLAT_CHECK(views <= most && splats <= most && tiles <= most, "views in one call may have at most ", most,
+                    " splats and tiles in all, got ", views, " views with ", splats, " and ", tiles);
     return {int(in.width), int(in.height), int(views)};
 }
 

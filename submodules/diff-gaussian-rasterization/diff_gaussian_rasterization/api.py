@@ -73,8 +73,7 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    run = _Rasterize.apply if keep or transformed() else _Rasterize.forward
-    image, alpha, inv_depth, radii, *_ = run(
+    image, alpha, inv_depth, radii, *_ = (_Rasterize.apply if keep or transformed() else _Rasterize.forward)(
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
     )  # fmt: skip

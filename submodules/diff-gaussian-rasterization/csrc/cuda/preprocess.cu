@@ -1,7 +1,8 @@
 // From Gaussians to splats: activation, projection, extent, tiles, color. CUDA backend.
 //
 // One thread per Gaussian. The mean alone decides whether a Gaussian lies in front of the camera, and most of what is not
-// seen leaves here. Colors are read last, only for what lands in the image. Every view has a row of blocks.
+// seen leaves here. Colors are read last, only for what lands in the image. Of several views, the blocks of the same
+// Gaussians follow each other, and find them in the caches.
 #include "gaussian.h"
 #include "tile_walk.h"
 
@@ -80,12 +81,13 @@ __global__ void __launch_bounds__(kThreads)
     preprocess_kernel(Gaussians<float> g, View<float> view, TileGrid grid, Screen out) {
     __shared__ Camera<float> camera;
     __shared__ alignas(16) float rest[Degree > 0 ? kThreads * kRestPitch<Degree> : 4];
+    const unsigned own_view = blockIdx.x % unsigned(grid.views), block = blockIdx.x / unsigned(grid.views);
     if (threadIdx.x == 0)
-        camera = make_camera(view.world_to_camera + 16 * blockIdx.y, view.intrinsics, view.camera_center, view.width,
-                             view.height);
+        camera = make_camera(view.world_to_camera + 16 * int64_t(own_view), view.intrinsics, view.camera_center,
+                             view.width, view.height);
     __syncthreads();
 
-    const int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x, row = blockIdx.y * g.count + i;
+    const int64_t i = int64_t(block) * kThreads + threadIdx.x, row = own_view * g.count + i;
     Projected s{};
     bool seen = i < g.count && project(g, camera, view.near_depth, i, grid, s);
     const unsigned seen_lanes = __ballot_sync(kFullWarp, seen);
@@ -143,8 +145,8 @@ void preprocess(const Gaussians<float>& gaussians, const View<float>& view, cons
                 int views) {
     check(cudaMemsetAsync(out.totals, 0, sizeof(Totals), native(stream)), "clearing totals");
     if (gaussians.count == 0) return;
-    const TileGrid grid(view.width, view.height);
-    const dim3 blocks(blocks_for(gaussians.count, kThreads), unsigned(views));
+    const TileGrid grid(view.width, view.height, views);
+    const unsigned blocks = blocks_for(gaussians.count, kThreads) * unsigned(views);
     const auto launch = [&](auto kernel) {
         kernel<<<blocks, kThreads, 0, native(stream)>>>(gaussians, view, grid, out);
         check_launch("preprocess_kernel");
