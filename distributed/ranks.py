@@ -208,6 +208,7 @@ def join(gpu: bool, **where) -> Ranks:
     if not where and not started_by_torchrun():
         _current = ALONE
         return ALONE
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "0")  # no diary of exchanges, which costs time in each
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", **where)
     host = dist.new_group(backend="gloo")
     _current = Ranks(dist.get_rank(), dist.get_world_size(), host, gpu)

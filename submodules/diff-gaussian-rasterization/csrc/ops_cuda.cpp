@@ -434,7 +434,7 @@ cuda::AdamRates adam_rates(double beta1, double beta2, double eps, double bias2)
 
 namespace {
 
-constexpr int64_t kSparedBytes = 1 << 26;  // of a trace; less is not worth a second call
+constexpr int64_t kSparedBytes = 1 << 27;  // of a trace; less is not worth a second call
 
 // What blend_forward leaves, in as little memory as it takes if `sparing`.
 struct Traced {
