@@ -60,7 +60,7 @@ class Turn(NamedTuple):
 
 
 def look(address: str, moves: bool, seen) -> None:
-    """What the page asks for, until it is ended: see controls.js."""
+    """What the page asks for, until it is ended: see server.js."""
     url, token = address.split("?")
     told, picture = 0.0, 0.0  # when it is time for the next
     size = f"w={WIDTH // 2}&h={HEIGHT // 2}&still=0" if moves else f"w={WIDTH}&h={HEIGHT}&still=1"

@@ -6,6 +6,7 @@ import html
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tests.browser import Tab, firefox, psnr
 from tests.tiny_scenes import look_at_origin
 from utils.image import to_uint8
 from viewer.embed import embedded
-from viewer.page import page, scene_view, view_camera
+from viewer.page import COMMENT, GZIP, HERE, around, page, scene_view, view_camera
 
 WIDTH, HEIGHT, FOCAL = 320, 240, 300.0
 
@@ -241,6 +242,50 @@ def test_a_page_within_a_page(browser, tmp_path):
     tab.close()
 
 
+def test_where_one_begins(browser, tmp_path):
+    """Without cameras: in front of the splats, wherever these are. Cameras at absurd places do no harm."""
+    model = scene(300)
+    with torch.no_grad():
+        model.means.mul_(20).add_(torch.tensor([50.0, 7.0, -300.0]))
+        model.log_scales.add_(3)
+    formats.write(model, tmp_path / "a.spz")
+    text = page("x", (tmp_path / "a.spz").read_bytes(), around(scene_view(), model))
+    (tmp_path / "x.html").write_text(text, encoding="utf-8")
+    tab = Tab(browser, (WIDTH, HEIGHT)).open((tmp_path / "x.html").as_uri())
+    assert (tab.picture().max(-1) > 30).mean() > 0.2 and not tab.complaints
+    tab.close()
+    absurd = scene_view([view_camera(entry(angle)) | {"place": [1e300, 0, 0]} for angle in (0.0, 1.0)])
+    assert np.isfinite([*absurd["middle"], absurd["radius"]]).all()
+
+
+def test_what_stays_out_of_the_page_is_comments():
+    for path in HERE.glob("*.js"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            kept = COMMENT.sub("", line)
+            assert kept.count('"') % 2 == 0, f"{path.name}: a string is cut: {line}"
+            assert "//" not in kept and line.startswith(kept)
+    for text in (page("x", GZIP), page("x", b"ply"), page("x", view={"server": {}})):
+        assert "{{" not in text and "// " not in text
+
+
+def test_the_page_is_as_small_as_documented():
+    """And an exported one has nothing in it that needs a server."""
+    documented = (HERE.parent / "docs/viewing.md").read_text(encoding="utf-8")
+    alone, served = page("scene", GZIP), page("scene", view={"server": {}})
+    said = re.search(r"it is ([\d.]+) kB of HTML.* ([\d.]+) kB when", documented)
+    assert measured(alone) == pytest.approx([float(number) for number in said.groups()], abs=0.1)
+    said = re.search(r"`view.py` is ([\d.]+) kB, or ([\d.]+) kB", documented)
+    assert measured(served) == pytest.approx([float(number) for number in said.groups()], abs=0.1)
+    for part in ("fetch(", 'id="photo"', 'id="path"', "READERS.ply", "KEYS.k"):
+        assert part in served and part not in alone
+
+
+def measured(text: str) -> list[float]:
+    """Kilobytes, and compressed."""
+    data = text.encode()
+    return [len(data) / 1000, len(gzip.compress(data, 9)) / 1000]
+
+
 def test_names_stay_text(browser, tmp_path):
     bad = "</script><img src=x onerror=alert(1)>"
     text = page(bad, b"", scene_view([view_camera(entry(0.0, bad))]))
@@ -260,7 +305,8 @@ def test_names_stay_text(browser, tmp_path):
         (b"hello", "neither a .ply nor an .spz"),
         (b"NGSP" + bytes(40), "version 0"),
         (b"NGSP" + bytes([3, 0, 0, 0, 255, 255, 255, 255]) + bytes(40), "ends too early"),
-        (gzip.compress(b"ply\nformat ascii 1.0\nend_header\n", mtime=0), "binary, little-endian"),
+        (b"ply\nformat ascii 1.0\nend_header\n", "binary, little-endian"),
+        (gzip.compress(b"NGSP" + bytes(40), mtime=0), "version 0"),
         (b"ply\nformat binary_little_endian 1.0\nproperty float x\nend_header\n", "no property y"),
     ],
 )  # fmt: skip

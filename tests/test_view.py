@@ -1,5 +1,6 @@
 """view.py: pictures of finished models and of runs, and everything that may come over the wire."""
 
+import base64
 import io
 import json
 import os
@@ -26,6 +27,7 @@ import train
 import view
 from gaussian_renderer import network_gui
 from gaussian_renderer.network_gui import Viewer, ViewerError, parse_request
+from scene import formats
 from scene.folder import ModelFolder
 from tests import tiny_scenes
 from tests.browser import Tab, psnr
@@ -182,16 +184,36 @@ def test_a_browser_that_cannot_draw_asks_our_rasterizer(browser, served):
 
 
 def test_a_file_of_splats(tmp_path):
-    from scene import formats
-
     formats.write(some_splats(200), tmp_path / "a.spz")
     server = Served(tmp_path / "a.spz")
     try:
         assert server.picture(f"view={FREE}&w=56&h=40").std() > 10
-        assert b'"middle"' in server.get("/")[1]
+        told = re.search(r'id="scene">(.*?)</script>', server.get("/")[1].decode())[1]
+        middle = some_splats(200).means.detach().median(0).values
+        np.testing.assert_allclose(json.loads(told)["middle"], middle, atol=0.1)
         assert server.get("/frame?camera=0")[0] == 400 and server.get("/photo?camera=0")[0] == 400
     finally:
         server.close()
+
+
+def test_a_file_dropped_on_the_page(browser, served, tmp_path):
+    tab = Tab(browser, SIZE).open(f"{served.address}#camera=0")
+    before = tab.picture()
+    drop = (
+        "(text) => { const given = new DataTransfer();"
+        " const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));"
+        " given.items.add(new File([bytes], 'dropped'));"
+        " document.body.dispatchEvent(new DragEvent('drop', { dataTransfer: given, bubbles: true })); }"
+    )
+    for name in ("a.ply", "a.spz"):
+        formats.write(some_splats(200 + len(name)), tmp_path / name)
+        tab.do(f"({drop})('{base64.b64encode((tmp_path / name).read_bytes()).decode()}')")
+        tab.until(f"splats.count === {200 + len(name)} && window.__ready")
+        assert (tab.picture() != before).any() and "205 splats" in tab.do("$.said.textContent")
+    tab.do(f"({drop})('{base64.b64encode(b'a letter').decode()}')")
+    tab.until("$.said.textContent.includes('neither a .ply nor an .spz')")
+    assert not tab.complaints
+    tab.close()
 
 
 def test_a_voxel_grid_is_drawn_by_us(browser, data, tmp_path):
@@ -597,7 +619,7 @@ def test_train_py_opens_the_page(data, tmp_path):
             time.sleep(0.1)
         address = noted.read_text().strip()
         with urllib.request.urlopen(address, timeout=60) as reply:
-            assert b'"live": true' in reply.read()
+            assert b'"live":true' in reply.read()
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(60)

@@ -16,7 +16,7 @@ from scene.formats import QUALITIES, arrays, spz
 from scene.gaussian_model import GaussianModel
 from utils.files import DataError, atomic_write
 from utils.geometry import morton_codes
-from viewer.page import page
+from viewer.page import GZIP, around, page
 
 BASE64 = 4 / 3
 TRIES = 6  # to meet the size
@@ -41,7 +41,8 @@ def write_page(
     score: Score = lambda: None,
 ) -> tuple[int, str]:
     """Returns how many splats are in it, and in words what did not fit."""
-    bare = len(page(path.stem, view=view))
+    view = around(view, gaussians)
+    bare = len(page(path.stem, GZIP, view))
     payload, count, lost = embedded(gaussians, path, quality, megabytes * 1e6 - bare, score)
     text = page(path.stem, payload, view).encode("utf-8")
     with atomic_write(path, len(text)) as file:

@@ -1,7 +1,7 @@
-"""The page on which splats are looked at: one file without a library, from page.html and two scripts.
+"""The page on which splats are looked at: one file without a library, from page.html and scripts.
 
-A file that holds the splats, too, opens without a server. view.py serves the same page, and reports put it
-into theirs.
+A file that holds the splats, too, opens without a server, and reports put it into theirs. view.py's page has
+more: server.js, and what stands between {{#server}} and {{/server}} in page.html.
 """
 
 import base64
@@ -12,21 +12,34 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import numpy as np
+
+from scene.gaussian_model import GaussianModel
+from scene.paths import Pose, focus
+
 HERE = Path(__file__).parent
 NEAR = 0.2  # of the rasterizer
 UP = (0.0, -1.0, 0.0)  # y points down
+FARTHEST = 1e9  # a coordinate that may be meant seriously
+GZIP = b"\x1f\x8b"  # SPZ files begin so
+FOR_SERVER = re.compile(r"\{\{#server\}\}\n(.*?)\{\{/server\}\}\n", re.DOTALL)
+COMMENT = re.compile(r"(^|\s+)//( .*|$)")
 
 
 def page(title: str, payload: bytes = b"", view: dict | None = None) -> str:
-    """The page as text. `payload`: a .spz or .ply file of splats, gzipped or not; without one the page asks
-    the server that `view` names. `view`: see scene_view()."""
+    """The page as text. `payload`: an .spz file of splats, or a .ply file, whose reader makes it longer;
+    without one the page asks the server that `view` names. `view`: see scene_view()."""
+    served = "server" in (view or {})
+    scripts = ["splats.js", "controls.js"]
+    scripts += ["ply.js"] * (served or not payload.startswith(GZIP)) + ["server.js"] * served
     parts = {
         "title": html.escape(title),
         "scene": _as_script(scene_view() | (view or {})),
         "payload": base64.b64encode(payload).decode("ascii"),
+        "scripts": "\n".join(map(_file, scripts)),
     }
-    slot = re.compile(r"\{\{([\w.]+)\}\}")
-    return slot.sub(lambda found: parts.get(found[1]) or _file(found[1]), _file("page.html"))
+    text = FOR_SERVER.sub(r"\1" if served else "", _file("page.html"))
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)
 
 
 def scene_view(
@@ -34,13 +47,35 @@ def scene_view(
 ) -> dict:
     """What the page knows about the scene. cameras: see view_camera(); start: number of the camera to begin
     at, if there are any; near: what is closer to a camera is not drawn."""
-    return {
+    view = {
         "cameras": list(cameras),
         "up": [float(v) for v in up],
         "background": [float(v) for v in background],
         "start": start,
         "near": near,
     }
+    poses = [
+        Pose(np.array(camera["place"]), np.reshape(camera["turn"], (3, 3)), fov=1.0)
+        for camera in cameras
+        if np.abs([*camera["place"], *camera["turn"]]).max() < FARTHEST
+    ]
+    places = np.array([pose.place for pose in poses])
+    return view | (_reach(focus(poses), places) if len(poses) > 1 else _reach(np.zeros(3), np.ones((1, 3))))
+
+
+def around(view: dict, gaussians: GaussianModel) -> dict:
+    """`view`, from a distance that suits the splats if its cameras do not say where things are."""
+    means = gaussians.means.detach()
+    means = means[means.abs().amax(1) < FARTHEST].cpu().numpy()
+    if len(view["cameras"]) > 1 or not len(means):
+        return view
+    return view | _reach(np.median(means, axis=0), means)
+
+
+def _reach(middle: np.ndarray, points: np.ndarray) -> dict:
+    """What one turns around, and how far away most is."""
+    away = float(np.median(np.linalg.norm(points - middle, axis=1)))
+    return {"middle": middle.tolist(), "radius": away or 1.0}
 
 
 def view_camera(entry: dict, test: bool = False, psnr: float | None = None) -> dict:
@@ -60,13 +95,13 @@ def view_camera(entry: dict, test: bool = False, psnr: float | None = None) -> d
 
 @cache
 def _file(name: str) -> str:
-    """Without indentation, empty lines and comments that have lines of their own."""
-    if name not in {"page.html", "splats.js", "controls.js"}:
-        return ""
-    lines = map(str.strip, (HERE / name).read_text(encoding="utf-8").splitlines())
-    return "\n".join(line for line in lines if line and not line.startswith("//"))
+    """Without indentation, empty lines, and comments at the end of a line or with a line of their own."""
+    lines = [line.strip() for line in (HERE / name).read_text(encoding="utf-8").splitlines()]
+    if name.endswith(".js"):
+        lines = [COMMENT.sub("", line) for line in lines]
+    return "\n".join(line for line in lines if line)
 
 
 def _as_script(data: dict) -> str:
     """JSON that cannot end the script that holds it."""
-    return json.dumps(data, allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

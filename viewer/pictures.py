@@ -117,12 +117,6 @@ class Pictures:
         gaussians.antialiased |= self.pipe.antialiasing
         return gaussians
 
-    def reach(self, iteration: int) -> dict:
-        """Where the splats are, for a page that has no cameras to begin with."""
-        means = self.splats(iteration).means.detach()
-        middle = means.median(0).values
-        return {"middle": middle.tolist(), "radius": float((means - middle).norm(dim=1).median())}
-
     def listed(self, ask: Ask) -> Camera:
         """The place for a run that trains: as cameras.json has it."""
         return ask.where if isinstance(ask.where, Camera) else _fitting(self._listed.get(ask.where), ask)

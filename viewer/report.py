@@ -33,6 +33,7 @@ from viewer.cameras import views_of
 from viewer.clean import shown
 from viewer.embed import ENOUGH, embedded
 from viewer.facts import Facts, View, run_rows
+from viewer.page import GZIP, around
 from viewer.page import page as splat_page
 from viewer.views import folder_view
 
@@ -244,10 +245,10 @@ def _splats(facts: Facts, number: int, room: float, left_out: list[str]) -> str:
         iteration = facts.folder.saved()
         path = facts.folder.splats(iteration)
         model = formats.read(path)
-        view = folder_view(facts.folder, iteration)
+        view = around(folder_view(facts.folder, iteration), model)
     except (DataError, OSError) as error:  # a field has none
         return f"<p class=soft>No splats to show: {_text(str(error))}</p>"
-    bare = len(_as_script(splat_page(facts.name, view=view)))
+    bare = len(_as_script(splat_page(facts.name, GZIP, view)))
     inside = embedded(model, path, "best", room - bare, lambda: _shown(facts.folder, model))
     if inside.lost:
         left_out.append(f"splats of {facts.name}: {inside.lost}")

@@ -31,7 +31,7 @@ from utils.files import DataError, write_json
 from utils.image import PNG_LEVEL, to_uint8
 from utils.terminal import say
 from viewer.live import NoTrainer, Trainer
-from viewer.page import page, scene_view
+from viewer.page import around, page, scene_view
 from viewer.pictures import Ask, Pictures, camera_at
 from viewer.views import folder_view
 
@@ -80,6 +80,8 @@ class Site:
     def page(self, query: dict) -> Reply:
         folder, iterations = self._pictures.folder, self._pictures.iterations
         view = folder_view(folder, iterations[0] if iterations else -1) if folder else scene_view()
+        if iterations and self._pictures.of_splats and len(view["cameras"]) < 2:
+            view = around(view, self._pictures.splats(iterations[0]))
         live = self._trainer is not None and self._trainer.there()
         own = {
             "token": self.token,
@@ -90,8 +92,6 @@ class Site:
             "splats": self._pictures.of_splats,
             "saves": folder is not None,
         }
-        if iterations and self._pictures.of_splats and len(view["cameras"]) < 2:
-            own |= self._pictures.reach(iterations[0])
         text = page(f"{self._pictures.source}", view=view | {"server": own})
         return Reply("text/html; charset=utf-8", text.encode())
 
