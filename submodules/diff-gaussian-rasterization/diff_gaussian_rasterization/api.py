@@ -73,10 +73,12 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    image, alpha, inv_depth, radii, *_ = (_Rasterize.apply if keep or transformed() else _Rasterize.forward)(
+    inputs = [
         *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
         antialiasing, raw, stats, keep, near,
-    )  # fmt: skip
+    ]  # fmt: skip
+    draw = _Rasterize.apply if keep or transformed() else _Rasterize.forward
+    image, alpha, inv_depth, radii, *_ = draw(*inputs)
     return Rendered(image, alpha, inv_depth, radii)
 
 
