@@ -251,8 +251,13 @@ def test_colors_that_fit_best():
     mask[:, :8] = 1
     spoiled = torch.where(mask.bool(), truth, torch.rand(3, 12, 16))
     torch.testing.assert_close(with_colors_of(spoiled, image(), mask), truth, atol=1e-4, rtol=0)
+    bright = (1.6 * truth).clamp(0, 1)
+    assert bright.eq(1).float().mean() > 0.1, "photos that are partly white"
+    assert psnr(with_colors_of(bright, image()).clamp(0, 1), bright) > 80
     flat = torch.full((3, 4, 4), 0.5)
     torch.testing.assert_close(with_colors_of(0.4 * flat, flat), 0.4 * flat, atol=1e-3, rtol=0)
+    white = torch.ones(3, 4, 4)
+    torch.testing.assert_close(with_colors_of(white, flat).clamp(0, 1), white, atol=1e-3, rtol=0)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,8 @@ from utils.terminal import say
 # PNG level 1 costs a few percent of size against level 6 and saves most of the time.
 PNG_LEVEL = 1
 
+FITS = 50  # rounds of a color fit
+
 LOOKED_AT = 640  # sharpness is measured at this width: smaller blur does not hurt, and noise counts less
 
 
@@ -47,16 +49,23 @@ def psnr(image: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def with_colors_of(truth: Tensor, image: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The picture after the affine color transform that fits it best to the truth, where that counts."""
+    """The picture after the affine color transform that fits it best to the truth, where that counts.
+
+    Both are clamped: each round takes what came out brighter than white, where the photo is white, for true.
+    """
     image = image.clamp(0, 1)
     ones = torch.ones_like(image[:1])
     weights = (ones if mask is None else mask[None]).flatten()
     colors = torch.cat([image, ones]).flatten(1).double()  # [4, H W]
     weighted = colors * weights
-    products, targets = weighted @ colors.T, weighted @ truth.flatten(1).double().T
+    products, targets = weighted @ colors.T, truth.flatten(1).double()
     damped = products + 1e-6 * products.diagonal().mean() * torch.eye(4).to(products)  # of one color, too
-    transform = torch.linalg.solve(damped, targets)
-    return (transform.T @ colors).view_as(image).to(image.dtype)
+    fitted = targets
+    for _ in range(FITS):
+        beyond = (targets >= 1) & (fitted > 1) | (targets <= 0) & (fitted < 0)
+        aims = torch.where(beyond, fitted, targets)
+        fitted = torch.linalg.solve(damped, weighted @ aims.T).T @ colors
+    return fitted.view_as(image).to(image.dtype)
 
 
 def psnr_of_one_color(truth: Tensor, mask: Tensor | None = None) -> Tensor:
