@@ -73,13 +73,9 @@ def rasterize(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in differentiable)
     if means2d is not None and means2d.shape != means.shape:
         raise ValueError(f"means2d must be {list(means.shape)}, got {list(means2d.shape)}")
-    inputs = [
-        *map(taken, (*differentiable, K, camera_center)), width, height, sh_degree, scale_modifier,
-        antialiasing, raw, stats, keep, near,
-    ]  # fmt: skip
+    settings = [width, height, sh_degree, scale_modifier, antialiasing, raw, stats, keep, near]
     draw = _Rasterize.apply if keep or transformed() else _Rasterize.forward
-    image, alpha, inv_depth, radii, *_ = draw(*inputs)
-    return Rendered(image, alpha, inv_depth, radii)
+    return Rendered(*draw(*map(taken, (*differentiable, K, camera_center)), *settings)[:4])
 
 
 # How many dimensions each of these has for one view; with one more, it is a tensor of its own for every view.
