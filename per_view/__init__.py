@@ -61,13 +61,11 @@ def attached(options: Options, scene: Scene) -> list[PerView]:
 
 def saved(model: ModelParams, ply: Path, folder: ModelFolder | None, device: torch.device) -> list[PerView]:
     """The modules that rendered views need, as they were saved with the model in this file."""
-    poses, blur, kernels = (ply.with_name(name) for name in ("poses.json", "blur.json", "blur.pth"))
+    poses, blur = (ply.with_name(name) for name in ("poses.json", "blur.json"))
     found = _saved_colors(model, ply, folder, device)
     found += [Poses.read(poses, device)] if poses.is_file() else []
     if blur.is_file():
         found.append(_kind(blur).read(blur, device))
-    if kernels.is_file():
-        found.append(Kernel.read(kernels, device))
     return found
 
 
@@ -89,8 +87,8 @@ def _saved_colors(
     return [Exposure.load(ply, folder, device, median=True)]
 
 
-def _kind(path: Path) -> type[Motion] | type[Defocus]:
+def _kind(path: Path) -> type[Motion] | type[Defocus] | type[Kernel]:
     kind = read_json(path).get("blur")
-    if kind not in ("motion", "defocus"):
-        raise DataError(f"{path}: blur must be motion or defocus, got {str(kind)[:50]!r}")
-    return Motion if kind == "motion" else Defocus
+    if kind not in BLURS:
+        raise DataError(f"{path}: blur must be motion, defocus or kernel, got {str(kind)[:50]!r}")
+    return BLURS[kind]

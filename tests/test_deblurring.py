@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from arguments import OptimizationParams, Options, PhotoParams, parse_train
 from benchmarks import blurred
 from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
-from per_view.kernel import SIDE, drift, mix
+from per_view.kernel import TERMS, around, terms
 from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.motion import along, count_for, pixels
@@ -110,42 +109,48 @@ def test_derivatives(kind, size):
         assert (grad - without).abs().max() > 0.01 * grad.abs().max(), "colors that change must be felt"
 
 
-def test_kernels_of_a_network():
-    torch.manual_seed(0)
-    found, view = Kernel(["a"], CPU), camera()
-    found.network.double()
-    rendered = Blobs().picture(view)
-    weights, mask = found.network(0, rendered)
-    torch.testing.assert_close(weights.sum(0), torch.ones(12, 16).double())
-    assert (weights >= 0).all() and ((0 < mask) & (mask < 1)).all()
+def kernel(size: float = 0.3) -> Kernel:
+    random = torch.Generator().manual_seed(0)
+    found = Kernel(["a"], size * torch.randn(1, 2, 5, TERMS, generator=random).double(), 0.25)
+    shared = size * torch.randn(1, 2, 5, TERMS, generator=random).double()
+    found.shared.values = torch.nn.Parameter(shared)
+    return found
+
+
+def test_kernels_of_points():
+    """What is in the picture goes where the points are; kernels move nothing, and blur photos only."""
+    found, view, rendered = kernel(), camera(), Blobs().picture(camera())
     image = Shown(Blobs(), [found]).picture(view).image
-    assert 0 < (image - rendered.image).abs().max() < 0.1, "it begins as hardly any blur"
+    assert (image - rendered.image).abs().max() > 1e-3
     assert torch.equal(Shown(Blobs(), [found]).picture(replace(view, name="b")).image, rendered.image)
+    with torch.no_grad():
+        torch.testing.assert_close(found.map(0).mean(1), torch.zeros(2, TERMS).double(), atol=1e-12, rtol=0)
+        found.values.zero_()
+        found.shared.values.zero_()
+    torch.testing.assert_close(found.picture(view, [rendered]).image, rendered.image)
+    places = torch.zeros(2, 3, 12, 16).double()
+    places[0, 1], places[1, 2] = 1, 0.5  # to the right, and half a pixel down
+    still, right, down = around(rendered.image, places)
+    torch.testing.assert_close(still, rendered.image)
+    torch.testing.assert_close(right[..., :-1], rendered.image[..., 1:])
+    torch.testing.assert_close(down[:, :-1], (rendered.image[:, 1:] + rendered.image[:, :-1]) / 2)
+    one, near, x, y = terms(rendered, 0.25)
+    torch.testing.assert_close(near, rendered.inv_depth[0] / 0.25 - 1)
+    assert one.eq(1).all() and x[3, 0] == y[0, 3] == -1 and x[3, -1] == y[-1, 3] == 1
 
-    one = torch.zeros(SIDE * SIDE, 12, 16).double()
-    one[SIDE * SIDE // 2 + 1] = 1  # the neighbor to the right
-    torch.testing.assert_close(mix(rendered.image, one)[..., :-1], rendered.image[..., 1:])
-    assert drift(one).unique().tolist() == [0, 1] and (drift(one)[0] == 1).all()
 
+def test_derivatives_of_kernels():
+    found, view, rendered = kernel(), camera(), Blobs().picture(camera())
     amount = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(3)).double()
 
-    def loss(codes, bias):
-        with parametrized(found.network, codes, bias):
-            picture = found.picture(view, [rendered])
-            return (amount * picture.image).sum() + found.restraint(picture, view, None, 1)
+    def loss(own, shared, image):
+        found.values, found.shared.values = own, shared
+        picture = found.picture(view, [rendered._replace(image=image)])
+        return (amount * picture.image).sum() + found.restraint(picture, view, None, 1)
 
-    inputs = found.network.codes.detach().clone(), found.network.outer.bias.detach().clone()
+    inputs = found.values.detach().clone(), found.shared.values.detach().clone(), rendered.image
+    del found.values, found.shared.values
     assert_derivatives(loss, inputs)
-
-
-@contextmanager
-def parametrized(network, codes, bias):
-    kept = network.codes, network.outer.bias
-    del network.codes, network.outer.bias
-    network.codes, network.outer.bias = codes, bias
-    yield
-    del network.codes, network.outer.bias
-    network.codes, network.outer.bias = kept
 
 
 def test_an_uneven_exposure_is_found():
@@ -322,6 +327,7 @@ def test_files(tmp_path):
         (module("poses", 0.1), "poses.json"),
         (module("spline", 0.1), "blur.json"),
         (module("defocus", 0.1), "blur.json"),
+        (kernel(), "blur.json"),
     ]:
         if isinstance(found, Motion):
             one = torch.eye(4)[None], camera().K[None], torch.ones(1).double(), torch.ones(1, 2)
@@ -335,8 +341,11 @@ def test_files(tmp_path):
         floats = Camera("a", 16, 12, view.world_to_camera.float(), view.K.float())
         for a, b in zip(found.cameras(view), other.cameras(floats), strict=True):
             torch.testing.assert_close(a.world_to_camera.float(), b.world_to_camera, atol=1e-5, rtol=0)
+        if isinstance(found, Kernel):
+            torch.testing.assert_close(found.map(0).float(), other.map(0), atol=1e-6, rtol=0)
         whole = json.loads(path.read_text())
-        for wrong in ({"a": [1, 2]}, {**whole, "paths": {"a": [[1] * 6]}, "lenses": {"a": [1]}}, {}):
+        few = {"paths": {"a": [[1] * 6]}, "lenses": {"a": [1]}, "kernels": {"a": [1]}}
+        for wrong in ({"a": [1, 2]}, whole | few, {}):
             path.write_text(json.dumps(wrong))
             if wrong or name == "blur.json":
                 with pytest.raises(DataError, match=name):
@@ -390,7 +399,6 @@ def test_resuming_changes_nothing(options, tmp_path):
     assert "point_cloud.ply" in files and {
         "poses.json",
         "blur.json",
-        "blur.pth",
         "appearance.json",
         "appearance.pth",
     } & set(files)
