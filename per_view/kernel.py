@@ -1,10 +1,9 @@
-"""A blur without a cause: each photo says how its pixels mix what is rendered around them (--blur kernel).
+"""A blur without a cause: a photo is the mean of what is seen from several places near it (--blur kernel).
 
-A pixel is the mean of the sharp picture at several places near it. Where these are depends on the pixel's
-place and on how far away is what it shows, by a linear map: in the picture, all paths of a camera and all
-lenses look about so. All photos share a part of the map, which is learned from every step, and each adds its
-own. In the line of Deblur-NeRF (Ma 2022), whose kernels are points that move as well. The model is saved
-without it; it lies beside, to show photos as they were taken.
+The points of a kernel are poses of the camera, free to shift and to turn: on a line they are motion blur,
+over a lens they are defocus. All photos share a part, which is learned from every step, and each adds its
+own. So are the rigid kernels of DP-NeRF (Lee 2023). Kernels of the picture's own pixels, as Deblur-NeRF (Ma
+2022) and BAGS (Peng 2024) have, cost one render, but win back little of what defocus takes.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,70 +12,73 @@ from pathlib import Path
 import torch
 from diff_gaussian_rasterization import Rendered
 from torch import Tensor
-from torch.nn import functional as F
 
 from arguments import Options
 from per_view.defocus import sunflower
-from per_view.mean import mean_image
+from per_view.mean import mean
 from per_view.per_photo import PerPhoto, rate, seen
-from per_view.poses import numbers
+from per_view.poses import numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
+from utils.rigid import rigid, so3_exp
 
-POINTS = 9  # of a kernel
-TERMS = 4  # of the map: 1, inverse depth, x, y
-START = 1.0  # pixels: the radius of all kernels at first
-TERM = 0
-RATES = 0.2, 0.002  # pixels, of a photo's own part for each visit, at the start and at the end
-SHARED = 0.1  # the rate of what all share, which moves at each step, against that
-PENALTY = 0.0  # of the loss: for each pixel of a kernel's size
+START = 3.0  # pixels by which what is very far away is blurred at first: blur that starts smaller stays small
+RATES = 0.2, 0.002  # pixels of a visit, at the start and at the end
+SHARED = 0.3  # the rate of what all photos share, which moves at each step, against that
+PENALTY = 1e-3  # of the loss: as that of paths
 
 
 class Kernel(PerPhoto):
-    """values [V, 2, POINTS, TERMS]: a photo's own part."""
+    """values [V, n, 6]: what a photo adds to the shared poses, (shift, rotation vector) in units."""
 
-    name, blurs = "kernel", True
+    name = "kernel"
 
-    def __init__(self, names: Sequence[str], start: Tensor, usual: float, space: str = "srgb"):
-        """start [V, 2, POINTS, TERMS]; usual: the inverse depth from which others differ."""
+    def __init__(self, names: Sequence[str], start: Tensor, units: Tensor, space: str = "srgb"):
+        """units [V, 6]: what moves the picture by about a pixel."""
         super().__init__(names, start)
         self.shared = PerPhoto(["all"], torch.zeros_like(start[:1]))
-        self.usual, self.space = usual, space
+        self.units, self.space = units, space
         self.active = True
-        self.size = start.new_zeros(())  # of the kernels of the last picture
 
     @classmethod
     def attached(cls, options: Options, scene: Scene) -> "Kernel":
-        names, known = scene.exposure_names, seen(scene)
-        start = torch.zeros(len(known.K), 2, POINTS, TERMS).to(known.K.device)
-        kernel = cls(names, start, known.inverse_depths.mean().item(), options.views.blur_space)
-        kernel.shared.values.data[0, :, :, TERM] = START * sunflower(start[0, 0, :, 0])
+        views, units = options.views, seen(scene).units
+        start = torch.zeros(len(units), views.blur_samples, 6).to(units)
+        kernel = cls(scene.exposure_names, start, units, views.blur_space)
+        kernel.shared.values.data[0] = spread(start[0])
         kernel.options = options
         return kernel
 
-    def map(self, row: int) -> Tensor:
-        """The places of a kernel's points by terms(), [2, n, TERMS]. Their middle is the pixel: kernels that
-        move the picture would move the scene."""
-        places = self.shared.values[0] + self.values[row]
-        return places - places.mean(1, keepdim=True)
+    def poses(self, row: int) -> Tensor:
+        """In units, [n, 6]. Their mean is the data set's pose: kernels that are free would move the scene."""
+        poses = self.shared.values[0] + self.values[row]
+        return poses - poses.mean(0)
+
+    def motions(self, row: int) -> Tensor:
+        """Of the camera's axes, [n, 4, 4]."""
+        shifts, turns = (self.poses(row) * self.units[row]).split(3, dim=1)
+        rotations = so3_exp(turns)
+        return rigid(rotations, -(rotations @ shifts[..., None])[..., 0])
+
+    def cameras(self, camera: Camera) -> list[Camera]:
+        if (row := self.row(camera)) is None or not self.active:
+            return [camera]
+        return places(camera, self.motions(row))
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
-        (sharp,) = pictures
-        row = self.row(camera)
-        if row is None or not self.active:
-            self.size = self.values.new_zeros(())
-            return sharp
-        places = torch.tensordot(self.map(row), terms(sharp, self.usual), 1)
-        self.size = (places.square().sum(0).mean(0) + 0.01).sqrt().mean()
-        return sharp._replace(image=mean_image(around(sharp.image, places), self.space))
+        return mean(pictures, self.space)
 
     def loss_terms(self) -> list[Callable]:
         return [self.restraint]
 
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
-        return PENALTY * self.size
+        """Kernels that photos hardly show are to be small."""
+        if (row := self.row(camera)) is None or not self.active:
+            return 0.0
+        square = 12 * self.poses(row).square().mean(0).sum()  # of a line's length
+        return PENALTY * 0.5 * square.log1p()
 
     def parameters(self) -> list[Tensor]:
         return [self.values, self.shared.values]
@@ -101,39 +103,25 @@ class Kernel(PerPhoto):
     # Files
 
     def save(self, folder: ModelFolder, iteration: int) -> None:
-        """blur.json beside the model: the map of each photo."""
+        """blur.json beside the model: the poses of each photo's kernel."""
         with torch.no_grad():
-            kernels = {name: self.map(row).tolist() for name, row in self.rows.items()}
-        about = {"blur": "kernel", "space": self.space, "inverse_depth": self.usual, "kernels": kernels}
+            kernels = {name: (self.poses(row) * self.units[row]).tolist() for name, row in self.rows.items()}
+        about = {"blur": "kernel", "space": self.space, "kernels": kernels}
         write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
 
     @classmethod
     def read(cls, path: Path, device: torch.device) -> "Kernel":
         about = read_json(path)
-        kernels, space, usual = about.get("kernels"), about.get("space"), about.get("inverse_depth")
-        if not isinstance(kernels, dict) or type(usual) is not float or space not in ("srgb", "linear"):
-            raise DataError(f"{path}: must have kernels, an inverse_depth and a space, srgb or linear")
-        try:
-            points = len(next(iter(kernels.values()))[0])
-        except (StopIteration, TypeError, LookupError):
-            points = 0
-        return cls(list(kernels), numbers(path, kernels, (2, points, TERMS)).to(device), usual, space)
+        kernels, space = about.get("kernels"), about.get("space")
+        if not isinstance(kernels, dict) or space not in ("srgb", "linear"):
+            raise DataError(f"{path}: must have kernels and a space, which is srgb or linear")
+        count = len(next(iter(kernels.values()), []))
+        poses = numbers(path, kernels, (count, 6)).to(device)
+        return cls(list(kernels), poses, torch.ones_like(poses[:, 0]), space)
 
 
-def terms(sharp: Rendered, usual: float) -> Tensor:
-    """What the map is linear in: one, inverse depth against the usual one, and the place, [TERMS, H, W]."""
-    _, height, width = sharp.image.shape
-    near = (sharp.inv_depth[0] / usual - 1).detach()
-    y = torch.linspace(-1, 1, height).to(near)[:, None].expand(height, width)
-    x = torch.linspace(-1, 1, width).to(near).expand(height, width)
-    return torch.stack([torch.ones_like(near), near, x, y])
-
-
-def around(image: Tensor, places: Tensor) -> Tensor:
-    """The picture [3, H, W] at places [2, n, H, W] from each pixel, [n, 3, H, W]."""
-    _, count, height, width = places.shape
-    x = 2 * (torch.arange(width).to(places) + places[0]) / (width - 1) - 1
-    y = 2 * (torch.arange(height).to(places)[:, None] + places[1]) / (height - 1) - 1
-    where = torch.stack([x, y], -1).view(1, count * height, width, 2)
-    found = F.grid_sample(image[None], where, padding_mode="border", align_corners=True)
-    return found.view(3, count, height, width).transpose(0, 1)
+def spread(like: Tensor) -> Tensor:
+    """Poses [n, 6] at first: over a disk, turned so that things at the usual distance stay where they are."""
+    x, y = START * sunflower(like[:, 0])
+    zero = torch.zeros_like(x)
+    return torch.stack([x, y, zero, -y, x, zero], 1)

@@ -16,11 +16,10 @@ def mean(pictures: Sequence[Rendered], space: str, weights: Tensor | None = None
     if len(pictures) == 1:
         return pictures[0]
     images, alphas, depths, radii = (torch.stack(parts) for parts in zip(*pictures))
-    return Rendered(mean_image(images, space, weights), alphas.mean(0), depths.mean(0), radii.amax(0))
+    return Rendered(_mean(images, space, weights), alphas.mean(0), depths.mean(0), radii.amax(0))
 
 
-def mean_image(images: Tensor, space: str, weights: Tensor | None = None) -> Tensor:
-    """Of pictures [n, 3, H, W]."""
+def _mean(images: Tensor, space: str, weights: Tensor | None) -> Tensor:
     if space == "linear":
         return _sum(images.clamp(DARK, 1).pow(GAMMA), weights).pow(1 / GAMMA)
     return _sum(images.clamp_max(1), weights)

@@ -16,11 +16,11 @@ from arguments import OptimizationParams, Options, PhotoParams, parse_train
 from benchmarks import blurred
 from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
-from per_view.kernel import TERMS, around, terms
+from per_view.kernel import spread
 from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.motion import along, count_for, pixels
-from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate
+from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate, units
 from per_view.poses import common, gauge
 from scene import Scene
 from scene.cameras import Camera
@@ -74,6 +74,8 @@ def module(kind: str, size: float):
     elif kind == "defocus":
         found = Defocus(["a"], torch.tensor([[0.2, 0.1, 0.4]]).double(), 5, "linear")
         found.values = torch.nn.Parameter(size * torch.randn(1, 2).double())
+    elif kind == "kernel":
+        found = Kernel(["a"], size / 3 * torch.randn(1, 5, 6).double(), torch.ones(1, 6).double(), "linear")
     else:
         start = size * torch.randn(1, 4 if kind == "spline" else 2, 6).double() / 3
         start[:, :1] = 0
@@ -84,7 +86,7 @@ def module(kind: str, size: float):
 
 
 @pytest.mark.parametrize("size", (0.0, 0.1))
-@pytest.mark.parametrize("kind", ("poses", "linear", "spline", "defocus"))
+@pytest.mark.parametrize("kind", ("poses", "linear", "spline", "defocus", "kernel"))
 def test_derivatives(kind, size):
     """Of a picture through the rasterizer, whose colors look from the moved camera, too."""
     found, view = module(kind, size), camera()
@@ -109,48 +111,20 @@ def test_derivatives(kind, size):
         assert (grad - without).abs().max() > 0.01 * grad.abs().max(), "colors that change must be felt"
 
 
-def kernel(size: float = 0.3) -> Kernel:
-    random = torch.Generator().manual_seed(0)
-    found = Kernel(["a"], size * torch.randn(1, 2, 5, TERMS, generator=random).double(), 0.25)
-    shared = size * torch.randn(1, 2, 5, TERMS, generator=random).double()
-    found.shared.values = torch.nn.Parameter(shared)
-    return found
-
-
-def test_kernels_of_points():
-    """What is in the picture goes where the points are; kernels move nothing, and blur photos only."""
-    found, view, rendered = kernel(), camera(), Blobs().picture(camera())
-    image = Shown(Blobs(), [found]).picture(view).image
-    assert (image - rendered.image).abs().max() > 1e-3
-    assert torch.equal(Shown(Blobs(), [found]).picture(replace(view, name="b")).image, rendered.image)
-    with torch.no_grad():
-        torch.testing.assert_close(found.map(0).mean(1), torch.zeros(2, TERMS).double(), atol=1e-12, rtol=0)
-        found.values.zero_()
-        found.shared.values.zero_()
-    torch.testing.assert_close(found.picture(view, [rendered]).image, rendered.image)
-    places = torch.zeros(2, 3, 12, 16).double()
-    places[0, 1], places[1, 2] = 1, 0.5  # to the right, and half a pixel down
-    still, right, down = around(rendered.image, places)
-    torch.testing.assert_close(still, rendered.image)
-    torch.testing.assert_close(right[..., :-1], rendered.image[..., 1:])
-    torch.testing.assert_close(down[:, :-1], (rendered.image[:, 1:] + rendered.image[:, :-1]) / 2)
-    one, near, x, y = terms(rendered, 0.25)
-    torch.testing.assert_close(near, rendered.inv_depth[0] / 0.25 - 1)
-    assert one.eq(1).all() and x[3, 0] == y[0, 3] == -1 and x[3, -1] == y[-1, 3] == 1
-
-
-def test_derivatives_of_kernels():
-    found, view, rendered = kernel(), camera(), Blobs().picture(camera())
-    amount = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(3)).double()
-
-    def loss(own, shared, image):
-        found.values, found.shared.values = own, shared
-        picture = found.picture(view, [rendered._replace(image=image)])
-        return (amount * picture.image).sum() + found.restraint(picture, view, None, 1)
-
-    inputs = found.values.detach().clone(), found.shared.values.detach().clone(), rendered.image
-    del found.values, found.shared.values
-    assert_derivatives(loss, inputs)
+def test_kernels_move_nothing():
+    """Whatever the points are, their mean is the photo's pose. At first they are spread, and what is at the
+    usual distance stays where it is."""
+    found, view = module("kernel", 0.1), camera()
+    shifts, turns = found.poses(0).split(3, dim=1)
+    torch.testing.assert_close(found.poses(0).mean(0), torch.zeros(6).double(), atol=1e-12, rtol=0)
+    assert shifts.std() > 0.01 and turns.std() > 0.01 and len(found.cameras(view)) == 5
+    (still,) = found.cameras(replace(view, name="b"))
+    assert torch.equal(still.world_to_camera, view.world_to_camera)
+    found = Kernel(["a"], torch.zeros(1, 5, 6).double(), units(view.K[None], torch.tensor([0.25]).double()))
+    found.shared.values.data[0] = spread(found.values[0])
+    for distance, seen in ((4.0, torch.zeros(5, 2).double()), (4000.0, found.poses(0)[:, :2])):
+        there = view.K @ (found.motions(0) @ torch.tensor([0, 0, distance, 1]).double())[:, :3, None]
+        torch.testing.assert_close(there[:, :2, 0] / there[:, 2:, 0], seen + view.K[:2, 2], atol=0.02, rtol=0)
 
 
 def test_an_uneven_exposure_is_found():
@@ -327,7 +301,7 @@ def test_files(tmp_path):
         (module("poses", 0.1), "poses.json"),
         (module("spline", 0.1), "blur.json"),
         (module("defocus", 0.1), "blur.json"),
-        (kernel(), "blur.json"),
+        (module("kernel", 0.1), "blur.json"),
     ]:
         if isinstance(found, Motion):
             one = torch.eye(4)[None], camera().K[None], torch.ones(1).double(), torch.ones(1, 2)
@@ -341,8 +315,6 @@ def test_files(tmp_path):
         floats = Camera("a", 16, 12, view.world_to_camera.float(), view.K.float())
         for a, b in zip(found.cameras(view), other.cameras(floats), strict=True):
             torch.testing.assert_close(a.world_to_camera.float(), b.world_to_camera, atol=1e-5, rtol=0)
-        if isinstance(found, Kernel):
-            torch.testing.assert_close(found.map(0).float(), other.map(0), atol=1e-6, rtol=0)
         whole = json.loads(path.read_text())
         few = {"paths": {"a": [[1] * 6]}, "lenses": {"a": [1]}, "kernels": {"a": [1]}}
         for wrong in ({"a": [1, 2]}, whole | few, {}):
