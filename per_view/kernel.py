@@ -24,10 +24,10 @@ from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
 from utils.rigid import rigid, so3_exp
 
-START = 3.0  # pixels by which what is very far away is blurred at first: blur that starts smaller stays small
+START = 3.0  # pixels by which what is very far away is blurred at first: kernels that start small stay small
 RATES = 0.2, 0.002  # pixels of a visit, at the start and at the end
 SHARED = 0.3  # the rate of what all photos share, which moves at each step, against that
-PENALTY = 1e-3  # of the loss: as that of paths
+WIDE = 5e-4  # of the loss: how much kernels of a pixel are pulled wider, about; others less
 
 
 class Kernel(PerPhoto):
@@ -74,11 +74,12 @@ class Kernel(PerPhoto):
         return [self.restraint]
 
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
-        """Kernels that photos hardly show are to be small."""
+        """Blur that all photos share is explained as well, and fitted a little better, by a scene that is
+        blurred itself: so kernels are as wide as photos let them be."""
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
         square = 12 * self.poses(row).square().mean(0).sum()  # of a line's length
-        return PENALTY * 0.5 * square.log1p()
+        return -WIDE * 0.5 * square.log1p()
 
     def parameters(self) -> list[Tensor]:
         return [self.values, self.shared.values]
