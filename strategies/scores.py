@@ -128,6 +128,7 @@ def _pulls(
     gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, background: Tensor, lambda_dssim: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Their number, sum and sum of squares [N]."""
+    all_rows, (gaussians, _) = gaussians, gaussians.seen_by(camera)
     picture = render(camera, gaussians, pipe, background).image.requires_grad_()
     with torch.enable_grad():
         loss = photometric_loss(picture, camera.image(), lambda_dssim, camera.mask())[0]
@@ -141,4 +142,6 @@ def _pulls(
     )
     found = scores(gaussians, camera, pipe, colors=colors, background=background, gradient=gradient)
     assert found.opacity_grad is not None and found.opacity_moment is not None
-    return found.pixels, found.opacity_grad, found.opacity_moment
+    sums = found.pixels, found.opacity_grad, found.opacity_moment
+    number, pull, square = (all_rows.spread(gaussians, value) for value in sums)
+    return number, pull, square
