@@ -64,20 +64,25 @@ class ShardedSplats(Splats):
         return self.gaussians.total
 
     def mean(self, values: Tensor) -> Tensor:
-        """For each of the pictures made at once, the part that the Gaussians here have in it."""
+        """For each of the photos shown at once, the part that the Gaussians here have in it."""
         return values.sum() * (self.at_once / max(self.gaussians.total * values.shape[1], 1))
 
     def picture(
-        self, camera: Camera | None, background: Tensor | None = None, stats: ScreenStats | None = None
+        self,
+        camera: Camera | None,
+        background: Tensor | None = None,
+        stats: ScreenStats | None = None,
+        visited: Tensor | None = None,
     ) -> Rendered:
+        """visited [W N]: of each process's photo, the Gaussians here that statistics have counted already."""
         with self.ranks.together():
             cameras = self._cameras(camera)
-            self.at_once = sum(seen.width > 0 for seen in cameras)
             absolute = stats is not None and stats.abs_grad_norm_sum is not None
             screens, pairs = self._projected(cameras)
             colors = self._colors(cameras, pairs)
             records = self._records(screens, pairs, colors, absolute)
-        got = self._sent(records, pairs, partial(add_statistics, stats, pairs, cameras) if stats else None)
+        watch = partial(add_statistics, stats, pairs, cameras, visited) if stats else None
+        got = self._sent(records, pairs, watch)
         with self.ranks.together():
             radii = torch.zeros(pairs.count, dtype=torch.int32, device=got.device)
             radii.index_fill_(0, pairs.rows, 1)  # what counts is whether one is seen at all
@@ -87,7 +92,21 @@ class ShardedSplats(Splats):
     def pictures(
         self, cameras: list, background: Tensor | None = None, stats: ScreenStats | None = None
     ) -> list[Rendered]:
-        return [self.picture(camera, background, stats) for camera in cameras]
+        """Those that one photo is made of; of [None], none. All processes go on until the last of them has
+        what it wants."""
+        numbers = self.ranks.meet("pictures", len(cameras), int(cameras[0] is not None))
+        most, own = max(count for count, _ in numbers), len(cameras)
+        visited = None
+        if stats and most > 1:
+            rows = self.ranks.count * len(self.gaussians)
+            visited = torch.zeros(rows, dtype=torch.bool, device=self.gaussians.device)
+        wanted = [*cameras, *[None] * (most - own)]
+        views = [self.picture(camera, background, stats, visited) for camera in wanted]
+        self.at_once = sum(shows for _, shows in numbers)
+        radii = torch.stack([view.radii for view in views]).amax(0)
+        rest = sum(view.image.sum() for view in views[own:])  # 0, but others wait for its backward
+        views[0] = views[0]._replace(image=views[0].image + rest)
+        return [view._replace(radii=radii) for view in views[:own]]
 
     @torch.enable_grad()
     def shares(self, camera: Camera, weights: Tensor) -> Tensor:
@@ -192,11 +211,17 @@ def splats_of(
     return ShardedSplats(gaussians, pipe, background, with_depth)
 
 
-def add_statistics(stats: ScreenStats, pairs: Pairs, cameras: list[Seen], grads: Tensor) -> None:
-    """Of each visible pair of camera and Gaussian, from the gradients of its record."""
-    rows = pairs.rows
+def add_statistics(
+    stats: ScreenStats, pairs: Pairs, cameras: list[Seen], visited: Tensor | None, grads: Tensor
+) -> None:
+    """Of each visible pair of camera and Gaussian, from the gradients of its record. However many pictures a
+    photo is made of, it counts once."""
+    rows, counted = pairs.rows, torch.ones_like(pairs.rows, dtype=stats.visits.dtype)
     halves = grads.new_tensor([[camera.width / 2, camera.height / 2] for camera in cameras])[pairs.cameras]
-    stats.visits.index_add_(0, rows, torch.ones_like(rows, dtype=stats.visits.dtype))
+    if visited is not None:
+        counted -= visited[pairs.index].to(counted)
+        visited[pairs.index] = True
+    stats.visits.index_add_(0, rows, counted)
     for at, total in ((0, stats.grad_norm_sum), (ABSOLUTE, stats.abs_grad_norm_sum)):
         if total is not None:
             total.index_add_(0, rows, (grads[:, at : at + 2] * halves).norm(dim=1).to(total))
