@@ -6,12 +6,12 @@ and in the backward the gradients of the records go back to where they are from.
 and statistics never travel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from diff_gaussian_rasterization import Rendered, ScreenStats
+from diff_gaussian_rasterization import Rendered, ScreenStats, stages
 from diff_gaussian_rasterization.pair_colors import pair_colors
 from diff_gaussian_rasterization.stages import Projected, blend, lists, project
 from torch import Tensor
@@ -103,34 +103,42 @@ class ShardedSplats(Splats):
         wanted = [*cameras, *[None] * (most - own)]
         views = [self.picture(camera, background, stats, visited) for camera in wanted]
         self.at_once = sum(shows for _, shows in numbers)
+        if most == 1:
+            return views
         radii = torch.stack([view.radii for view in views]).amax(0)
         rest = sum(view.image.sum() for view in views[own:])  # 0, but others wait for its backward
         views[0] = views[0]._replace(image=views[0].image + rest)
         return [view._replace(radii=radii) for view in views[:own]]
 
-    @torch.enable_grad()
-    def shares(self, camera: Camera, weights: Tensor) -> Tensor:
-        """[W, N]: of each process's camera, the sum over pixels of its weights [H, W] times the part that a
-        Gaussian has in them."""
+    @torch.no_grad()
+    def scores(self, camera: Camera, names: Sequence[str], **pictures) -> Tensor:
+        """[W, N, names]: of each process's picture, what the Gaussians here do to it. `pictures`, one's own,
+        and names are those of stages.scores()."""
         with self.ranks.together():
             cameras = self._cameras(camera)
             screens, pairs = self._projected(cameras)
-            colors = self.gaussians.means.new_zeros(len(pairs.rows), 3).requires_grad_()
-            records = self._records(screens, pairs, colors, absolute=False)
-        got = self._sent(records, pairs, None)
+            records = self._records(screens, pairs, self._colors(cameras, pairs), absolute=False)
+        expected = self._expected(pairs)
         with self.ranks.together():
-            black, here = torch.zeros_like(self.background), cameras[self.ranks.rank]
-            image = self._blended(got, here, black, pairs.radii).image
-            (parts,) = torch.autograd.grad((image[0] * weights).sum(), colors)
-            found = parts.new_zeros(len(cameras) * pairs.count)
-            return found.index_copy_(0, pairs.index, parts[:, 0]).view(len(cameras), pairs.count)
+            got = exchanged(self.ranks, records, pairs.counts, expected)
+            screen, colors, _, order = self._screen(got, cameras[self.ranks.rank])
+            pictures |= {"colors": colors} if "gradient" in pictures else {}
+            found = stages.scores(screen, lists(screen), **pictures)
+            columns = torch.stack([getattr(found, name).to(got) for name in names], 1)
+            columns = torch.empty_like(columns).index_copy_(0, order, columns)
+            parts = exchanged(self.ranks, columns, expected, pairs.counts)
+            whole = parts.new_zeros(len(cameras) * pairs.count, len(names))
+            return whole.index_copy_(0, pairs.index, parts).view(len(cameras), pairs.count, len(names))
 
     def _sent(self, records: Tensor, pairs: Pairs, watch: Callable[[Tensor], None] | None) -> Tensor:
         """What the others have sent here."""
-        numbers = self.ranks.meet("records", *pairs.counts)
+        expected = self._expected(pairs)
         with self.ranks.together():
-            expected = [row[self.ranks.rank] for row in numbers]
             return _Exchange.apply(records, pairs.counts, expected, self.ranks, watch)
+
+    def _expected(self, pairs: Pairs) -> list[int]:
+        """How many records come from each process."""
+        return [row[self.ranks.rank] for row in self.ranks.meet("records", *pairs.counts)]
 
     def _cameras(self, camera: Camera | None) -> list[Seen]:
         """Those of all processes. Gradients of poses go back to where they are from."""
@@ -186,20 +194,23 @@ class ShardedSplats(Splats):
         if not camera.width:
             nothing = got.sum()  # of no records
             return Rendered(nothing.expand(3, 1, 1), nothing.expand(1, 1, 1), nothing.expand(1, 1, 1), radii)
-        rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
-        got = got.index_select(0, rows.argsort())  # equal depths are blended in the order of all rows
-        center, conic, opacity, depth, colors, radius, _, absolute = got.split(
-            [*FIELDS, got.shape[1] - ABSOLUTE], 1
-        )
-        flat = opacity[:, 0], depth[:, 0], radius[:, 0].detach().int()
-        screen = Projected(center, conic, *flat, camera.width, camera.height)
+        screen, colors, carrier, _ = self._screen(got, camera)
         if self.with_depth:
-            colors = torch.cat([colors, 1 / depth], 1)
+            colors = torch.cat([colors, 1 / screen.depths[:, None]], 1)
             background = torch.cat([background, background.new_zeros(1)])
-        carrier = absolute if absolute.shape[1] else None
         image, alpha = blend(screen, colors, lists(screen), background, carrier)
         inv_depth = image[3:] if self.with_depth else torch.zeros_like(alpha)
         return Rendered(image[:3], alpha, inv_depth, radii)
+
+    def _screen(self, got: Tensor, camera: Seen) -> tuple[Projected, Tensor, Tensor | None, Tensor]:
+        """Records as what is blended: splats, colors, what carries absolute gradients; and their order."""
+        rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
+        order = rows.argsort()  # equal depths are blended in the order of all rows
+        parts = got.index_select(0, order).split([*FIELDS, got.shape[1] - ABSOLUTE], 1)
+        center, conic, opacity, depth, colors, radius, _, absolute = parts
+        flat = opacity[:, 0], depth[:, 0], radius[:, 0].detach().int()
+        screen = Projected(center, conic, *flat, camera.width, camera.height)
+        return screen, colors, absolute if absolute.shape[1] else None, order
 
 
 def splats_of(

@@ -25,6 +25,7 @@ from scene.folder import ModelFolder
 from scene.formats import read as read_ply
 from scene.gaussian_model import GaussianModel
 from strategies import adc
+from strategies.scores import disagreement
 from strategies.strategy import Strategy
 from tests import dealt_twin, tiny_scenes
 from tests.processes import in_processes, in_turn, joined, results_of
@@ -207,6 +208,7 @@ def jobs_of(scene: str, count: int) -> dict[tuple, tuple]:
         jobs |= {("pictures", words): (judged, scene, words) for words in JUDGED}
     if count == 2:
         jobs[("resting",)] = (resting, scene)
+    jobs[("disagreement",)] = (disagreeing, scene)
     jobs |= {("refined", name): (refined, scene, REFINED[name], 6, 84) for name in GROWN[count]}
     return jobs
 
@@ -340,11 +342,15 @@ REFINED = {
     "improved": (*IMPROVED, "--cap_max", "150"),
     "by error": (*IMPROVED, "--cap_max", "150", "--grow_by", "error", "--opacity_decay", "0.002"),
     "blurred": (*GROWING, "--absgrad", "--cap_max", "150", *BLURRED, "motion"),
+    "by disagreement": (*IMPROVED, "--cap_max", "150", "--grow_by", "disagreement"),
     "thinned": (*IMPROVED, "--cap_max", "150", "--final_count", "60", "--update_every", "1", "4", "8"),
 }
 
 
-GROWN = {2: ["capped", "absgrad", "by error", "blurred"], 3: ["adc", "mcmc", "improved", "thinned"]}
+GROWN = {
+    2: ["capped", "absgrad", "by error", "blurred", "by disagreement"],
+    3: ["adc", "mcmc", "improved", "thinned"],
+}
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -358,6 +364,20 @@ def test_density_control_is_that_of_one_process(scene, found, count):
             assert ours[0] == counts and abs(ours[2] - quality) <= 1e-6, name
             for key, value in params.items():
                 torch.testing.assert_close(ours[1][key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
+
+
+def disagreeing(scene: str) -> torch.Tensor:
+    one = trainer(scene, "--white_background", double=True)
+    rough(one)
+    return disagreement(one.splats, one.scene.train_cameras, 0.2)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_disagreement_is_that_of_one_process(scene, found, count):
+    expected = disagreeing(scene)
+    assert (expected > 0.01 * expected.max()).sum() > 10
+    for results in found[count]:
+        assert (results[("disagreement",)] - expected).abs().max() <= EXACT * expected.max()
 
 
 # Evaluation

@@ -27,7 +27,6 @@ def expect_possible(ranks: Ranks, options: Options, strategy: Strategy) -> None:
     _, opt, pipe, run, *_ = options
     wrong = {
         "strategy": "" if strategy.for_many else opt.strategy,
-        "grow_by": opt.grow_by if opt.grow_by == "disagreement" else "",
         "optimizer_type": "" if opt.optimizer_type == "default" else opt.optimizer_type,
         "debug": pipe.debug or run.debug_from >= 0,
         "convert_SHs_python": pipe.convert_SHs_python,
