@@ -619,6 +619,7 @@ def lacking(scene: str, out: str, where: str) -> tuple[int, list[int]]:
     place = {
         "picture": (sharded, "blend"),
         "backward": (sharded, "add_statistics"),
+        "blurred": (sharded, "add_statistics"),
         "refinement": (adc, "morton_order"),
         "rows": (GaussianModel, "_reserve"),
         "evaluation": (report, "psnr"),
@@ -631,12 +632,13 @@ def lacking(scene: str, out: str, where: str) -> tuple[int, list[int]]:
         counts.append(self.gaussians.total)
 
     Trainer.refine = counted
-    code = trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5")
+    blur = (*BLURRED, "motion") if where == "blurred" else ()
+    code = trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5", *blur)
     Trainer.refine = refine
     return code, counts
 
 
-LACKING = ["picture", "backward", "refinement", "rows", "evaluation", "checkpoint"]
+LACKING = ["picture", "backward", "blurred", "refinement", "rows", "evaluation", "checkpoint"]
 
 
 @pytest.mark.parametrize("where", LACKING)
@@ -645,7 +647,7 @@ def test_memory_that_runs_out_in_one_process(mishaps, where):
     first, second, folder = mishaps[where]
     assert first[0] == 0 and second == first
     said = {"evaluation": "30 is not evaluated", "checkpoint": "not written: out of memory"}
-    said |= dict.fromkeys(("picture", "backward"), "out of memory: iteration 30 is taken again")
+    said |= dict.fromkeys(("picture", "backward", "blurred"), "out of memory: iteration 30 is taken again")
     said |= dict.fromkeys(("refinement", "rows"), "out of memory: densification at iteration 30 undone")
     assert said[where] in folder.log.read_text()
 
@@ -687,10 +689,7 @@ def spoilt(scene: str, out: str, rows: slice) -> tuple:
 
 
 MISHAPS = {
-    **{
-        what: (lacking, what)
-        for what in ("picture", "backward", "refinement", "rows", "evaluation", "checkpoint")
-    },
+    **{what: (lacking, what) for what in LACKING},
     **{what: (apart, what) for what in ("random numbers", "the order of views", "what is learned of photos")},
     "few": (spoilt, slice(0, 1)),
     "many": (spoilt, slice(None)),
