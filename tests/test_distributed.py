@@ -491,7 +491,7 @@ def test_any_number_of_processes_goes_on(scene, runs, tmp_path):
 
 
 def blurred(scene: str, out: str, *words: str) -> int:
-    motion.COUNT_EVERY, motion.START = 12, 2.0  # in a process of its own
+    motion.COUNT_EVERY, motion.START = 13, 2.0  # in a process of its own
     line = *BLURRED, "motion", "--blur_weights", "--views_per_step", "6", "--poses"
     return trained(scene, out, *line, *words)
 
