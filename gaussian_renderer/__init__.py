@@ -99,7 +99,7 @@ def _rasterize_or_keep(inputs: dict, stats: ScreenStats | None) -> Rendered:
 class Splats:
     """Gaussians as a scene representation: what training, evaluation and render.py ask of a model."""
 
-    at_once = 1  # pictures that all processes make together
+    at_once = 1  # photos that all processes show together
 
     def __init__(self, gaussians: GaussianModel, pipe: PipelineParams, background: Tensor):
         self.gaussians, self.pipe, self.background = gaussians, pipe, background

@@ -6,12 +6,12 @@ and in the backward the gradients of the records go back to where they are from.
 and statistics never travel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from diff_gaussian_rasterization import Rendered, ScreenStats
+from diff_gaussian_rasterization import Rendered, ScreenStats, stages
 from diff_gaussian_rasterization.pair_colors import pair_colors
 from diff_gaussian_rasterization.stages import Projected, blend, lists, project
 from torch import Tensor
@@ -64,20 +64,25 @@ class ShardedSplats(Splats):
         return self.gaussians.total
 
     def mean(self, values: Tensor) -> Tensor:
-        """For each of the pictures made at once, the part that the Gaussians here have in it."""
+        """For each of the photos shown at once, the part that the Gaussians here have in it."""
         return values.sum() * (self.at_once / max(self.gaussians.total * values.shape[1], 1))
 
     def picture(
-        self, camera: Camera | None, background: Tensor | None = None, stats: ScreenStats | None = None
+        self,
+        camera: Camera | None,
+        background: Tensor | None = None,
+        stats: ScreenStats | None = None,
+        visited: Tensor | None = None,
     ) -> Rendered:
+        """visited [W N]: of each process's photo, the Gaussians here that statistics have counted already."""
         with self.ranks.together():
             cameras = self._cameras(camera)
-            self.at_once = sum(seen.width > 0 for seen in cameras)
             absolute = stats is not None and stats.abs_grad_norm_sum is not None
             screens, pairs = self._projected(cameras)
             colors = self._colors(cameras, pairs)
             records = self._records(screens, pairs, colors, absolute)
-        got = self._sent(records, pairs, partial(add_statistics, stats, pairs, cameras) if stats else None)
+        watch = partial(add_statistics, stats, pairs, cameras, visited) if stats else None
+        got = self._sent(records, pairs, watch)
         with self.ranks.together():
             radii = torch.zeros(pairs.count, dtype=torch.int32, device=got.device)
             radii.index_fill_(0, pairs.rows, 1)  # what counts is whether one is seen at all
@@ -87,31 +92,53 @@ class ShardedSplats(Splats):
     def pictures(
         self, cameras: list, background: Tensor | None = None, stats: ScreenStats | None = None
     ) -> list[Rendered]:
-        return [self.picture(camera, background, stats) for camera in cameras]
+        """Those that one photo is made of; of [None], none. All processes go on until the last of them has
+        what it wants."""
+        numbers = self.ranks.meet("pictures", len(cameras), int(cameras[0] is not None))
+        most, own = max(count for count, _ in numbers), len(cameras)
+        visited = None
+        if stats and most > 1:
+            rows = self.ranks.count * len(self.gaussians)
+            visited = torch.zeros(rows, dtype=torch.bool, device=self.gaussians.device)
+        wanted = [*cameras, *[None] * (most - own)]
+        views = [self.picture(camera, background, stats, visited) for camera in wanted]
+        self.at_once = sum(shows for _, shows in numbers)
+        if most == 1:
+            return views
+        radii = torch.stack([view.radii for view in views]).amax(0)
+        rest = sum(view.image.sum() for view in views[own:])  # 0, but others wait for its backward
+        views[0] = views[0]._replace(image=views[0].image + rest)
+        return [view._replace(radii=radii) for view in views[:own]]
 
-    @torch.enable_grad()
-    def shares(self, camera: Camera, weights: Tensor) -> Tensor:
-        """[W, N]: of each process's camera, the sum over pixels of its weights [H, W] times the part that a
-        Gaussian has in them."""
+    @torch.no_grad()
+    def scores(self, camera: Camera, names: Sequence[str], **pictures) -> Tensor:
+        """[W, N, names]: of each process's picture, what the Gaussians here do to it. `pictures`, one's own,
+        and names are those of stages.scores()."""
         with self.ranks.together():
             cameras = self._cameras(camera)
             screens, pairs = self._projected(cameras)
-            colors = self.gaussians.means.new_zeros(len(pairs.rows), 3).requires_grad_()
-            records = self._records(screens, pairs, colors, absolute=False)
-        got = self._sent(records, pairs, None)
+            records = self._records(screens, pairs, self._colors(cameras, pairs), absolute=False)
+        expected = self._expected(pairs)
         with self.ranks.together():
-            black, here = torch.zeros_like(self.background), cameras[self.ranks.rank]
-            image = self._blended(got, here, black, pairs.radii).image
-            (parts,) = torch.autograd.grad((image[0] * weights).sum(), colors)
-            found = parts.new_zeros(len(cameras) * pairs.count)
-            return found.index_copy_(0, pairs.index, parts[:, 0]).view(len(cameras), pairs.count)
+            got = exchanged(self.ranks, records, pairs.counts, expected)
+            screen, colors, _, order = self._screen(got, cameras[self.ranks.rank])
+            pictures |= {"colors": colors} if "gradient" in pictures else {}
+            found = stages.scores(screen, lists(screen), **pictures)
+            columns = torch.stack([getattr(found, name).to(got) for name in names], 1)
+            columns = torch.empty_like(columns).index_copy_(0, order, columns)
+            parts = exchanged(self.ranks, columns, expected, pairs.counts)
+            whole = parts.new_zeros(len(cameras) * pairs.count, len(names))
+            return whole.index_copy_(0, pairs.index, parts).view(len(cameras), pairs.count, len(names))
 
     def _sent(self, records: Tensor, pairs: Pairs, watch: Callable[[Tensor], None] | None) -> Tensor:
         """What the others have sent here."""
-        numbers = self.ranks.meet("records", *pairs.counts)
+        expected = self._expected(pairs)
         with self.ranks.together():
-            expected = [row[self.ranks.rank] for row in numbers]
             return _Exchange.apply(records, pairs.counts, expected, self.ranks, watch)
+
+    def _expected(self, pairs: Pairs) -> list[int]:
+        """How many records come from each process."""
+        return [row[self.ranks.rank] for row in self.ranks.meet("records", *pairs.counts)]
 
     def _cameras(self, camera: Camera | None) -> list[Seen]:
         """Those of all processes. Gradients of poses go back to where they are from."""
@@ -167,20 +194,23 @@ class ShardedSplats(Splats):
         if not camera.width:
             nothing = got.sum()  # of no records
             return Rendered(nothing.expand(3, 1, 1), nothing.expand(1, 1, 1), nothing.expand(1, 1, 1), radii)
-        rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
-        got = got.index_select(0, rows.argsort())  # equal depths are blended in the order of all rows
-        center, conic, opacity, depth, colors, radius, _, absolute = got.split(
-            [*FIELDS, got.shape[1] - ABSOLUTE], 1
-        )
-        flat = opacity[:, 0], depth[:, 0], radius[:, 0].detach().int()
-        screen = Projected(center, conic, *flat, camera.width, camera.height)
+        screen, colors, carrier, _ = self._screen(got, camera)
         if self.with_depth:
-            colors = torch.cat([colors, 1 / depth], 1)
+            colors = torch.cat([colors, 1 / screen.depths[:, None]], 1)
             background = torch.cat([background, background.new_zeros(1)])
-        carrier = absolute if absolute.shape[1] else None
         image, alpha = blend(screen, colors, lists(screen), background, carrier)
         inv_depth = image[3:] if self.with_depth else torch.zeros_like(alpha)
         return Rendered(image[:3], alpha, inv_depth, radii)
+
+    def _screen(self, got: Tensor, camera: Seen) -> tuple[Projected, Tensor, Tensor | None, Tensor]:
+        """Records as what is blended: splats, colors, what carries absolute gradients; and their order."""
+        rows = got[:, ROW : ROW + 1].detach().contiguous().view(INTEGER[got.dtype])[:, 0]
+        order = rows.argsort()  # equal depths are blended in the order of all rows
+        parts = got.index_select(0, order).split([*FIELDS, got.shape[1] - ABSOLUTE], 1)
+        center, conic, opacity, depth, colors, radius, _, absolute = parts
+        flat = opacity[:, 0], depth[:, 0], radius[:, 0].detach().int()
+        screen = Projected(center, conic, *flat, camera.width, camera.height)
+        return screen, colors, absolute if absolute.shape[1] else None, order
 
 
 def splats_of(
@@ -192,11 +222,17 @@ def splats_of(
     return ShardedSplats(gaussians, pipe, background, with_depth)
 
 
-def add_statistics(stats: ScreenStats, pairs: Pairs, cameras: list[Seen], grads: Tensor) -> None:
-    """Of each visible pair of camera and Gaussian, from the gradients of its record."""
-    rows = pairs.rows
+def add_statistics(
+    stats: ScreenStats, pairs: Pairs, cameras: list[Seen], visited: Tensor | None, grads: Tensor
+) -> None:
+    """Of each visible pair of camera and Gaussian, from the gradients of its record. However many pictures a
+    photo is made of, it counts once."""
+    rows, counted = pairs.rows, torch.ones_like(pairs.rows, dtype=stats.visits.dtype)
     halves = grads.new_tensor([[camera.width / 2, camera.height / 2] for camera in cameras])[pairs.cameras]
-    stats.visits.index_add_(0, rows, torch.ones_like(rows, dtype=stats.visits.dtype))
+    if visited is not None:
+        counted -= visited[pairs.index].to(counted)
+        visited[pairs.index] = True
+    stats.visits.index_add_(0, rows, counted)
     for at, total in ((0, stats.grad_norm_sum), (ABSOLUTE, stats.abs_grad_norm_sum)):
         if total is not None:
             total.index_add_(0, rows, (grads[:, at : at + 2] * halves).norm(dim=1).to(total))

@@ -36,7 +36,7 @@ STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture
 
 
 class Kernel(PerView):
-    name, blurs = "kernel", True
+    name, blurs, sees_depth = "kernel", True, True
     options: Options  # of the run, while training
 
     def __init__(self, names: Sequence[str], device: torch.device):

@@ -25,13 +25,14 @@ from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
 from utils.rigid import rigid, so3_exp, so3_log
+from utils.schedules import reaches
 
 POSES = {"linear": 2, "spline": 4}  # of a path
 # A path's poses are these mixtures of its mean, which stays, its half length and how it bends.
 MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 11, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 11, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
 PENALTY = 1e-3  # of the loss: for each pixel of a path, and less below one
-COUNT_EVERY = 100  # steps after which it is looked how long paths have become
+COUNT_EVERY = 100  # iterations after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
 
@@ -96,7 +97,7 @@ class Motion(PerPhoto):
         if self.light:
             self.light.rate = rate(self.options, iteration, views.blur_from_iter, *light.RATES)
         self.active = iteration > views.blur_from_iter
-        if self.active and iteration % COUNT_EVERY == 0:
+        if self.active and reaches(COUNT_EVERY, iteration, self.views):
             lengths = self.lengths()
             self.counts = [count_for(length, self.samples) for length in lengths.tolist()]
 

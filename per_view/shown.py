@@ -67,9 +67,9 @@ class Shown:
         return camera
 
     @torch.no_grad()
-    def pair(self, camera: Camera) -> Pair:
+    def pair(self, camera: Camera, render: Render | None = None) -> Pair:
         """The picture, and the photo beside it."""
-        image, (truth, mask) = self.picture(camera).image, self.photo(camera)
+        image, (truth, mask) = self.picture(camera, render).image, self.photo(camera)
         image = image[..., image.shape[-1] // 2 :] if self.right_half else image
         if self.fits_colors and camera.is_test:
             image = with_colors_of(to_float(truth), image, mask)

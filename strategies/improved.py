@@ -151,7 +151,7 @@ class Improved(Strategy):
         if self.grow_by == "edges":
             return relative_shares(splats, views, edges)
         if self.grow_by == "disagreement":
-            return disagreement(gaussians, views, self._pipe, self._background, self.lambda_dssim)
+            return disagreement(splats, views, self.lambda_dssim)
         return relative_shares(splats, views, partial(errors, splats=splats))
 
     def _splats(self, gaussians: GaussianModel) -> Splats:

@@ -3,14 +3,15 @@
 They are made by the native stages, so an edit of render() does not change them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from diff_gaussian_rasterization import photometric_loss, stages
 from torch import Tensor
 
 from arguments import PipelineParams
-from gaussian_renderer import Splats, render
+from gaussian_renderer import Splats
 from gaussian_renderer.sharded import ShardedSplats
 from scene.cameras import Camera
 from scene.gaussian_model import GaussianModel
@@ -36,11 +37,6 @@ def scores(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, **pic
         compensation="antialiasing" if pipe.antialiasing else "none",
     )
     return stages.scores(projected, stages.lists(projected), **pictures)
-
-
-def shares(gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, weights: Tensor) -> Tensor:
-    """[N]: sum over pixels of weights [H, W] times the part that a Gaussian has in them."""
-    return scores(gaussians, camera, pipe, weights=weights.to(gaussians.means.dtype)).weight_sum
 
 
 @torch.no_grad()
@@ -78,16 +74,31 @@ def relative_shares(splats: Splats, cameras: list[Camera], weights: Callable[[Ca
 def each_share(
     splats: Splats, cameras: list[Camera], weights: Callable[[Camera], Tensor]
 ) -> Iterator[Tensor]:
-    """Of each view, shares() [N] in its weighted pixels. Several processes take a view each at a time."""
+    """Of each view, [N]: sum over pixels of weights [H, W] times the part that a Gaussian has in them."""
+
+    def pictures(camera: Camera) -> dict[str, Tensor]:
+        return {"weights": weights(camera).to(splats.gaussians.means.dtype)}
+
+    return (part[:, 0] for part in each_score(splats, cameras, pictures, ["weight_sum"]))
+
+
+def each_score(
+    splats: Splats, cameras: list[Camera], pictures: Callable[[Camera], dict], names: Sequence[str]
+) -> Iterator[Tensor]:
+    """Of each view, what stages.scores() makes of its pictures: [N, names], of all processes' Gaussians.
+    Several processes take a view each at a time."""
     gaussians, ranks = splats.gaussians, splats.gaussians.ranks
     for first in range(0, len(cameras), ranks.count):
         some = cameras[first : first + ranks.count]
         camera = some[min(ranks.rank, len(some) - 1)]  # if there are too few, it is shown twice
+        given = pictures(camera)
         if isinstance(splats, ShardedSplats):
-            parts = splats.shares(camera, weights(camera))[: len(some)]
-            yield from gaussians.from_all(parts.T.contiguous()).unbind(1)
+            parts = splats.scores(camera, names, **given)[: len(some)]
+            yield from gaussians.from_all(parts.transpose(0, 1).contiguous()).unbind(1)
         else:
-            yield shares(gaussians, camera, splats.pipe, weights(camera))
+            colors = {"colors": _colors(gaussians, camera)} if "gradient" in given else {}
+            found = scores(gaussians, camera, splats.pipe, **colors, **given)
+            yield torch.stack([getattr(found, name).to(gaussians.means.dtype) for name in names], 1)
 
 
 def visibility(splats: Splats, cameras: list[Camera]) -> Tensor:
@@ -105,40 +116,30 @@ def counted(camera: Camera) -> Tensor:
     return torch.ones(camera.height, camera.width, device=camera.device) if mask is None else mask
 
 
-def disagreement(
-    gaussians: GaussianModel,
-    cameras: list[Camera],
-    pipe: PipelineParams,
-    background: Tensor,
-    lambda_dssim: float,
-) -> Tensor:
+@torch.no_grad()
+def disagreement(splats: Splats, cameras: list[Camera], lambda_dssim: float) -> Tensor:
     """[N]: how unlike the pulls of its pixels on a Gaussian's opacity are (after LiteGS, Liao et al. 2025).
 
     It is their variance times their number, times the opacity squared. What is pulled up here and down there
-    is too coarse.
+    is too coarse. Of all processes' Gaussians.
     """
-    background = background.to(gaussians.device)
-    views = [_pulls(gaussians, camera, pipe, background, lambda_dssim) for camera in cameras]
-    count, pull, square = (torch.stack(values).sum(0) for values in zip(*views))
-    return (square - pull**2 / count.clamp_min(1)).clamp_min(0) * gaussians.opacities[:, 0] ** 2
+    gaussians, pull = splats.gaussians, partial(_pull, splats, lambda_dssim)
+    views = list(each_score(splats, cameras, pull, ["pixels", "opacity_grad", "opacity_moment"]))
+    count, pull, square = torch.stack(views).sum(0).unbind(1)
+    opacities = gaussians.from_all(gaussians.opacities[:, 0])
+    return (square - pull**2 / count.clamp_min(1)).clamp_min(0) * opacities**2
 
 
 @torch.no_grad()
-def _pulls(
-    gaussians: GaussianModel, camera: Camera, pipe: PipelineParams, background: Tensor, lambda_dssim: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Their number, sum and sum of squares [N]."""
-    picture = render(camera, gaussians, pipe, background).image.requires_grad_()
+def _pull(splats: Splats, lambda_dssim: float, camera: Camera) -> dict[str, Tensor]:
+    """The background, and what the loss wants of each pixel."""
+    picture = splats.picture(camera).image.requires_grad_()
     with torch.enable_grad():
         loss = photometric_loss(picture, camera.image(), lambda_dssim, camera.mask())[0]
     (gradient,) = torch.autograd.grad(loss, picture)
-    colors = stages.sh_colors(
-        gaussians.means,
-        gaussians.sh_dc,
-        gaussians.sh_rest,
-        camera_center(camera.world_to_camera),
-        gaussians.active_sh_degree,
-    )
-    found = scores(gaussians, camera, pipe, colors=colors, background=background, gradient=gradient)
-    assert found.opacity_grad is not None and found.opacity_moment is not None
-    return found.pixels, found.opacity_grad, found.opacity_moment
+    return {"background": splats.background, "gradient": gradient}
+
+
+def _colors(gaussians: GaussianModel, camera: Camera) -> Tensor:
+    center, sh = camera_center(camera.world_to_camera), (gaussians.sh_dc, gaussians.sh_rest)
+    return stages.sh_colors(gaussians.means, *sh, center, gaussians.active_sh_degree)

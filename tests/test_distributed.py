@@ -6,8 +6,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import pytest
 import torch
@@ -19,11 +19,13 @@ from arguments import ConfigError, parse_train
 from distributed import ALONE, Ranks, board
 from gaussian_renderer import sharded
 from gaussian_renderer.fused_sharded import ShardedIteration
+from per_view import Motion, PerView, motion, per_photo
 from scene import Scene
 from scene.folder import ModelFolder
 from scene.formats import read as read_ply
 from scene.gaussian_model import GaussianModel
 from strategies import adc
+from strategies.scores import disagreement
 from strategies.strategy import Strategy
 from tests import dealt_twin, tiny_scenes
 from tests.processes import in_processes, in_turn, joined, results_of
@@ -61,15 +63,21 @@ def in_double(one: Trainer) -> None:
         camera.world_to_camera, camera.K = camera.world_to_camera.double(), camera.K.double()
     one.scene.background = one.splats.background = one.scene.background.double()
     for module in one.modules:
-        for name, value in vars(module).items():
-            if isinstance(value, torch.Tensor):
-                setattr(
-                    module,
-                    name,
-                    torch.nn.Parameter(value.detach().double())
-                    if isinstance(value, torch.nn.Parameter)
-                    else value.double(),
-                )
+        all_in_double(module)
+
+
+def all_in_double(module: PerView) -> None:
+    for name, value in vars(module).items():
+        if isinstance(value, torch.nn.Parameter):
+            setattr(module, name, torch.nn.Parameter(value.detach().double()))
+        elif isinstance(value, torch.Tensor):
+            setattr(module, name, value.double())
+        elif isinstance(value, per_photo.Seen):
+            setattr(module, name, per_photo.Seen(*(part.double() for part in value)))
+        elif isinstance(value, torch.nn.Module):
+            value.double()  # in place, as its optimizer needs it
+        elif isinstance(value, PerView):
+            all_in_double(value)
 
 
 def rough(one: Trainer) -> None:
@@ -81,6 +89,12 @@ def rough(one: Trainer) -> None:
             whole = (17 * (at + 1) * whole).sin().view(gaussians.total, *value.shape[1:])
             value.add_(0.2 * gaussians.own(whole).to(value.device))
     gaussians.active_sh_degree = 3
+    for module in one.modules:
+        if isinstance(module, Motion):
+            module.counts = [1, 7, 3, 2, 5, 1, 4, 6]  # pictures that photos are made of
+            for camera in one.scene.train_cameras[::2]:
+                camera.K = camera.K.clone()
+                camera.K[0, 2] += 0.9 * camera.width  # much is out of view
 
 
 def states(one: Trainer) -> dict[str, torch.Tensor]:
@@ -97,7 +111,17 @@ def states(one: Trainer) -> dict[str, torch.Tensor]:
             found[name] = gaussians.from_all(value)
     for module in one.modules:
         found |= {f"{module.name} {i}": v.detach() for i, v in enumerate(module.parameters())}
+        found |= dict(tensors(module.state_dict(), module.name))
     return {name: value.clone() for name, value in found.items()}
+
+
+def tensors(state: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of a state, with names."""
+    if isinstance(state, torch.Tensor):
+        yield name, state.detach()
+    elif isinstance(state, dict):
+        for key, value in state.items():
+            yield from tensors(value, f"{name} {key}")
 
 
 def met(by_board: bool) -> list:
@@ -152,6 +176,17 @@ def steps(
     return dict(zip(losses[-1], numbers)), states(one)
 
 
+def resting(scene: str) -> dict:
+    """After a step, one of photos that have no kernels: as test views that are half trained on have none."""
+    one = trainer(scene, *WORDS["kernel"], "--views_per_step", "2", double=True)
+    rough(one)
+    one.step(2)
+    for camera in one.scene.train_cameras:
+        camera.is_test = True
+    one.step(4)
+    return states(one)
+
+
 NATIVE = ["plain", "antialiasing", "regularized", "background", "smaller"]  # of WORDS
 
 
@@ -170,7 +205,10 @@ def jobs_of(scene: str, count: int) -> dict[tuple, tuple]:
     if count == 3:
         jobs |= {("rows", keep): (steps, scene, (), 2, 3, keep) for keep in (0, 1, 2, 4)}
         jobs |= {("native rows", keep): (steps, scene, (), 2, 3, keep, True) for keep in (0, 1, 2, 4)}
-        jobs[("pictures",)] = (judged, scene)
+        jobs |= {("pictures", words): (judged, scene, words) for words in JUDGED}
+    if count == 2:
+        jobs[("resting",)] = (resting, scene)
+    jobs[("disagreement",)] = (disagreeing, scene)
     jobs |= {("refined", name): (refined, scene, REFINED[name], 6, 84) for name in GROWN[count]}
     return jobs
 
@@ -192,6 +230,7 @@ def compare(found: tuple[dict, dict], expected: tuple[dict, dict], name) -> None
             assert (found[1][what] - value).abs().max() <= limit * most, (name, what)
 
 
+BLURRED = "--pose_from_iter", "0", "--blur_from_iter", "0", "--blur"
 WORDS = {
     "plain": (),
     "antialiasing": ("--antialiasing", "--absgrad"),
@@ -201,6 +240,10 @@ WORDS = {
     "filter": ("--filter_3d",),
     "covariances": ("--compute_cov3D_python",),
     "smaller": ("--coarse_until", "50"),
+    "motion": (*BLURRED, "motion", "--absgrad", "--opacity_reg", "0.3", "--blur_weights", "--poses"),
+    "light": (*BLURRED, "motion", "--blur_space", "linear", "--blur_path", "spline"),
+    "defocus": (*BLURRED, "defocus", "--blur_samples", "4", "--train_test_exp", "--eval"),
+    "kernel": (*BLURRED, "kernel", "--train_test_exp", "--eval"),
 }
 
 
@@ -213,6 +256,13 @@ def test_steps_are_those_of_one_process(scene, found, count, views):
         assert expected[1]["visits"].max() >= 2 and expected[1]["exp_avg of means"].abs().max() > 1e-8
         for results in found[count]:
             compare(results["steps", name, views], expected, name)
+
+
+def test_what_no_photo_of_a_step_teaches_rests(scene, found):
+    expected = resting(scene)
+    assert expected["kernel optimizer state 0 step"] == 1
+    for results in found[2]:
+        compare(({}, results[("resting",)]), ({}, expected), "resting")
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -291,11 +341,16 @@ REFINED = {
     "mcmc": (*GROWING, "--strategy", "mcmc", "--cap_max", "150"),
     "improved": (*IMPROVED, "--cap_max", "150"),
     "by error": (*IMPROVED, "--cap_max", "150", "--grow_by", "error", "--opacity_decay", "0.002"),
+    "blurred": (*GROWING, "--absgrad", "--cap_max", "150", *BLURRED, "motion"),
+    "by disagreement": (*IMPROVED, "--cap_max", "150", "--grow_by", "disagreement"),
     "thinned": (*IMPROVED, "--cap_max", "150", "--final_count", "60", "--update_every", "1", "4", "8"),
 }
 
 
-GROWN = {2: ["capped", "absgrad", "by error"], 3: ["adc", "mcmc", "improved", "thinned"]}
+GROWN = {
+    2: ["capped", "absgrad", "by error", "blurred", "by disagreement"],
+    3: ["adc", "mcmc", "improved", "thinned"],
+}
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -311,22 +366,40 @@ def test_density_control_is_that_of_one_process(scene, found, count):
                 torch.testing.assert_close(ours[1][key], value, rtol=1e-9, atol=1e-12, msg=f"{name} {key}")
 
 
+def disagreeing(scene: str) -> torch.Tensor:
+    one = trainer(scene, "--white_background", double=True)
+    rough(one)
+    return disagreement(one.splats, one.scene.train_cameras, 0.2)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_disagreement_is_that_of_one_process(scene, found, count):
+    expected = disagreeing(scene)
+    assert (expected > 0.01 * expected.max()).sum() > 10
+    for results in found[count]:
+        assert (results[("disagreement",)] - expected).abs().max() <= EXACT * expected.max()
+
+
 # Evaluation
 
 
-def judged(scene: str) -> list:
+JUDGED = ("--eval", "--train_test_exp"), (*BLURRED, "motion")
+
+
+def judged(scene: str, words: tuple) -> list:
     """Of all views: picture and photo."""
-    one = trainer(scene, "--eval", "--train_test_exp", double=True)
+    one = trainer(scene, *words, double=True)
     rough(one)
     return [[pair.image, pair.truth] for pair in one.pairs(one.scene.train_cameras)]
 
 
-def test_pictures_of_all_views_are_those_of_one_process(scene, found):
+@pytest.mark.parametrize("words", JUDGED)
+def test_pictures_of_all_views_are_those_of_one_process(scene, found, words):
     """Eight views, three at a time."""
-    expected = judged(scene)
+    expected = judged(scene, words)
     assert len(expected) == 8
     for results in found[3]:
-        for ours, theirs in zip(results[("pictures",)], expected, strict=True):
+        for ours, theirs in zip(results["pictures", words], expected, strict=True):
             assert torch.equal(ours[1], theirs[1]) and (ours[0] - theirs[0]).abs().max() <= EXACT
 
 
@@ -415,6 +488,27 @@ def test_any_number_of_processes_goes_on(scene, runs, tmp_path):
             assert len(ours["params"]["means"]) == len(theirs["params"]["means"])
             if before == after:
                 assert_same_bits(folder, runs[before])
+
+
+def blurred(scene: str, out: str, *words: str) -> int:
+    motion.COUNT_EVERY, motion.START = 13, 2.0  # in a process of its own
+    line = *BLURRED, "motion", "--blur_weights", "--views_per_step", "6", "--poses"
+    return trained(scene, out, *line, *words)
+
+
+def test_a_blurred_run_that_goes_on_has_the_same_bits(scene, tmp_path):
+    """Its photos are made of different numbers of pictures."""
+    whole, on = (ModelFolder(tmp_path / name) for name in ("whole", "on"))
+    jobs = {"whole": (blurred, scene, str(whole))}
+    jobs["on"] = blurred, scene, str(on), "--start_checkpoint", str(whole.checkpoint(30))
+    assert all(set(codes.values()) == {0} for codes in in_processes(2, in_turn, jobs))
+    assert_same_bits(on, whole)
+    ours, theirs = (checkpoint.read(folder.checkpoint(60))["parts"] for folder in (on, whole))
+    for name in ("motion", "poses"):
+        learned = dict(tensors(theirs[name], name))
+        assert all(torch.equal(value, learned[key]) for key, value in tensors(ours[name], name))
+    assert len(set(theirs["motion"]["counts"])) > 1
+    assert ours["motion"]["counts"] == theirs["motion"]["counts"]
 
 
 # What goes wrong in one of them
@@ -525,6 +619,7 @@ def lacking(scene: str, out: str, where: str) -> tuple[int, list[int]]:
     place = {
         "picture": (sharded, "blend"),
         "backward": (sharded, "add_statistics"),
+        "blurred": (sharded, "add_statistics"),
         "refinement": (adc, "morton_order"),
         "rows": (GaussianModel, "_reserve"),
         "evaluation": (report, "psnr"),
@@ -537,12 +632,13 @@ def lacking(scene: str, out: str, where: str) -> tuple[int, list[int]]:
         counts.append(self.gaussians.total)
 
     Trainer.refine = counted
-    code = trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5")
+    blur = (*BLURRED, "motion") if where == "blurred" else ()
+    code = trained(scene, out, "--views_per_step", "6", "--densify_grad_threshold", "1e-5", *blur)
     Trainer.refine = refine
     return code, counts
 
 
-LACKING = ["picture", "backward", "refinement", "rows", "evaluation", "checkpoint"]
+LACKING = ["picture", "backward", "blurred", "refinement", "rows", "evaluation", "checkpoint"]
 
 
 @pytest.mark.parametrize("where", LACKING)
@@ -551,7 +647,7 @@ def test_memory_that_runs_out_in_one_process(mishaps, where):
     first, second, folder = mishaps[where]
     assert first[0] == 0 and second == first
     said = {"evaluation": "30 is not evaluated", "checkpoint": "not written: out of memory"}
-    said |= dict.fromkeys(("picture", "backward"), "out of memory: iteration 30 is taken again")
+    said |= dict.fromkeys(("picture", "backward", "blurred"), "out of memory: iteration 30 is taken again")
     said |= dict.fromkeys(("refinement", "rows"), "out of memory: densification at iteration 30 undone")
     assert said[where] in folder.log.read_text()
 
@@ -593,10 +689,7 @@ def spoilt(scene: str, out: str, rows: slice) -> tuple:
 
 
 MISHAPS = {
-    **{
-        what: (lacking, what)
-        for what in ("picture", "backward", "refinement", "rows", "evaluation", "checkpoint")
-    },
+    **{what: (lacking, what) for what in LACKING},
     **{what: (apart, what) for what in ("random numbers", "the order of views", "what is learned of photos")},
     "few": (spoilt, slice(0, 1)),
     "many": (spoilt, slice(None)),
@@ -614,7 +707,7 @@ def test_numbers_that_are_not_finite_in_one_process(mishaps, name, code, said):
 
 @pytest.mark.parametrize(
     "words",
-    ["--blur motion", "--optimizer_type sparse_adam", "--debug",
+    ["--optimizer_type sparse_adam", "--debug",
      "--convert_SHs_python", "--view --no-disable_viewer", "--strategy tests.test_distributed"],
 )  # fmt: skip
 def test_what_one_process_must_do_says_so(words):

@@ -18,7 +18,7 @@ from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
 from strategies import improved
 from strategies.rows import draw_different
-from strategies.scores import disagreement, edges, relative_shares, shares
+from strategies.scores import disagreement, edges, relative_shares, scores
 from tests import tiny_scenes
 from tests.test_mcmc import model_with, origins
 from training import checkpoint
@@ -51,7 +51,7 @@ def test_shares_are_parts_in_pixels(trainer):
     """Alone in the reference's picture, in float64, each Gaussian is as bright as its part."""
     model, camera = trainer.gaussians, trainer.scene.train_cameras[0]
     weights = torch.rand(camera.height, camera.width, generator=torch.Generator().manual_seed(0))
-    ours = shares(model, camera, PIPE, weights)
+    ours = scores(model, camera, PIPE, weights=weights).weight_sum
     params = {name: value.detach().double() for name, value in model.params.items()}
     for row in (0, 7, 33):
         colors = torch.zeros(len(model), 3, dtype=torch.float64)
@@ -66,7 +66,8 @@ def test_shares_are_parts_in_pixels(trainer):
         torch.testing.assert_close(ours[row].double(), expected, rtol=1e-4, atol=0)
     ones = torch.ones(camera.height, camera.width)
     alpha = trainer.shown.picture(camera).alpha.sum()
-    torch.testing.assert_close(shares(model, camera, PIPE, ones).sum(), alpha, rtol=1e-5, atol=0)
+    shown = scores(model, camera, PIPE, weights=ones).weight_sum.sum()
+    torch.testing.assert_close(shown, alpha, rtol=1e-5, atol=0)
     assert all(value.grad is None for value in model.params.values())
 
 
@@ -85,7 +86,7 @@ def test_edge_scores_are_relative_to_the_mean_of_a_view(trainer):
     score = relative_shares(Splats(trainer.gaussians, PIPE, torch.zeros(3)), cameras, edges)
     expected = 0
     for camera in cameras:
-        part = shares(trainer.gaussians, camera, PIPE, edges(camera))
+        part = scores(trainer.gaussians, camera, PIPE, weights=edges(camera)).weight_sum
         expected = expected + part / part[part > 0].mean() / 2
     torch.testing.assert_close(score, expected)
 
@@ -93,7 +94,7 @@ def test_edge_scores_are_relative_to_the_mean_of_a_view(trainer):
 def test_disagreement_is_the_variance_of_pulls_on_opacity(trainer):
     """By differences, in float64: how each pixel's loss changes with an opacity."""
     model, cameras = trainer.gaussians, trainer.scene.train_cameras[:2]
-    ours = disagreement(model, cameras, PIPE, torch.ones(3), 0.2)
+    ours = disagreement(Splats(model, PIPE, torch.ones(3)), cameras, 0.2)
     params = {name: value.detach().double() for name, value in model.params.items()}
     opacities = params["opacity_logits"].sigmoid()
 

@@ -24,12 +24,10 @@ ROWS = ("params", "moments", "gradients", "smallest", "stats", "sums")  # what h
 
 def expect_possible(ranks: Ranks, options: Options, strategy: Strategy) -> None:
     """Several processes cannot do everything yet."""
-    _, opt, pipe, run, _, views = options
+    _, opt, pipe, run, *_ = options
     wrong = {
         "strategy": "" if strategy.for_many else opt.strategy,
-        "grow_by": opt.grow_by if opt.grow_by == "disagreement" else "",
         "optimizer_type": "" if opt.optimizer_type == "default" else opt.optimizer_type,
-        "blur": "" if views.blur == "none" else views.blur,
         "debug": pipe.debug or run.debug_from >= 0,
         "convert_SHs_python": pipe.convert_SHs_python,
         "view": run.view,
@@ -59,10 +57,14 @@ def add_up_gradients(ranks: Ranks, modules: Sequence[PerView]) -> None:
         return
     grads = [torch.zeros_like(v) if v.grad is None else v.grad for v in values]
     total = torch.cat([grad.flatten() for grad in grads])
-    ranks.meet("gradients of modules")
+    learned = [any(v.grad is not None for v in module.parameters()) for module in modules]
+    found = ranks.meet("gradients of modules", sum(has << i for i, has in enumerate(learned)))
     parts = ranks.add_up(total).split([value.numel() for value in values])
     for value, part in zip(values, parts):
         value.grad = part.view_as(value)
+    for i, module in enumerate(modules):
+        if not any(bits >> i & 1 for (bits,) in found):
+            module.forget_gradients()  # none has any, so that Adam rests as in one process
 
 
 def mean_of(

@@ -69,7 +69,8 @@ class Trainer(Method):
         self.strategy.see(scene.train_cameras, self.pipe, scene.background)
         self.modules = per_view.attached(options, scene)
         dealt.expect_possible(self.ranks, options, self.strategy)
-        self.splats = splats_of(self.gaussians, self.pipe, scene.background, bool(model.depths))
+        with_depth = bool(model.depths) or any(module.sees_depth for module in self.modules)
+        self.splats = splats_of(self.gaussians, self.pipe, scene.background, with_depth)
         self.shown = Shown(self.splats, self.modules, right_half=model.train_test_exp)
         held = [mean_opacity] * (self.opt.opacity_reg > 0) + [mean_scale] * (self.opt.scale_reg > 0)
         self.held = held  # terms that need no picture
@@ -162,7 +163,7 @@ class Trainer(Method):
         self, iteration: int, background: Tensor, stats: ScreenStats | None
     ) -> tuple[Tensor, Tensor]:
         """As loss(), of no view, while other processes show theirs."""
-        picture, self.parts_shown = self.splats.picture(None, background, stats), {}
+        (picture,), self.parts_shown = self.splats.pictures([None], background, stats), {}
         camera = self.scene.train_cameras[0]  # these terms do not look at it
         terms = [term(picture, camera, self, iteration) for term in self.held]
         return sum(terms, picture.image.sum()), picture.radii > 0
@@ -204,7 +205,7 @@ class Trainer(Method):
 
     def pair(self, camera: Camera) -> Pair:
         self._blur()
-        return super().pair(camera)
+        return self.shown.pair(camera, self.splats.pictures)
 
     def pairs(self, cameras: list[Camera]) -> Iterable[Pair]:
         """Each process shows a view at a time, and all get all pictures."""
