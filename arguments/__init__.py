@@ -273,6 +273,9 @@ class RunParams:
     view: bool = arg(False, "open view.py's page of this run in the default browser")
     quiet: bool = arg(False, "print errors only")
     fused: bool = arg(True, "take each iteration in one native call where the options allow it")
+    offload: bool = arg(
+        False, "colors and their moments stay in the host's memory; the GPU fetches what it shows"
+    )
     deterministic: bool = arg(False, "the same bits from run to run: always so on a CPU, slower on a GPU")
     debug_from: int = arg(-1, "turn --debug on at this step", minimum=-1)
     detect_anomaly: bool = arg(False, "let PyTorch look for the source of NaNs (slow)")
@@ -455,6 +458,10 @@ def parse_train(argv: list[str] | None = None) -> Options:
             raise ConfigError(
                 f"train_test_exp must go with --appearance exposure or none, got {views.appearance}"
             )
+        if run.offload and model.method != "gaussians":
+            raise ConfigError(f"offload must go with --method gaussians, got {model.method}")
+        if run.offload and (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+            raise ConfigError(f"offload is for one process and its GPU, got {processes} (WORLD_SIZE)")
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)

@@ -38,10 +38,12 @@ def render(
     given, is added to in backward: what densification decides by. override_color [N, 3] takes the place of
     the model's colors.
     """
+    part, stats = gaussians.seen_by(camera, scaling_modifier, stats)
+    override_color = None if override_color is None else override_color[part.rows]
     inputs: dict[str, Any] = dict(
-        means=gaussians.means,
-        **shape_of(gaussians, pipe, scaling_modifier),
-        **_color(gaussians, pipe, camera, override_color),
+        means=part.means,
+        **shape_of(part, pipe, scaling_modifier),
+        **_color(part, pipe, camera, override_color),
         world_to_camera=camera.world_to_camera,
         K=camera.K,
         width=camera.width,
@@ -51,9 +53,8 @@ def render(
         scale_modifier=scaling_modifier,
         antialiasing=pipe.antialiasing,
     )
-    if pipe.debug:
-        return _rasterize_or_keep(inputs, stats)
-    return _rasterized(inputs, stats)
+    rendered = _rasterize_or_keep(inputs, stats) if pipe.debug else _rasterized(inputs, stats)
+    return rendered._replace(radii=gaussians.spread(part, rendered.radii))
 
 
 def _rasterized(inputs: dict, stats: ScreenStats | None) -> Rendered:

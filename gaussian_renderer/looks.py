@@ -37,7 +37,9 @@ def picture(
     gaussians = copy.copy(gaussians)
     gaussians.active_sh_degree = min(degree, gaussians.active_sh_degree)
     if mode in ("centers", "ellipsoids"):
-        return render(camera, _solid(gaussians, mode), PipelineParams(), background, scale).image
+        return render(
+            camera, _solid(gaussians.seen_by(camera)[0], mode), PipelineParams(), background, scale
+        ).image
     rendered = render(camera, gaussians, pipe, background, scale)
     return rendered.image if mode == "color" else look(rendered, camera, mode, background)
 

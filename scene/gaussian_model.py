@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from diff_gaussian_rasterization import FusedAdam, SparseGaussianAdam, knn_mean_dist2
+from diff_gaussian_rasterization import FusedAdam, ScreenStats, SparseGaussianAdam, knn_mean_dist2
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
@@ -54,6 +54,8 @@ class GaussianModel:
     opacity_logits: nn.Parameter  # [N, 1]
     log_scales: nn.Parameter  # [N, 3]        natural logarithms
     raw_quats: nn.Parameter  # [N, 4]        quaternions (w, x, y, z) of any length
+    on_host: tuple[str, ...] = ()  # parameters that are elsewhere: see scene/offload.py
+    rows: Tensor | slice = slice(None)  # which of the model's, if this is what a camera sees of it
     antialiased = False  # trained with --antialiasing, as far as the file that it is from tells
 
     def __init__(
@@ -235,7 +237,31 @@ class GaussianModel:
 
     def finite(self) -> Tensor:
         """Mask [N]: no parameter is infinite or not a number."""
-        return torch.stack([value.isfinite().flatten(1).all(1) for value in self.params.values()]).all(0)
+        self.settle()
+        finite = [value.isfinite().flatten(1).all(1).to(self.device) for value in self._params.values()]
+        return torch.stack(finite).all(0)
+
+    def sums(self) -> list[Tensor]:
+        """Of all numbers: finite if each number is."""
+        return [value.sum() for value in self.params.values()]
+
+    # What a picture is made of
+
+    def seen_by(
+        self, camera, scaling_modifier: float = 1.0, stats: ScreenStats | None = None
+    ) -> tuple["GaussianModel", ScreenStats | None]:
+        """The Gaussians that a camera may show, and the statistics of their rows."""
+        return self, stats
+
+    def expect(self, camera) -> None:
+        """The camera of the next step."""
+
+    def make_room(self) -> None:
+        """Memory is lacking: give up what only saves time."""
+
+    def spread(self, part: "GaussianModel", values: Tensor) -> Tensor:
+        """Values [..., V] of what seen_by() returned as [..., N] of all Gaussians; the others are 0."""
+        return values
 
     # Optimization
 
@@ -294,10 +320,13 @@ class GaussianModel:
         the mean over so many views more."""
         if self.collected:
             self._scale_gradients(self.collected)
-        loss.backward()
+        self._backward(loss)
         self.collected += views
         if self.collected > 1:
             self._scale_gradients(1 / self.collected)
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()
 
     def _scale_gradients(self, factor: float) -> None:
         for gradient in self.gradients().values():
@@ -329,7 +358,8 @@ class GaussianModel:
             raise DataError(f"while Gaussians were moved: {in_short(error)}") from None
 
     def _move(self, move: Move, fresh: Tensor | None) -> None:
-        for group in self.optimizer.param_groups:  # nothing old is kept longer than it takes to copy it
+        groups = [group for group in self.optimizer.param_groups if group["name"] not in self.on_host]
+        for group in groups:  # nothing old is kept longer than it takes to copy it
             old = group["params"].pop()
             state = self.optimizer.state.pop(old, {})
             new = group["params"] = [nn.Parameter(_rows(old, move))]
@@ -347,9 +377,9 @@ class GaussianModel:
     def _bring_back(self, device: torch.device) -> None:
         """What had to go to the host in the course of _move(). Should holes in the device's memory be in the
         way, everything goes to the host first."""
-        states = self.optimizer.state.values()
-        moments = [state[key] for state in states for key in MOMENTS if key in state]
-        tensors = [*self._params.values(), *moments]
+        params = [value for name, value in self._params.items() if name not in self.on_host]
+        states = [self.optimizer.state.get(value, {}) for value in params]
+        tensors = [*params, *(state[key] for state in states for key in MOMENTS if key in state)]
         try:
             _send(tensors, device)
         except torch.OutOfMemoryError:
@@ -359,7 +389,8 @@ class GaussianModel:
     def _reserve(self, count: int) -> None:
         """Fail if there is no room for so many rows, with their moments. Tensor after tensor, the new one is
         made before the old one goes; a GPU can do without, as _rows() goes through the host then."""
-        rows = [value.shape[1:].numel() for value in self._params.values()]  # numbers in each
+        here = [value for name, value in self._params.items() if name not in self.on_host]
+        rows = [value.shape[1:].numel() for value in here]  # numbers in each
         more = max(count - len(self), 0) * sum(rows) * (1 + len(MOMENTS))
         if not self.ranks.alone:  # what is sent, what is received, and what becomes of it
             more += 3 * max(count, len(self)) * max(rows)
@@ -386,8 +417,9 @@ class GaussianModel:
 
     def state_dict(self) -> dict:
         """Everything that training goes on from, as plain tensors and values."""
+        self.settle()
         return {
-            "params": {name: value.detach() for name, value in self.params.items()},
+            "params": {name: value.detach() for name, value in self._params.items()},
             "moments": {
                 g["name"]: dict(self.optimizer.state[g["params"][0]]) for g in self.optimizer.param_groups
             },
@@ -403,7 +435,10 @@ class GaussianModel:
         device, params = self.device, state["params"]
         if not params.keys() >= self._params.keys():  # what is not of this model is left out
             raise ValueError(f"its parameters must be {', '.join(self._params)}, got {', '.join(params)}")
-        self.params = {name: nn.Parameter(params[name].to(device).contiguous()) for name in self._params}
+        self.params = {
+            name: nn.Parameter(params[name].to("cpu" if name in self.on_host else device).contiguous())
+            for name in self._params
+        }
         self._total = state.get("total", len(self))
         self.sh_degree, self.active_sh_degree = state["sh_degree"], state["active_sh_degree"]
         self.extent = state["extent"] or self.extent

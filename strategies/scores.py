@@ -96,9 +96,11 @@ def each_score(
             parts = splats.scores(camera, names, **given)[: len(some)]
             yield from gaussians.from_all(parts.transpose(0, 1).contiguous()).unbind(1)
         else:
-            colors = {"colors": _colors(gaussians, camera)} if "gradient" in given else {}
-            found = scores(gaussians, camera, splats.pipe, **colors, **given)
-            yield torch.stack([getattr(found, name).to(gaussians.means.dtype) for name in names], 1)
+            part = gaussians.seen_by(camera)[0] if "gradient" in given else gaussians
+            colors = {"colors": _colors(part, camera)} if "gradient" in given else {}
+            found = scores(part, camera, splats.pipe, **colors, **given)
+            columns = [getattr(found, name).to(gaussians.means.dtype) for name in names]
+            yield torch.stack([gaussians.spread(part, column) for column in columns], 1)
 
 
 def visibility(splats: Splats, cameras: list[Camera]) -> Tensor:

@@ -53,7 +53,7 @@ class Average:
             self._sums = {name: value.detach().clone() for name, value in params.items()}
             return
         for name, value in params.items():
-            self._sums[name] += value
+            self._sums[name] = self._sums[name].to(value.device).add_(value)  # of a checkpoint, elsewhere
 
     def forget(self) -> None:
         self._sums, self._count = {}, 0

@@ -17,6 +17,7 @@ import torch
 
 import distributed
 from scene import formats
+from scene.color_table import up_to_date
 from scene.fingerprint import Fingerprint
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import MOMENTS
@@ -95,8 +96,10 @@ def load(
         same_count = found.get("queue", {}).get("count") == getattr(queue, "count", None)
         for name, part in parts.items():
             if name in found and (same_run or (same_count and not other) or name not in OF_THE_VIEWS):
+                on_host = bool(getattr(part, "on_host", ()))  # there it takes what it needs
                 own = getattr(part, "own", dict)  # of several processes, each has some of the rows
-                part.load_state_dict(moved(own(found[name]), device))
+                state_here = found[name] if on_host else moved(own(up_to_date(found[name])), device)
+                part.load_state_dict(state_here)
         if "random" in state:
             _set_random_states(state["random"], device)
         return state["iteration"]
@@ -177,6 +180,8 @@ def _check_gaussians(model: dict[str, Any]) -> None:
         if name in (gradients := model.get("gradients", {})):
             _check_tensor(f"gradient of {name}", gradients[name], (count, *shape))
     _check_number("number of views of its gradients", model.get("collected", 0))
+    if "behind" in model:
+        _check_waiting(model["behind"], count)
     if "smallest" in model:
         _check_tensor("smallest", model["smallest"], (count,))
 
@@ -188,6 +193,19 @@ def _check_moments(name: str, state: dict, shape: tuple[int, ...]) -> None:
         _check_number(f"step of {name}", float(state["step"]))
         for key in MOMENTS:
             _check_tensor(f"{key} of {name}", state[key], shape)
+
+
+def _check_waiting(waiting: dict[str, Any], count: int) -> None:
+    moved_at, sums, decays, first = (waiting[key] for key in ("moved_at", "sums", "decays", "first"))
+    _check_number("first step of waiting rows", first)
+    if moved_at.dtype != torch.int32 or moved_at.shape != (count,):
+        raise ValueError(f"the steps of waiting rows must be {count} 32-bit integers")
+    for values in (sums, decays):
+        if values.dtype != torch.float64 or not len(sums) or values.shape != (len(sums), 2):
+            raise ValueError("what waiting rows have missed must be pairs of 64-bit floats")
+    last = first + len(sums) - 1
+    if count and not (first <= int(moved_at.min()) and int(moved_at.max()) <= last):
+        raise ValueError(f"the steps of waiting rows must be {first} to {last}")
 
 
 def _check_tensor(name: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -42,7 +42,7 @@ def drop_nonfinite(
 ) -> None:
     """Drop the Gaussians that are not finite. `when`, for the user; `known`: something is wrong already."""
     learned = [value for module in modules for value in module.parameters()]
-    sums = torch.stack([v.sum() for v in [*gaussians.params.values(), *learned]])
+    sums = torch.stack([*gaussians.sums(), *(v.sum() for v in learned)])
     if not gaussians.ranks.any(known or not bool(sums.isfinite().all())):
         return
     finite, count = gaussians.from_all(gaussians.finite()), gaussians.total

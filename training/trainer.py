@@ -30,6 +30,7 @@ from scene.folder import ModelFolder
 from scene.formats.ply import save_ply
 from scene.frame import OF_DATA, Similarity
 from scene.gaussian_model import GaussianModel
+from scene.offload import model_class
 from training import dealt
 from training.average import Average
 from training.checkpoint import Part
@@ -61,8 +62,8 @@ class Trainer(Method):
         super().__init__(scene, options, say)
         model, self.opt, self.pipe, run, *_ = options
         points = scene.points.at_most(self.opt.cap_max, run.seed)
-        self.ranks = distributed.current()
-        self.gaussians = GaussianModel.from_points(points, model.sh_degree, scene.extent, self.device)
+        self.ranks, kind = distributed.current(), model_class(run.offload, self.device, say)
+        self.gaussians = kind.from_points(points, model.sh_degree, scene.extent, self.device)
         self.gaussians.deal(self.ranks)
         self.gaussians.setup_optimizer(self.opt)
         self.strategy = strategies.make(options, scene.extent, say)
@@ -133,6 +134,7 @@ class Trainer(Method):
         rank = self.ranks.rank
         view = shots[first + rank].view if first + rank < len(shots) else self.queue.peek(rank)
         self.scene.train_cameras[view].prefetch()
+        self.gaussians.expect(self.scene.train_cameras[view])
 
     def _see(
         self, iteration: int, shots: list[Shot], stats: ScreenStats | None, last: bool
@@ -322,6 +324,7 @@ class Trainer(Method):
 
     def describe(self) -> str:
         how = "one native call (--no-fused takes it apart)" if self.native else APART
+        how += ", colors wait on the host" if self.gaussians.on_host else ""
         if not self.ranks.alone:
             kind = "native" if self.native else APART
             how = f"{self.views_per_step} views, shown by {self.ranks.count} processes: {kind}"
