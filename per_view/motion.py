@@ -19,7 +19,7 @@ from per_view import light
 from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, Seen, rate, seen
-from per_view.poses import moved, numbers, places
+from per_view.poses import motions_to, moved, numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -47,6 +47,7 @@ class Motion(PerPhoto):
         super().__init__(names, start[:, 1:])
         self.means = start[: len(self.rows), :1]
         self.modes = torch.tensor(MODES[start.shape[1]]).to(start)
+        self.straight = len(self.modes) == 2 and not self.means.any()
         self.units, self.samples, self.space = units, samples, space
         self.counts = [samples] * len(self.rows)  # pictures of each photo's path
         self.light: Light | None = None  # of --blur_weights
@@ -73,15 +74,21 @@ class Motion(PerPhoto):
     def all_poses(self) -> Tensor:
         return self.modes @ torch.cat([self.means, self.values.detach()], 1) * self.units[:, None]
 
+    def motions(self, row: int, times: Tensor) -> Tensor:
+        """Along this photo's path, [n, 4, 4]."""
+        if self.straight:  # then the turn between both ends is twice that from the middle to one
+            return motions_to((2 * times - 1)[:, None] * (self.values[row] * self.units[row]))
+        return along(self.poses(row), times)
+
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [self.sharp_camera(camera)]
-        return places(camera, along(self.poses(row), self.times(self.counts[row])))
+        return places(camera, self.motions(row, self.times(self.counts[row])))
 
     def sharp_camera(self, camera: Camera) -> Camera:
         if (row := self.row(camera)) is None:
             return camera
-        return moved(camera, along(self.poses(row), self.values.new_tensor([0.5]))[0])
+        return moved(camera, self.motions(row, self.values.new_full((1,), 0.5))[0])
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         row, weights = self.row(camera), None
