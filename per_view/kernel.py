@@ -36,11 +36,11 @@ SIZES, MIXED = 0.25, 0.005  # the rates of sizes and of the network, against tha
 OWN = 10.0  # the rate of a photo's own inputs, which move once in all photos, against that of the network
 ADAM_BETAS, ADAM_EPS = (0.9, 0.999), 1e-8
 CODE, WIDTH, OCTAVES = 16, 32, 2
-MASK = 2.0  # its logit at the start
-OFTEN = 1e-3  # of the loss: the mean of the mask
+MASK = 3.0  # its logit at the start
+OFTEN = 1e-4  # of the loss: the mean of the mask
 STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture, in pixels
-NARROW, WIDE = 1e-3, 5e-4  # of the loss: how hard small and large kernels are pulled
-LARGE = 2.0  # pixels: what these are, about
+NARROW, WIDE = 2e-3, 1e-3  # of the loss: how hard small and large kernels are pulled
+LARGE = 1.5  # pixels: what these are, about
 TINY = 0.01  # pixels: small enough
 PARTS = "shared", "sizes", "network", "optimizer"  # of a checkpoint
 

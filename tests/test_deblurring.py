@@ -555,7 +555,7 @@ def sharp_psnr(model: ModelFolder, truth: blurred_scenes.Truth) -> float:
 
 @pytest.mark.slow
 def test_sharpness_comes_back(tmp_path):
-    """And paths are as long as they were."""
+    """And paths are as long as they were. Kernels, which know no paths, come near."""
     truth = blurred_scenes.make(tmp_path / "data", blurred_scenes.straight, count=16)
     _, plain = trained(tmp_path / "data", tmp_path / "plain")
     _, folder = trained(tmp_path / "data", tmp_path / "sharp", "--blur", "motion")
@@ -570,6 +570,9 @@ def test_sharpness_comes_back(tmp_path):
         for key, motions in (("found", found), ("true", truth.motions[view])):
             lengths[key] += pixels(motions[None], K, depth).item()
     assert lengths["found"] == pytest.approx(lengths["true"], rel=0.1)
+    _, folder = trained(tmp_path / "data", tmp_path / "kernel", "--blur", "kernel")
+    mixed = sharp_psnr(folder, truth)
+    assert mixed > before + 0.5 * (after - before), (before, mixed, after)
 
 
 @pytest.mark.slow
@@ -577,7 +580,8 @@ def test_sharp_photos_in_place_lose_nothing(tmp_path):
     """Paths and poses that are free drift, and test views no longer fit."""
     blurred_scenes.make(tmp_path / "data", count=16)
     plain, _ = trained(tmp_path / "data", tmp_path / "plain", steps=600)
-    for name, flags in (("motion", ["--blur", "motion"]), ("poses", ["--poses"])):
+    for name in ("motion", "kernel", "poses"):
+        flags = ["--poses"] if name == "poses" else ["--blur", name]
         score, _ = trained(tmp_path / "data", tmp_path / name, *flags, steps=600)
         assert score > plain - 0.25, (name, score, plain)
 
