@@ -170,6 +170,15 @@ def test_kernels_are_large_or_vanish():
     assert lengths[0] < 0.3 and lengths[1] > 6
 
 
+def test_a_kernel_has_three_points_or_more(capsys):
+    """Two whose mean stays, one of which is there, are one."""
+    words = ["-s", "data", "--blur", "kernel", "--blur_samples"]
+    assert parse_train([*words, "3"]).views.blur_samples == 3
+    with pytest.raises(SystemExit):
+        parse_train([*words, "2"])
+    assert "blur_samples must be at least 3 with --blur kernel, got 2" in capsys.readouterr().err
+
+
 def test_kernels_move_nothing():
     """Whatever the taps are, their mean is the photo's pose, and the first is. At first they are spread, and
     what is at the usual distance stays where it is."""
