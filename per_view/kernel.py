@@ -39,9 +39,8 @@ CODE, WIDTH, OCTAVES = 16, 32, 2
 MASK = 3.0  # its logit at the start
 OFTEN = 1e-4  # of the loss: the mean of the mask
 STRAIGHT = 1e-2  # of the loss: the square of how far a kernel moves the picture, in pixels
-NARROW, WIDE = 2e-3, 1e-3  # of the loss: how hard small and large kernels are pulled
-LARGE = 1.5  # pixels: what these are, about
-TINY = 0.01  # pixels: small enough
+NARROW, WIDE = 1.5e-3, 7e-4  # of the loss: how hard small and large kernels are pulled
+TINY, LARGE, HUGE = 0.01, 1.5, 30.0  # pixels: small enough; what these are, about; more than blur is
 PARTS = "shared", "sizes", "network", "optimizer"  # of a checkpoint
 
 
@@ -107,7 +106,8 @@ class Kernel(PerPhoto):
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
         square = self.poses(row)[1:].square().mean(0).sum()
-        pull = NARROW * (square + TINY**2).log() - (NARROW + WIDE) * (square + LARGE**2).log()
+        outwards = ((square + LARGE**2) / (square + HUGE**2)).log()
+        pull = NARROW * (square + TINY**2).log() - (NARROW + WIDE) * outwards
         return OFTEN * self.mask + STRAIGHT * self.drift + 0.5 * pull
 
     def parameters(self) -> list[Tensor]:
