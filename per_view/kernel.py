@@ -92,7 +92,7 @@ class Kernel(PerPhoto):
         weights, mask = self.network(row, pictures[0])
         weights = mask * weights
         self.mask = mask.mean()
-        self.drift = torch.tensordot(self.poses(row), weights, ([0], [0])).square().sum(0).mean()
+        self.drift = torch.tensordot(self.poses(row).T, weights, 1).square().sum(0).mean()
         sharp, others = weights.split([1, len(weights) - 1])
         return mean(pictures, self.space, torch.cat([sharp + 1 - mask, others]))
 
