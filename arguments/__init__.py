@@ -455,6 +455,8 @@ def parse_train(argv: list[str] | None = None) -> Options:
             raise ConfigError(
                 f"train_test_exp must go with --appearance exposure or none, got {views.appearance}"
             )
+        if views.blur == "kernel" and views.blur_samples < 3:
+            raise ConfigError(f"blur_samples must be at least 3 with --blur kernel, got {views.blur_samples}")
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)

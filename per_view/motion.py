@@ -31,7 +31,7 @@ POSES = {"linear": 2, "spline": 4}  # of a path
 # A path's poses are these mixtures of its mean, which stays, its half length and how it bends.
 MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 11, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 11, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
-PENALTY = 1e-3  # of the loss: for each pixel of a path, and less below one
+PENALTY = 1e-3  # of the loss: how hard paths of a pixel are pulled shorter, about; others less
 COUNT_EVERY = 100  # iterations after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
@@ -112,10 +112,11 @@ class Motion(PerPhoto):
         return [self.restraint]
 
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
-        """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
+        """What is sharper than the truth and blurred again looks much alike: so paths that photos hardly show
+        are to be short. Longer ones are pulled less."""
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
-        short = PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
+        short = PENALTY * 0.5 * (2 * self.values[row]).square().sum().log1p()
         return short + self.light.restraint(row) if self.light else short
 
     def parameters(self) -> list[Tensor]:
