@@ -20,13 +20,12 @@ from arguments import Options
 from per_view.defocus import sunflower
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, rate, seen
-from per_view.poses import places
+from per_view.poses import motions_to, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from scene.torch_file import read_torch_file
 from utils.files import DataError, atomic_write
-from utils.rigid import rigid, so3_exp
 from utils.schedules import for_views
 
 START = 3.0  # pixels by which what is very far away is blurred at first: kernels that start small stay small
@@ -81,9 +80,7 @@ class Kernel(PerPhoto):
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [camera]
-        shifts, turns = (self.poses(row) * self.units[row]).split(3, dim=1)
-        rotations = so3_exp(turns)
-        return places(camera, rigid(rotations, -(rotations @ shifts[..., None])[..., 0]))
+        return places(camera, motions_to(self.poses(row) * self.units[row]))
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         if len(pictures) == 1:
