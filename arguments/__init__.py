@@ -462,6 +462,8 @@ def parse_train(argv: list[str] | None = None) -> Options:
             raise ConfigError(f"offload must go with --method gaussians, got {model.method}")
         if run.offload and (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
             raise ConfigError(f"offload is for one process and its GPU, got {processes} (WORLD_SIZE)")
+        if views.blur == "kernel" and views.blur_samples < 3:
+            raise ConfigError(f"blur_samples must be at least 3 with --blur kernel, got {views.blur_samples}")
         if run.view and run.disable_viewer:
             raise ConfigError("view and disable_viewer exclude each other")
         _make_absolute(model)

@@ -29,9 +29,7 @@ class PhotoParams:
         "are experimental",
         choices=BLURS,
     )
-    blur_samples: int = arg(
-        10, "pictures whose mean is a blurred one (motion, defocus)", minimum=2, maximum=1000
-    )
+    blur_samples: int = arg(10, "pictures that a blurred one is made of", minimum=2, maximum=1000)
     blur_path: str = arg(
         "linear", "motion: straight between two poses, or a cubic B-spline of four", choices=PATHS
     )

@@ -16,12 +16,11 @@ from torch import Tensor
 from arguments import Options
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, rate, seen
-from per_view.poses import numbers, places
+from per_view.poses import motions_to, numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
-from utils.rigid import rigid, so3_exp
 
 GOLDEN = 2.399963  # radians
 RATES = 0.05, 0.0005  # of both numbers, at the start and at the end
@@ -105,10 +104,15 @@ class Defocus(PerPhoto):
 
 def over_the_lens(lens: Tensor, count: int) -> Tensor:
     """Motions [n, 4, 4] of the camera to points that are evenly spread over a lens of this (aperture radius,
-    inverse distance in focus): a sunflower's seeds."""
-    k = torch.arange(count, dtype=lens.dtype, device=lens.device)
-    radius, angle = ((k + 0.5) / count).sqrt(), GOLDEN * k
-    x, y = lens[0] * radius * angle.cos(), lens[0] * radius * angle.sin()
+    inverse distance in focus)."""
+    x, y = lens[0] * sunflower(lens.new_zeros(count))
     zero = torch.zeros_like(x)
-    rotations = so3_exp(lens[1] * torch.stack([-y, x, zero], 1))
-    return rigid(rotations, -(rotations @ torch.stack([x, y, zero], 1)[..., None])[..., 0])
+    turns = lens[1] * torch.stack([-y, x, zero], 1)
+    return motions_to(torch.cat([torch.stack([x, y, zero], 1), turns], 1))
+
+
+def sunflower(like: Tensor) -> Tensor:
+    """Points [2, n] that are evenly spread over the unit disk, as a sunflower's seeds are."""
+    k = torch.arange(len(like)).to(like)
+    radius, angle = ((k + 0.5) / len(like)).sqrt(), GOLDEN * k
+    return radius * torch.stack([angle.cos(), angle.sin()])

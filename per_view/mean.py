@@ -11,8 +11,8 @@ DARK = 1 / 1024  # below it no photo tells numbers apart, and the curve becomes 
 
 
 def mean(pictures: Sequence[Rendered], space: str, weights: Tensor | None = None) -> Rendered:
-    """Of pictures of one view. A photo cannot show more than white: each is clamped before. The weights [n]
-    sum to one; without them, all count alike."""
+    """Of pictures of one view. A photo cannot show more than white: each is clamped before. The weights, [n]
+    or [n, H, W], sum to one; without them, all count alike."""
     if len(pictures) == 1:
         return pictures[0]
     images, alphas, depths, radii = (torch.stack(parts) for parts in zip(*pictures))
@@ -26,4 +26,6 @@ def _mean(images: Tensor, space: str, weights: Tensor | None) -> Tensor:
 
 
 def _sum(images: Tensor, weights: Tensor | None) -> Tensor:
-    return images.mean(0) if weights is None else torch.tensordot(weights, images, 1)
+    if weights is None:
+        return images.mean(0)
+    return torch.tensordot(weights, images, 1) if weights.dim() == 1 else (weights[:, None] * images).sum(0)

@@ -14,7 +14,6 @@ class PerView:
 
     name = ""  # of its part in checkpoints
     views = 1  # of a step
-    blurs = False  # does picture() take sharpness away that no camera took?
     sees_depth = False  # does picture() look at inverse depths?
 
     def cameras(self, camera: Camera) -> list[Camera]:

@@ -19,7 +19,7 @@ from per_view import light
 from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.per_photo import PerPhoto, Seen, rate, seen
-from per_view.poses import moved, numbers, places
+from per_view.poses import motions_to, moved, numbers, places
 from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
@@ -31,7 +31,7 @@ POSES = {"linear": 2, "spline": 4}  # of a path
 # A path's poses are these mixtures of its mean, which stays, its half length and how it bends.
 MODES = {2: [[1, -1], [1, 1]], 4: [[1, -3, 11, -1], [1, -1, -1, 3], [1, 1, -1, -3], [1, 3, 11, 1]]}
 START = 0.25  # pixels of the random path that blur grows from: from none it cannot tell where to
-PENALTY = 1e-3  # of the loss: for each pixel of a path, and less below one
+PENALTY = 1e-3  # of the loss: how hard paths of a pixel are pulled shorter, about; others less
 COUNT_EVERY = 100  # iterations after which it is looked how long paths have become
 FEWEST = 3  # pictures of a path, however short
 
@@ -47,6 +47,7 @@ class Motion(PerPhoto):
         super().__init__(names, start[:, 1:])
         self.means = start[: len(self.rows), :1]
         self.modes = torch.tensor(MODES[start.shape[1]]).to(start)
+        self.straight = len(self.modes) == 2 and not self.means.any()
         self.units, self.samples, self.space = units, samples, space
         self.counts = [samples] * len(self.rows)  # pictures of each photo's path
         self.light: Light | None = None  # of --blur_weights
@@ -73,15 +74,21 @@ class Motion(PerPhoto):
     def all_poses(self) -> Tensor:
         return self.modes @ torch.cat([self.means, self.values.detach()], 1) * self.units[:, None]
 
+    def motions(self, row: int, times: Tensor) -> Tensor:
+        """Along this photo's path, [n, 4, 4]."""
+        if self.straight:  # then the turn between both ends is twice that from the middle to one
+            return motions_to((2 * times - 1)[:, None] * (self.values[row] * self.units[row]))
+        return along(self.poses(row), times)
+
     def cameras(self, camera: Camera) -> list[Camera]:
         if (row := self.row(camera)) is None or not self.active:
             return [self.sharp_camera(camera)]
-        return places(camera, along(self.poses(row), self.times(self.counts[row])))
+        return places(camera, self.motions(row, self.times(self.counts[row])))
 
     def sharp_camera(self, camera: Camera) -> Camera:
         if (row := self.row(camera)) is None:
             return camera
-        return moved(camera, along(self.poses(row), self.values.new_tensor([0.5]))[0])
+        return moved(camera, self.motions(row, self.values.new_full((1,), 0.5))[0])
 
     def picture(self, camera: Camera, pictures: list[Rendered]) -> Rendered:
         row, weights = self.row(camera), None
@@ -105,10 +112,11 @@ class Motion(PerPhoto):
         return [self.restraint]
 
     def restraint(self, picture: Rendered, camera: Camera, trainer, iteration: int) -> Tensor | float:
-        """What is sharper than the truth and blurred again looks much alike: so paths are to be short."""
+        """What is sharper than the truth and blurred again looks much alike: so paths that photos hardly show
+        are to be short. Longer ones are pulled less."""
         if (row := self.row(camera)) is None or not self.active:
             return 0.0
-        short = PENALTY * ((1 + (2 * self.values[row]).square().sum()).sqrt() - 1)
+        short = PENALTY * 0.5 * (2 * self.values[row]).square().sum().log1p()
         return short + self.light.restraint(row) if self.light else short
 
     def parameters(self) -> list[Tensor]:

@@ -19,7 +19,7 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
-from utils.rigid import cross_matrices, se3_exp
+from utils.rigid import cross_matrices, rigid, se3_exp, so3_exp
 
 PULL = 5e-3  # of the loss: for each pixel that a pose is from the given one
 NEAR, FAR = 0.1, 1.0  # pixels: nearer it is pulled less, and farther, since it was wrong then
@@ -105,6 +105,13 @@ def moved(camera: Camera, motion: Tensor) -> Camera:
 def places(camera: Camera, motions: Tensor) -> list[Camera]:
     """The camera after each of the motions [n, 4, 4]."""
     return [replace(camera, world_to_camera=matrix) for matrix in motions @ camera.world_to_camera]
+
+
+def motions_to(poses: Tensor) -> Tensor:
+    """The motions [n, 4, 4] of a camera's axes to poses [n, 6] in them, (shift, rotation vector)."""
+    shifts, turns = poses.split(3, dim=1)
+    rotations = so3_exp(turns)
+    return rigid(rotations, -(rotations @ shifts[..., None])[..., 0])
 
 
 # The gauge: what no picture tells

@@ -53,8 +53,6 @@ class Shown:
         seen = [[first.sharp_camera(c)] if self.sharp else first.cameras(c) for c in cameras]
         pictures = iter(self._through(inner, list(chain(*seen)), render))
         groups = [list(islice(pictures, len(group))) for group in seen]
-        if self.sharp and first.blurs:
-            return [group[0] for group in groups]
         return [first.picture(camera, group) for camera, group in zip(cameras, groups)]
 
     def _one_by_one(self, cameras: list[Camera]) -> list[Rendered]:

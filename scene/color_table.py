@@ -21,8 +21,6 @@ from scene.gaussian_model import ADAM_EPS, MOMENTS
 ON_HOST = ("sh_dc", "sh_rest")
 LONGEST = 256  # steps after which a row that waits has come to rest: 0.9^256 is 2e-12
 PIECE = 2**18  # rows that pass through the device's scratch memory at a time
-SMALL_PIECE = 2**11  # the same beside other work, to which it leaves most of the device
-SPARE = 4  # times the memory of the rows of the next view must be free for them to be read ahead
 
 
 class Fetched(NamedTuple):
@@ -30,27 +28,6 @@ class Fetched(NamedTuple):
 
     rows: Tensor  # [V]
     values: dict[str, list[Tensor]]
-
-
-class Ahead:
-    """Rows of the table as they were when somebody began to read them."""
-
-    def __init__(self, rows: Tensor, numbers: Tensor):
-        self.rows, self.numbers = rows, numbers  # [P] rising, [P, ...]
-        self._writes = torch.zeros_like(rows)  # that each has had since then
-
-    def find(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Where these rows are, and a mask of those that are here."""
-        places = torch.searchsorted(self.rows, rows).clamp_max(len(self.rows) - 1)
-        return places, self.rows[places] == rows
-
-    def written(self, rows: Tensor) -> None:
-        places, here = self.find(rows)
-        self._writes.index_add_(0, places, here.long())
-
-    def up_to_date(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        places, here = self.find(rows)
-        return places, here & (self._writes[places] == 0)
 
 
 class Colors:
@@ -63,8 +40,6 @@ class Colors:
         self.clock = clock
         self.sum = torch.zeros((), device=moved_at.device)  # of all numbers written: not finite if one is not
         self._behind = True  # rows may be waiting
-        self._ahead: Ahead | None = None
-        self._beside = torch.cuda.Stream(moved_at.device) if moved_at.device.type == "cuda" else None
 
     @classmethod
     def of(cls, values: dict[str, list[Tensor]], device: torch.device, step: int) -> "Colors":
@@ -87,43 +62,15 @@ class Colors:
         return views
 
     def fetch(self, rows: Tensor) -> Fetched:
-        if self._beside:
-            torch.cuda.current_stream(self._moved_at.device).wait_stream(self._beside)
         places = _columns(self._width)
         flat = {key: self.sum.new_empty(len(rows), c.stop - c.start) for key, c in places.items()}
         for begin in range(0, len(rows), PIECE):
             piece = rows[begin : begin + PIECE]
-            numbers = self._read(piece)
+            numbers = self._here.index_select(0, piece)
             self.clock.catch_up(numbers, self._moved_at[piece])
             for key, columns in places.items():
                 flat[key][begin : begin + PIECE] = numbers[:, columns]
         return Fetched(rows, {name: [_shaped(name, flat[name, i]) for i in range(3)] for name in ON_HOST})
-
-    def _read(self, rows: Tensor) -> Tensor:
-        if self._ahead is None:
-            return self._here.index_select(0, rows)
-        places, good = self._ahead.up_to_date(rows)
-        numbers, late = self._ahead.numbers.index_select(0, places), (~good).nonzero()[:, 0]
-        return numbers.index_copy_(0, late, self._here.index_select(0, rows[late]))
-
-    def read_ahead(self, rows: Tensor) -> None:
-        """Begin to read these rows, beside what the device does now."""
-        self.forget_ahead()
-        width = self._table.shape[1]
-        if not len(rows) or SPARE * 4 * width * len(rows) > _free(rows.device):
-            return
-        numbers = self.sum.new_empty(len(rows), width)
-        if self._beside:
-            self._beside.wait_stream(torch.cuda.current_stream(rows.device))
-        with torch.cuda.stream(self._beside):  # None: none
-            for piece, to in zip(rows.split(SMALL_PIECE), numbers.split(SMALL_PIECE)):
-                torch.index_select(self._here, 0, piece, out=to)
-        self._ahead = Ahead(rows, numbers)
-
-    def forget_ahead(self) -> None:
-        if self._ahead and self._beside:  # its memory is in use until then
-            torch.cuda.current_stream(self._moved_at.device).wait_stream(self._beside)
-        self._ahead = None
 
     def store(self, fetched: Fetched, wanted: Tensor) -> None:
         """Write back the rows in the mask `wanted` [V]; they are up to date with the last step."""
@@ -132,8 +79,6 @@ class Colors:
             numbers, rows = torch.cat([values[places] for values in columns], 1), fetched.rows[places]
             self._here.index_copy_(0, rows, numbers)
             self._moved_at.index_fill_(0, rows, self.clock.step)
-            if self._ahead:
-                self._ahead.written(rows)
             self.sum += numbers.sum()
         self._behind = True
 
@@ -249,14 +194,6 @@ def _as_seen_from(device: torch.device, table: Tensor) -> Tensor:
     here = torch.as_tensor(_Pinned(table), device=device)
     assert here.data_ptr() == table.data_ptr(), "PyTorch has made a copy of the host's memory"
     return here
-
-
-def _free(device: torch.device) -> float:
-    """Bytes of the device that nobody uses."""
-    if device.type != "cuda":
-        return math.inf
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
 
 
 class _Pinned:

@@ -253,12 +253,6 @@ class GaussianModel:
         """The Gaussians that a camera may show, and the statistics of their rows."""
         return self, stats
 
-    def expect(self, camera) -> None:
-        """The camera of the next step."""
-
-    def make_room(self) -> None:
-        """Memory is lacking: give up what only saves time."""
-
     def spread(self, part: "GaussianModel", values: Tensor) -> Tensor:
         """Values [..., V] of what seen_by() returned as [..., N] of all Gaussians; the others are 0."""
         return values

@@ -2,9 +2,8 @@
 
 Of the 59 numbers of a Gaussian, 48 are spherical harmonics, and Adam has two moments for each. They are
 rows of a table on the host. For each picture, the rows that the camera may see are fetched; after backward,
-those with a gradient make their step on the device, by the same kernel as ever, and go back. While the
-device works on one view, it reads the rows of the next; those that the step in between writes are read
-again. Positions, shapes and opacities stay on the device, with their moments.
+those with a gradient make their step on the device, by the same kernel as ever, and go back. Positions,
+shapes and opacities stay on the device, with their moments.
 """
 
 from collections.abc import Callable, Iterator
@@ -60,7 +59,6 @@ class Offloaded(GaussianModel):
     ):
         self._parts: list[Part] = []  # that the pictures of this step were made of
         self._seen: Seen | None = None
-        self._upcoming = None  # camera
         super().__init__(params, sh_degree, active_sh_degree, extent)
 
     @property
@@ -113,10 +111,7 @@ class Offloaded(GaussianModel):
     ) -> tuple[GaussianModel, ScreenStats | None]:
         assert self._colors
         rows, params = self._rows_near(camera, scaling_modifier), self._params
-        next_rows = self._rows_expected() if torch.is_grad_enabled() else None
         fetched = self._colors.fetch(rows)
-        if next_rows is not None:
-            self._colors.read_ahead(next_rows)
         part = Part(
             {n: fetched.values[n][0] if n in ON_HOST else v.detach()[rows] for n, v in params.items()},
             self.sh_degree, self.active_sh_degree, self.extent,
@@ -137,13 +132,6 @@ class Offloaded(GaussianModel):
         for other in self._parts:
             other.fetched = None
         self._parts.append(part)
-
-    def expect(self, camera) -> None:
-        self._upcoming = camera
-
-    def _rows_expected(self) -> Tensor | None:
-        camera, self._upcoming = self._upcoming, None
-        return None if camera is None else self._rows_near(camera, 1.0)
 
     def spread(self, part: GaussianModel, values: Tensor) -> Tensor:
         assert isinstance(part, Part)
@@ -231,10 +219,6 @@ class Offloaded(GaussianModel):
     def forget_gradients(self) -> None:
         super().forget_gradients()
         self._parts, self._seen = [], None
-
-    def make_room(self) -> None:
-        if self._colors:
-            self._colors.forget_ahead()
 
     def gradients(self) -> dict[str, Tensor]:
         """By name, with a row for each Gaussian; those of colors on the host."""

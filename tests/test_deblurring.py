@@ -17,11 +17,11 @@ from arguments import OptimizationParams, Options, PhotoParams, parse_train
 from benchmarks import blurred
 from per_view import Defocus, Kernel, Motion, Poses, Shown, held_out
 from per_view.defocus import over_the_lens
-from per_view.kernel import SIDE, drift, mix
+from per_view.kernel import spread
 from per_view.light import PLACES, Light
 from per_view.mean import mean
 from per_view.motion import along, count_for, pixels
-from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate
+from per_view.per_photo import PerPhoto, Seen, dimmed, pose_rate, units
 from per_view.poses import common, gauge
 from scene import Scene
 from scene.cameras import Camera
@@ -75,6 +75,8 @@ def module(kind: str, size: float):
     elif kind == "defocus":
         found = Defocus(["a"], torch.tensor([[0.2, 0.1, 0.4]]).double(), 5, "linear")
         found.values = torch.nn.Parameter(size * torch.randn(1, 2).double())
+    elif kind == "kernel":
+        found = Kernel(["a"], size / 3 * torch.randn(1, 4, 6).double(), torch.ones(1, 6).double(), "linear")
     else:
         start = size * torch.randn(1, 4 if kind == "spline" else 2, 6).double() / 3
         start[:, :1] = 0
@@ -85,7 +87,7 @@ def module(kind: str, size: float):
 
 
 @pytest.mark.parametrize("size", (0.0, 0.1))
-@pytest.mark.parametrize("kind", ("poses", "linear", "spline", "defocus"))
+@pytest.mark.parametrize("kind", ("poses", "linear", "spline", "defocus", "kernel"))
 def test_derivatives(kind, size):
     """Of a picture through the rasterizer, whose colors look from the moved camera, too."""
     found, view = module(kind, size), camera()
@@ -111,31 +113,87 @@ def test_derivatives(kind, size):
 
 
 def test_kernels_of_a_network():
-    torch.manual_seed(0)
-    found, view = Kernel(["a"], CPU), camera()
-    found.network.double()
+    found, view = module("kernel", 0.1), camera()
     rendered = Blobs().picture(view)
     weights, mask = found.network(0, rendered)
     torch.testing.assert_close(weights.sum(0), torch.ones(12, 16).double())
-    assert (weights >= 0).all() and ((0 < mask) & (mask < 1)).all()
-    image = Shown(Blobs(), [found]).picture(view).image
-    assert 0 < (image - rendered.image).abs().max() < 0.1, "it begins as hardly any blur"
-    assert torch.equal(Shown(Blobs(), [found]).picture(replace(view, name="b")).image, rendered.image)
+    assert weights.shape == (5, 12, 16) and (weights >= 0).all() and ((0 < mask) & (mask < 1)).all()
+    with torch.no_grad():
+        found.network.outer.bias[-1] = -50.0  # the mask: all is sharp
+    torch.testing.assert_close(Shown(Blobs(), [found]).picture(view).image, rendered.image)
+    with torch.no_grad():
+        found.network.outer.weight.zero_()
+        found.network.outer.bias.copy_(torch.tensor([-50.0, -50, 50, -50, -50, 50]))
+    second = replace(view, world_to_camera=found.cameras(view)[2].world_to_camera)
+    torch.testing.assert_close(Shown(Blobs(), [found]).picture(view).image, Blobs().picture(second).image)
+    assert found.drift.item() == pytest.approx(found.poses(0)[2].square().sum().item())
+    stranger = replace(view, name="b")
+    assert torch.equal(Shown(Blobs(), [found]).picture(stranger).image, rendered.image)
+    assert found.restraint(rendered, stranger, None, 1) == 0
 
-    one = torch.zeros(SIDE * SIDE, 12, 16).double()
-    one[SIDE * SIDE // 2 + 1] = 1  # the neighbor to the right
-    torch.testing.assert_close(mix(rendered.image, one)[..., :-1], rendered.image[..., 1:])
-    assert drift(one).unique().tolist() == [0, 1] and (drift(one)[0] == 1).all()
 
+def test_derivatives_of_a_network():
+    """And of what restrains it."""
+    found, view = module("kernel", 0.1), camera()
     amount = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(3)).double()
 
-    def loss(codes, bias):
+    def loss(codes, bias, sizes, shared):
+        found.sizes.values, found.shared.values = sizes, shared
         with parametrized(found.network, codes, bias):
-            picture = found.picture(view, [rendered])
-            return (amount * picture.image).sum() + found.restraint(picture, view, None, 1)
+            picture = Shown(Blobs(), [found]).picture(view)
+            return (amount * picture.image).sum() + 100 * found.restraint(picture, view, None, 1)
 
-    inputs = found.network.codes.detach().clone(), found.network.outer.bias.detach().clone()
+    inputs = (
+        found.network.codes,
+        found.network.outer.bias,
+        0.1 + found.sizes.values,
+        found.shared.values + 0.1,
+    )
+    inputs = [value.detach().clone().requires_grad_() for value in inputs]
+    with torch.no_grad():
+        found.network.outer.weight.mul_(10)
     assert_derivatives(loss, inputs)
+
+
+def test_kernels_are_large_or_vanish():
+    """Where photos do not mind. None runs away."""
+    lengths = []
+    for start in (1.0, 4.0, 60.0):
+        found = Kernel(["a", "b"], start * spread(torch.zeros(6, 6)).expand(2, 6, 6) / 3, torch.ones(2, 6))
+        found.sizes.rate = 0.05
+        for _ in range(30):
+            found.restraint(None, camera(), None, 1).backward()
+            found.sizes.step()
+            found.forget_gradients()
+        lengths.append(found.poses(0).detach().norm() / 6**0.5)
+        assert found.sizes.values[2] == 0, "the other photo's"
+    assert lengths[0] < 0.3 and 6 < lengths[1] < 60 and lengths[2] < 40
+
+
+def test_a_kernel_has_three_points_or_more(capsys):
+    """Two whose mean stays, one of which is there, are one."""
+    words = ["-s", "data", "--blur", "kernel", "--blur_samples"]
+    assert parse_train([*words, "3"]).views.blur_samples == 3
+    with pytest.raises(SystemExit):
+        parse_train([*words, "2"])
+    assert "blur_samples must be at least 3 with --blur kernel, got 2" in capsys.readouterr().err
+
+
+def test_kernels_move_nothing():
+    """Whatever the taps are, their mean is the photo's pose, and the first is. At first they are spread, and
+    what is at the usual distance stays where it is."""
+    found = module("kernel", 0.1)
+    assert found.poses(0)[0].eq(0).all() and found.poses(0).std() > 0.01
+    torch.testing.assert_close(found.poses(0).mean(0), torch.zeros(6).double(), atol=1e-12, rtol=0)
+    found = Kernel(
+        ["a"], torch.zeros(1, 6, 6).double(), units(camera().K[None], torch.tensor([0.25]).double())
+    )
+    found.shared.values.data[0] = spread(found.values[0])
+    view = replace(camera(), world_to_camera=torch.eye(4).double())
+    motions = torch.stack([place.world_to_camera for place in found.cameras(view)])
+    for distance, seen in ((4.0, torch.zeros(7, 2).double()), (4000.0, found.poses(0)[:, :2])):
+        there = view.K @ (motions @ torch.tensor([0, 0, distance, 1]).double())[:, :3, None]
+        torch.testing.assert_close(there[:, :2, 0] / there[:, 2:, 0], seen + view.K[:2, 2], atol=0.02, rtol=0)
 
 
 @contextmanager
@@ -343,6 +401,21 @@ def test_files(tmp_path):
                     type(found).read(path, CPU)
 
 
+def test_a_file_of_kernels(tmp_path):
+    folder, found, view = ModelFolder(tmp_path), module("kernel", 0.1), camera()
+    found.save(folder, 7)
+    path = folder.ply(7).with_name("blur.pth")
+    other = Kernel.read(path, CPU)
+    torch.testing.assert_close(
+        Shown(Blobs(), [other]).picture(view).image, Shown(Blobs(), [found]).picture(view).image
+    )
+    state = torch.load(path, weights_only=True)
+    for wrong in ({}, state | {"poses": state["poses"][:, 1:]}, state | {"names": ["a", "b"]}, {"poses": 1}):
+        torch.save(wrong, path)
+        with pytest.raises(DataError, match=r"blur\.pth: must have the kernels"):
+            Kernel.read(path, CPU)
+
+
 def test_a_picture_of_many_renders_is_one_visit(tmp_path):
     """What densification decides by: the pull of the whole picture, seen once."""
     data = tiny_scenes.colmap_scene(tmp_path / "data")
@@ -491,7 +564,7 @@ def sharp_psnr(model: ModelFolder, truth: blurred_scenes.Truth) -> float:
 
 @pytest.mark.slow
 def test_sharpness_comes_back(tmp_path):
-    """And paths are as long as they were."""
+    """And paths are as long as they were. Kernels, which know no paths, come near."""
     truth = blurred_scenes.make(tmp_path / "data", blurred_scenes.straight, count=16)
     _, plain = trained(tmp_path / "data", tmp_path / "plain")
     _, folder = trained(tmp_path / "data", tmp_path / "sharp", "--blur", "motion")
@@ -506,6 +579,9 @@ def test_sharpness_comes_back(tmp_path):
         for key, motions in (("found", found), ("true", truth.motions[view])):
             lengths[key] += pixels(motions[None], K, depth).item()
     assert lengths["found"] == pytest.approx(lengths["true"], rel=0.1)
+    _, folder = trained(tmp_path / "data", tmp_path / "kernel", "--blur", "kernel")
+    mixed = sharp_psnr(folder, truth)
+    assert mixed > before + 0.5 * (after - before), (before, mixed, after)
 
 
 @pytest.mark.slow
@@ -513,7 +589,8 @@ def test_sharp_photos_in_place_lose_nothing(tmp_path):
     """Paths and poses that are free drift, and test views no longer fit."""
     blurred_scenes.make(tmp_path / "data", count=16)
     plain, _ = trained(tmp_path / "data", tmp_path / "plain", steps=600)
-    for name, flags in (("motion", ["--blur", "motion"]), ("poses", ["--poses"])):
+    for name in ("motion", "kernel", "poses"):
+        flags = ["--poses"] if name == "poses" else ["--blur", name]
         score, _ = trained(tmp_path / "data", tmp_path / name, *flags, steps=600)
         assert score > plain - 0.25, (name, score, plain)
 

@@ -227,25 +227,6 @@ def test_a_step_for_which_memory_is_lacking_is_taken_again(scene, tmp_path, play
     assert next(calls) == 51 and farthest(again, plain) == 0
 
 
-def test_the_next_view_is_read_ahead_but_for_what_has_been_written(plays_the_gpu):
-    model = Offloaded({n: v.detach() for n, v in make_model(30).params.items()}, 3)
-    model.setup_optimizer(OptimizationParams())
-    colors, rows = model._colors, torch.arange(0, 30, 2)
-    assert colors
-    before = model.sh_dc.detach().clone()
-    colors.read_ahead(rows)
-    mine = colors.fetch(torch.tensor([2, 3, 9, 20]))
-    for values in mine.values["sh_dc"]:
-        values += 1
-    colors.store(mine, torch.tensor([True, True, False, True]))
-    model._params["sh_dc"].data[8] = 7  # behind its back: what was read ahead is not read again
-    found = colors.fetch(torch.tensor([2, 3, 4, 8, 9, 20, 29]))
-    expected = before[found.rows] + torch.tensor([1.0, 1, 0, 0, 0, 1, 0])[:, None, None]
-    assert torch.equal(found.values["sh_dc"][0], expected)
-    model.make_room()
-    assert (colors.fetch(torch.tensor([8])).values["sh_dc"][0] == 7).all()
-
-
 def test_numbers_that_are_not_finite_are_noticed(plays_the_gpu):
     model = Offloaded({n: v.detach() for n, v in make_model(5).params.items()}, 3)
     model.setup_optimizer(OptimizationParams())

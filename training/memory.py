@@ -30,7 +30,6 @@ def step_that_fits(
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error) or gaussians.total < 2:
                 raise
-        gaussians.make_room()
         gaussians.forget_gradients()  # here, not above: the error no longer holds the step's tensors
         if gaussians.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -134,7 +134,6 @@ class Trainer(Method):
         rank = self.ranks.rank
         view = shots[first + rank].view if first + rank < len(shots) else self.queue.peek(rank)
         self.scene.train_cameras[view].prefetch()
-        self.gaussians.expect(self.scene.train_cameras[view])
 
     def _see(
         self, iteration: int, shots: list[Shot], stats: ScreenStats | None, last: bool

@@ -14,6 +14,7 @@ SMALL = 0.25  # squared angle below which series are exact, and quotients are no
 # Terms of power series: of those in _coefficients, and of arcsin x / x, by powers of the square
 SINES = tuple(tuple((-1) ** k / math.factorial(2 * k + of) for of in (1, 2, 3)) for k in range(6))
 ARCSINE = ((1.0,), (1 / 6,), (3 / 40,), (15 / 336,), (105 / 3456,), (945 / 42240,))
+EYE = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 CROSS = ((0, 0, 0, 0, 0, -1, 0, 1, 0), (0, 0, 1, 0, 0, 0, -1, 0, 0), (0, -1, 0, 1, 0, 0, 0, 0, 0))
 
 
@@ -23,10 +24,11 @@ def cross_matrices(w: Tensor) -> Tensor:
 
 
 def so3_exp(w: Tensor) -> Tensor:
-    """Rotation vectors [..., 3] -> rotations [..., 3, 3]."""
-    a, b, _ = _coefficients(w)
-    cross, eye = cross_matrices(w), torch.eye(3, dtype=w.dtype, device=w.device)
-    return eye + a * cross + b * (cross @ cross)
+    """Rotation vectors [..., 3] -> rotations [..., 3, 3], by quaternions: few calls."""
+    half = 0.5 * w
+    angle = torch.linalg.vector_norm(half, dim=-1, keepdim=True)
+    cross = cross_matrices(torch.sinc(angle / math.pi) * half)
+    return _fixed(EYE, w.dtype, w.device) + 2 * (angle.cos()[..., None] * cross + cross @ cross)
 
 
 def so3_log(rotations: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Environment:
   TILESPLAT_CUDA=0|1        never / always build the CUDA part (default: when nvcc and a CUDA torch are there)
   TORCH_CUDA_ARCH_LIST      such as "8.6;9.0+PTX" (default: the visible GPUs, else the common ones)
   CUDA_HOME, CXX, MAX_JOBS  as everywhere; options in CXX come before ours, so that -O3 stays
+  NVCC_APPEND_FLAGS         nvcc's own: -lineinfo shows lines in profilers; the library is twice as large
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ CXX_FLAGS = ["-std=c++17", "-O3", "-g0", "-fPIC", "-fvisibility=hidden", "-fno-m
 # torch's C++ library, by its file name: a compiler that finds no libstdc++.so takes libstdc++.a without a
 # word, and with that second copy inside ours, putting a number into a message writes nothing or crashes.
 SHARED_STDLIB = ["-l:libstdc++.so.6"]
-NVCC_FLAGS = ["-std=c++17", "-O3", "-lineinfo", "--expt-relaxed-constexpr", "--extended-lambda",
+NVCC_FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", "--extended-lambda",
               "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xcudafe", "--diag_suppress=20012"]  # fmt: skip
 
 # Instruction sets per machine, best first; the last runs everywhere.
@@ -98,7 +99,7 @@ def check_sources() -> None:
     """A library without operators builds too: what registers them must be there."""
     glue = [
         "ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
-        "ops_stages_cuda.cpp", "ops_colors.cpp", "ops_colors_cuda.cpp", "ops_dealt.cpp", "ops_dealt_cuda.cpp",
+        "ops_stages_cuda.cpp", "ops_dealt.cpp", "ops_dealt_cuda.cpp",
     ]  # fmt: skip
     if missing := [name for name in glue if not (CSRC / name).is_file()]:
         fail(
@@ -294,12 +295,7 @@ class NinjaFile:
         by_isa = []
         for source in sorted(CSRC.rglob("*.cpp")) + sorted(CSRC.rglob("*.cu")):
             name = source.relative_to(CSRC).as_posix()
-            is_cuda = (
-                name.startswith("cuda/")
-                or name.endswith(".cu")
-                or name
-                in ("ops_cuda.cpp", "ops_stages_cuda.cpp", "ops_colors_cuda.cpp", "ops_dealt_cuda.cpp")
-            )
+            is_cuda = name.startswith("cuda/") or name.endswith("_cuda.cpp") and name != "ops_no_cuda.cpp"
             if name == "ops_no_cuda.cpp" if self.cuda_home else is_cuda:
                 continue
             extra = EXTRA_FLAGS.get(name, [])

@@ -19,8 +19,7 @@ from diff_gaussian_rasterization import _library
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "submodules/diff-gaussian-rasterization"
 GLUE = ("ops.cpp", "ops_cpu.cpp", "ops_cuda.cpp", "ops_no_cuda.cpp", "ops_stages.cpp", "ops_stages_cpu.cpp",
-        "ops_stages_cuda.cpp", "ops_colors.cpp", "ops_colors_cuda.cpp", "ops_dealt.cpp",
-        "ops_dealt_cuda.cpp")  # fmt: skip
+        "ops_stages_cuda.cpp", "ops_dealt.cpp", "ops_dealt_cuda.cpp")  # fmt: skip
 TORCH = ".".join(torch.__version__.split(".")[:2])
 
 

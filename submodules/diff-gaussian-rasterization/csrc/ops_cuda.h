@@ -105,10 +105,10 @@ struct Projected {
 // Indices of the splats, front to back.
 inline Tensor depth_order(const Device& device, const Projected& p) {
     const Tensor keys_sorted = device.empty({p.count}, at::kInt), order = device.empty({p.count}, at::kInt);
-    const size_t bytes = cuda::depth_sort_workspace(p.count);
+    const size_t bytes = cuda::key_sort_workspace(p.count);
     const Tensor scratch = device.bytes(bytes);
-    cuda::sort_by_depth(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
-                        data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
+    cuda::sort_by_key(p.count, p.screen.depth_keys, data<uint32_t>(keys_sorted), p.screen.indices,
+                      data<uint32_t>(order), scratch.data_ptr(), bytes, device.stream);
     return order;
 }
 

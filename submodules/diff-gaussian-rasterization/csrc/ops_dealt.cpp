@@ -1,10 +1,18 @@
-// Steps of Gaussians that several processes hold: schemas. Only GPUs have them, see ops_dealt_cuda.cpp.
+// Gaussians that several processes hold: schemas, checks, and the CPU's part, which is colors. The rest is in
+// ops_dealt_cuda.cpp: only GPUs have it.
+#include "ops_dealt.h"
+
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <torch/library.h>
+
+#include "cpu/threads.h"
 
 #define MODEL                                                                                                      \
     "(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float[] lrs, float beta1, float beta2, " \
     "float eps, int step, Tensor[] world_to_camera, Tensor[] K, int[] widths, int[] heights, int sh_degree, "      \
     "bool antialiasing, "
+#define PAIRS "Tensor means, Tensor sh_dc, Tensor? sh_rest, Tensor centers, Tensor pairs, int sh_degree"
 
 TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
     // What each of C cameras sees of the N Gaussians here, which are the rows rank, rank + ranks, ... of all: records
@@ -31,4 +39,99 @@ TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
           "Tensor slots, Tensor grads, float opacity_pull, float scale_pull, Tensor(d!)? grad_norm_sum, Tensor(e!)? "
           "visits, "
           "Tensor(f!)? abs_grad_norm_sum, Tensor(g!)? moved_at=None, Tensor(h!)? missed=None) -> ()");
+
+    // Colors [M, 3] of pairs of a camera and a Gaussian, at least 0. A pair is camera * N + Gaussian.
+    m.def("pair_colors(" PAIRS ") -> Tensor");
+
+    // The gradients of means, sh_dc and sh_rest. slots [C, N] int32 is the number of a camera's and a Gaussian's pair, -1
+    // where there is none.
+    m.def("pair_colors_backward(" PAIRS ", Tensor slots, Tensor colors, Tensor grad) -> (Tensor, Tensor, Tensor)");
+}
+
+namespace gs {
+
+void check_pair_colors(const PairColorsCall& call, bool allow_double) {
+    const auto& [means, sh_dc, sh_rest, centers, pairs, sh_degree] = call;
+    const bool doubles = allow_double && means.scalar_type() == at::kDouble;
+    const int64_t N = means.dim() ? means.size(0) : 0;
+    check_tensor(means, "means", {N, 3}, doubles ? at::kDouble : at::kFloat, means.device());
+    CHECK_TENSOR(sh_dc, means, N, 1, 3);
+    CHECK_TENSOR(sh_rest, means, N, kAny, 3);
+    CHECK_TENSOR(centers, means, kAny, 3);
+    CHECK_TENSOR_DTYPE(pairs, means, at::kLong, kAny);
+    const int64_t rest = sh_rest ? sh_rest->size(1) : 0;
+    TILESPLAT_CHECK(sh_degree >= 0 && sh_degree <= 3, "sh_degree must be 0 to 3, got ", sh_degree);
+    TILESPLAT_CHECK(rest >= sh_count(int(sh_degree)) - 1, "sh_rest must have at least ", sh_count(int(sh_degree)) - 1,
+                    " rows for degree ", sh_degree, ", got ", rest);
+}
+
+void check_pair_colors_backward(const PairColorsBackwardCall& call, bool allow_double) {
+    check_pair_colors(call.forward, allow_double);
+    const auto& [forward, slots, colors, grad] = call;
+    const int64_t M = forward.pairs.size(0);
+    CHECK_TENSOR_DTYPE(slots, forward.means, at::kInt, forward.centers.size(0), forward.means.size(0));
+    CHECK_TENSOR(colors, forward.means, M, 3);
+    CHECK_TENSOR(grad, forward.means, M, 3);
+}
+
+namespace {
+
+constexpr int64_t kTask = 1024;  // pairs or Gaussians
+
+void* data(const Tensor& tensor) { return const_cast<void*>(tensor.const_data_ptr()); }
+
+template <int Degree, typename T>
+void forward_some(const PairColors<T>& p) {
+    cpu::parallel((p.pairs + kTask - 1) / kTask, [&](int64_t task) {
+        for (int64_t i = task * kTask; i < std::min((task + 1) * kTask, p.pairs); ++i) pair_color<Degree>(p, i);
+    });
+}
+
+template <int Degree, typename T>
+void backward_some(const PairColorsBackward<T>& p) {
+    cpu::parallel((p.forward.count + kTask - 1) / kTask, [&](int64_t task) {
+        for (int64_t i = task * kTask; i < std::min((task + 1) * kTask, p.forward.count); ++i)
+            row_colors_vjp<Degree>(p, i);
+    });
+}
+
+// run(degree as a constant)
+template <typename Run>
+void with_degree(int64_t degree, Run run) {
+    if (degree == 0) run(std::integral_constant<int, 0>());
+    if (degree == 1) run(std::integral_constant<int, 1>());
+    if (degree == 2) run(std::integral_constant<int, 2>());
+    if (degree == 3) run(std::integral_constant<int, 3>());
+}
+
+Tensor pair_colors(const PairColorsCall& call) {
+    const Tensor colors = at::empty({call.pairs.size(0), 3}, call.means.options());
+    with_degree(call.sh_degree, [&](auto d) {
+        if (call.means.scalar_type() == at::kDouble)
+            forward_some<decltype(d)::value>(pair_colors_of<double>(call, colors, data));
+        else
+            forward_some<decltype(d)::value>(pair_colors_of<float>(call, colors, data));
+    });
+    return colors;
+}
+
+std::tuple<Tensor, Tensor, Tensor> pair_colors_backward(const PairColorsBackwardCall& call) {
+    const PairColorsCall& in = call.forward;
+    const Tensor means = at::empty_like(in.means), dc = at::empty_like(in.sh_dc);
+    const Tensor rest = in.sh_rest ? at::empty_like(*in.sh_rest) : at::empty({0}, in.means.options());
+    with_degree(in.sh_degree, [&](auto d) {
+        if (in.means.scalar_type() == at::kDouble)
+            backward_some<decltype(d)::value>(pair_colors_backward_of<double>(call, means, dc, rest, data));
+        else
+            backward_some<decltype(d)::value>(pair_colors_backward_of<float>(call, means, dc, rest, data));
+    });
+    return {means, dc, rest};
+}
+
+}  // namespace
+}  // namespace gs
+
+TORCH_LIBRARY_IMPL(tilesplat, CPU, m) {
+    m.impl("pair_colors", gs::pair_colors_op<gs::pair_colors, true>);
+    m.impl("pair_colors_backward", gs::pair_colors_backward_op<gs::pair_colors_backward, true>);
 }

@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "ops_cuda.h"
+#include "ops_dealt.h"
 
 namespace gs {
 namespace {
@@ -257,6 +258,25 @@ void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     cuda::dealt_backward_adam(step_of, device.stream);
 }
 
+void* pointer(const Tensor& tensor) { return tensor.data_ptr(); }
+
+Tensor pair_colors(const PairColorsCall& call) {
+    const Device device(call.means);
+    const Tensor colors = device.empty({call.pairs.size(0), 3});
+    cuda::pair_colors(pair_colors_of<float>(call, colors, pointer), int(call.sh_degree), device.stream);
+    return colors;
+}
+
+std::tuple<Tensor, Tensor, Tensor> pair_colors_backward(const PairColorsBackwardCall& call) {
+    const PairColorsCall& in = call.forward;
+    const Device device(in.means);
+    const Tensor means = at::empty_like(in.means), dc = at::empty_like(in.sh_dc);
+    const Tensor rest = in.sh_rest ? at::empty_like(*in.sh_rest) : device.empty({0});
+    cuda::pair_colors_backward(pair_colors_backward_of<float>(call, means, dc, rest, pointer), int(in.sh_degree),
+                               device.stream);
+    return {means, dc, rest};
+}
+
 }  // namespace
 }  // namespace gs
 
@@ -265,4 +285,6 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("dealt_lists", gs::dealt_lists);
     m.impl("dealt_blend", gs::dealt_blend);
     m.impl("dealt_step", gs::dealt_step);
+    m.impl("pair_colors", gs::pair_colors_op<gs::pair_colors, false>);
+    m.impl("pair_colors_backward", gs::pair_colors_backward_op<gs::pair_colors_backward, false>);
 }

@@ -196,21 +196,22 @@ size_t sort_workspace(const TileGrid& grid, int64_t entries) {
 
 }  // namespace
 
-size_t depth_sort_workspace(int64_t count) {
+size_t key_sort_workspace(int64_t count) {
     size_t bytes = 0;
     check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, static_cast<const uint32_t*>(nullptr),
                                           static_cast<uint32_t*>(nullptr), static_cast<const uint32_t*>(nullptr),
                                           static_cast<uint32_t*>(nullptr), int(count), 0, 31),
-          "sizing the depth sort");
+          "sizing the sort by key");
     return bytes;
 }
 
-void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
-                   uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream) {
+void sort_by_key(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
+                 uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream) {
     if (count == 0) return;
-    check(cub::DeviceRadixSort::SortPairs(workspace, workspace_bytes, keys, keys_out, indices, indices_out, int(count),
-                                          0, 31, native(stream)),  // depths are positive: no sign bit
-          "sorting by depth");
+    check(cub::DeviceRadixSort::SortPairs(
+              workspace, workspace_bytes, keys, keys_out, indices, indices_out, int(count), 0, 31,
+              native(stream)),  // no key has its highest bit: depths are positive, Morton codes are short
+          "sorting by key");
 }
 
 void begin_lists(const BeginLists& args, Stream stream) {

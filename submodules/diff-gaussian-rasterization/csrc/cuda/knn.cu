@@ -3,9 +3,8 @@
 // Points are sorted along a Morton curve, so that neighbors in space are mostly neighbors in memory. Three neighbors on
 // the curve bound the answer; then a point visits the boxes of 128 consecutive points, and the groups of 64 boxes, that
 // come closer than what it has found.
-#include <cub/device/device_radix_sort.cuh>
-
 #include "device.h"
+#include "stages.h"
 
 namespace gs::cuda {
 namespace {
@@ -36,10 +35,7 @@ struct Layout {
         points = reinterpret_cast<float4*>(take(count * sizeof(float4)));
         boxes = reinterpret_cast<Bounds*>(take(box_count * sizeof(Bounds)));
         groups = reinterpret_cast<Bounds*>(take((box_count + kGroupBoxes - 1) / kGroupBoxes * sizeof(Bounds)));
-        sort_bytes = 0;
-        check(
-            cub::DeviceRadixSort::SortPairs(nullptr, sort_bytes, keys, keys_sorted, ids, ids_sorted, int(count), 0, 30),
-            "sizing the Morton sort");
+        sort_bytes = key_sort_workspace(count);
         sort = take(sort_bytes);
         total = at;
     }
@@ -201,9 +197,7 @@ void knn_mean_dist2(int64_t count, const float* points, float* mean_dist2, void*
     reset_bounds_kernel<<<1, kWarp, 0, s>>>(w.bounds);
     bounds_kernel<<<std::min(blocks, 264u), kThreads, 0, s>>>(count, points, w.bounds);
     morton_kernel<<<blocks, kThreads, 0, s>>>(count, points, w.bounds, w.keys, w.ids);
-    check(cub::DeviceRadixSort::SortPairs(w.sort, w.sort_bytes, w.keys, w.keys_sorted, w.ids, w.ids_sorted, int(count),
-                                          0, 30, s),
-          "sorting along the Morton curve");
+    sort_by_key(count, w.keys, w.keys_sorted, w.ids, w.ids_sorted, w.sort, w.sort_bytes, stream);
     boxes_kernel<<<unsigned(box_count), kBoxPoints, 0, s>>>(count, points, w.ids_sorted, w.points, w.boxes);
     groups_kernel<<<blocks_for(box_count, kGroupBoxes), kGroupBoxes, 0, s>>>(box_count, w.boxes, w.groups);
     search_kernel<<<blocks, kThreads, 0, s>>>(count, w.points, w.ids_sorted, w.boxes, w.groups, mean_dist2);

@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
             sums.color = added<Several>(sums.color, g_color);
             sums.add_geometry<Several>(grad, add(grad.mean, g_offset));
         }
-        if constexpr (CameraGrad) {
+        if (CameraGrad && out.world_to_camera) {
             add_camera_grad<kThreads>(camera, p.view.camera_center != nullptr, mean, grad.p, grad.rotation, g_offset,
                                       out.world_to_camera + int64_t(view) * gridDim.x * 16);
         }
@@ -160,13 +160,10 @@ __global__ void __launch_bounds__(kThreads) preprocess_backward_kernel(Preproces
 
 template <int Degree>
 void launch(const PreprocessBackward& args, Stream stream) {
-    const bool camera = args.out.world_to_camera != nullptr;
-    const auto several =
-        camera ? preprocess_backward_kernel<Degree, true, true> : preprocess_backward_kernel<Degree, false, true>;
-    const auto one =
-        camera ? preprocess_backward_kernel<Degree, true, false> : preprocess_backward_kernel<Degree, false, false>;
-    const unsigned blocks = blocks_for(args.gaussians.count, kThreads);
-    (args.views > 1 ? several : one)<<<blocks, kThreads, 0, native(stream)>>>(args);
+    const auto kernel = args.views > 1             ? preprocess_backward_kernel<Degree, true, true>
+                        : args.out.world_to_camera ? preprocess_backward_kernel<Degree, true, false>
+                                                   : preprocess_backward_kernel<Degree, false, false>;
+    kernel<<<blocks_for(args.gaussians.count, kThreads), kThreads, 0, native(stream)>>>(args);
     check_launch("preprocess_backward_kernel");
 }
 

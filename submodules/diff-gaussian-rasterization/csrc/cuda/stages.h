@@ -3,7 +3,7 @@
 //   catch_up              brings rows that have waited up to date
 //   preprocess            Gaussians -> screen-space splats, radii, depth keys, tile counts
 //   begin_lists           the number of entries, for the host
-//   sort_by_depth         indices, front to back
+//   sort_by_key           indices, front to back
 //   emit                  one entry (tile, splat) per tile that a splat can reach, front to back
 //   sort_by_tile          entries grouped by tile, still front to back; the range of each tile
 //   blend_forward         entries -> image
@@ -88,10 +88,10 @@ constexpr int64_t kMaxEntries = INT32_MAX;  // (tile, splat) pairs of one image;
 void preprocess(const Gaussians<float>& gaussians, const View<float>& view, const Screen& out, Stream stream,
                 int views = 1);
 
-// Stable radix sort of (key, index). `workspace` of depth_sort_workspace(N) bytes.
-size_t depth_sort_workspace(int64_t count);
-void sort_by_depth(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
-                   uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream);
+// Stable radix sort of (key, index), where no key has its highest bit. `workspace` of key_sort_workspace(N) bytes.
+size_t key_sort_workspace(int64_t count);
+void sort_by_key(int64_t count, const uint32_t* keys, uint32_t* keys_out, const uint32_t* indices,
+                 uint32_t* indices_out, void* workspace, size_t workspace_bytes, Stream stream);
 
 // What the stages that follow want to find zero; and totals->entries, if wanted, to where the host reads it.
 struct BeginLists {

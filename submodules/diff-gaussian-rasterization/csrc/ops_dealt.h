@@ -1,4 +1,4 @@
-// The operators of ops_colors.cpp as both backends see them.
+// The operators of ops_dealt.cpp that both backends have.
 #pragma once
 #include "common/pair_colors.h"
 #include "ops.h"
