@@ -25,8 +25,7 @@ class PhotoParams:
     )
     blur: str = arg(
         "none",
-        "what blurs the train photos, so that the model is sharp (docs/deblurring.md); defocus and kernel "
-        "are experimental",
+        "what blurs the train photos, so that the model is sharp (docs/deblurring.md)",
         choices=BLURS,
     )
     blur_samples: int = arg(10, "pictures that a blurred one is made of", minimum=2, maximum=1000)

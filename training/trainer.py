@@ -337,7 +337,9 @@ class Trainer(Method):
     def closing_notes(self) -> list[str]:
         if not self.native or not self.native.skipped:
             return []
-        return [f"{self.native.skipped:,} steps were not taken: their views had begun to show much more"]
+        count = self.native.skipped
+        were = "step was not taken: its view" if count == 1 else "steps were not taken: their views"
+        return [f"{count:,} {were} had begun to show much more"]
 
 
 def suited(options: Options, scene: Scene) -> Options:
