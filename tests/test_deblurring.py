@@ -589,7 +589,7 @@ def test_sharp_photos_in_place_lose_nothing(tmp_path):
     """Paths and poses that are free drift, and test views no longer fit."""
     blurred_scenes.make(tmp_path / "data", count=16)
     plain, _ = trained(tmp_path / "data", tmp_path / "plain", steps=600)
-    for name in ("motion", "kernel", "poses"):
+    for name in ("motion", "defocus", "kernel", "poses"):
         flags = ["--poses"] if name == "poses" else ["--blur", name]
         score, _ = trained(tmp_path / "data", tmp_path / name, *flags, steps=600)
         assert score > plain - 0.25, (name, score, plain)
