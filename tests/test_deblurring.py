@@ -249,6 +249,18 @@ def test_ends_and_middle_of_paths():
     torch.testing.assert_close(along(even, torch.linspace(0, 1, 7).double()), straight)
 
 
+def test_straight_paths_in_closed_form():
+    half = torch.tensor([0.1, -0.2, 0.05, 0.3, -0.1, 0.2]).double()
+    times = torch.linspace(0, 1, 5).double()
+    start, units = torch.stack([0 * half, half])[None], torch.full((1, 6), 0.7).double()
+    motion = Motion(["a"], start, units, 5)
+    assert motion.straight
+    found = motion.motions(0, times)
+    assert (found[0] - found[-1]).abs().max() > 0.1
+    torch.testing.assert_close(found, along(motion.poses(0), times))
+    assert not Motion(["a"], start + 0.1, units, 5).straight
+
+
 def test_lengths_of_paths_in_pixels():
     K = torch.tensor([[[100.0, 0, 50], [0, 100, 40], [0, 0, 1]]]).double()
     aside = torch.tensor([[-0.1, 0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0, 0]]).double()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 SMALL = 0.25  # squared angle below which series are exact, and quotients are not
 # Terms of power series: of those in _coefficients, and of arcsin x / x, by powers of the square
-SINES = tuple(tuple((-1) ** k / math.factorial(2 * k + of) for of in (1, 2, 3)) for k in range(6))
+SINES = tuple(tuple((-1) ** k / math.factorial(2 * k + of) for of in (2, 3)) for k in range(6))
 ARCSINE = ((1.0,), (1 / 6,), (3 / 40,), (15 / 336,), (105 / 3456,), (945 / 42240,))
 EYE = ((1, 0, 0), (0, 1, 0), (0, 0, 1))
 CROSS = ((0, 0, 0, 0, 0, -1, 0, 1, 0), (0, 0, 1, 0, 0, 0, -1, 0, 0), (0, -1, 0, 1, 0, 0, 0, 0, 0))
@@ -47,7 +47,7 @@ def so3_log(rotations: Tensor) -> Tensor:
 def se3_exp(twists: Tensor) -> Tensor:
     """Twists [..., 6] -> rigid motions [..., 4, 4]."""
     shift, w = twists[..., :3], twists[..., 3:]
-    _, b, c = _coefficients(w)
+    b, c = _coefficients(w)
     cross, eye = cross_matrices(w), torch.eye(3, dtype=w.dtype, device=w.device)
     along = eye + b * cross + c * (cross @ cross)
     return rigid(so3_exp(w), (along @ shift[..., None])[..., 0])
@@ -61,18 +61,18 @@ def rigid(rotations: Tensor, shifts: Tensor) -> Tensor:
     return torch.cat([top, last], -2)
 
 
-def _coefficients(w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sin t / t, (1 - cos t) / t^2 and (t - sin t) / t^3 of the angles t = |w|."""
+def _coefficients(w: Tensor) -> tuple[Tensor, Tensor]:
+    """(1 - cos t) / t^2 and (t - sin t) / t^3 of the angles t = |w|."""
     square = w.square().sum(-1)[..., None, None]
     near = square < SMALL
-    series = _series(torch.where(near, square, torch.zeros_like(square)), SINES)  # [..., 1, 3]
+    series = _series(torch.where(near, square, torch.zeros_like(square)), SINES)  # [..., 1, 2]
     far = torch.where(near, torch.ones_like(square), square)
     inverse = far.rsqrt()
     t = far * inverse
-    sine, over_square = t.sin(), inverse * inverse
-    quotients = sine * inverse, (1 - t.cos()) * over_square, (t - sine) * inverse * over_square
-    a, b, c = torch.where(near, series, torch.cat(quotients, -1)).split(1, -1)
-    return a, b, c
+    over_square = inverse * inverse
+    quotients = (1 - t.cos()) * over_square, (t - t.sin()) * inverse * over_square
+    b, c = torch.where(near, series, torch.cat(quotients, -1)).split(1, -1)
+    return b, c
 
 
 def _series(x: Tensor, factors: tuple) -> Tensor:
