@@ -3,7 +3,9 @@
 Each photo has an aperture and a distance in focus. From a point of the lens, the camera looks at what is in
 focus before it, so that this stays where it is in the picture. Something that the photo shows is in focus: a
 focus far off would blur all things alike, which a scene that is too sharp undoes. Two numbers stand for both:
-all photos share a part, which is learned from every step, and each adds its own.
+all photos share a part, which is learned from every step, and each adds its own. Sharp photos, too, are a
+little better explained by a lens of about a pixel and a scene that is too sharp. So lenses that stay that
+small are closed.
 """
 
 from collections.abc import Sequence
@@ -21,11 +23,14 @@ from scene import Scene
 from scene.cameras import Camera
 from scene.folder import ModelFolder
 from utils.files import DataError, read_json, write_json
+from utils.schedules import reaches
 
 GOLDEN = 2.399963  # radians
 RATES = 0.05, 0.0005  # of both numbers, at the start and at the end
 SHRINK = 0.1  # of a step: by so much lenses close as long as photos do not mind
 START = 1.0  # pixels by which what is very far away is blurred at first
+LEAST, LOOKED_AT = 1.5, 0.2  # lenses of fewer pixels are closed, after this part of the steps with blur
+LOOK_EVERY = 100  # iterations after which it is looked which ones are
 
 
 class Defocus(PerPhoto):
@@ -36,6 +41,7 @@ class Defocus(PerPhoto):
         super().__init__(names, torch.zeros_like(units[:, :2]))
         self.shared = PerPhoto(["all"], torch.zeros_like(units[:1, :2]))
         self.units, self.samples, self.space = units, samples, space
+        self.open = [True] * len(self.rows)
         self.active = True
 
     @classmethod
@@ -54,7 +60,7 @@ class Defocus(PerPhoto):
         return torch.stack([unit * aperture.exp(), far + (near - far) * focus.sigmoid()])
 
     def cameras(self, camera: Camera) -> list[Camera]:
-        if (row := self.row(camera)) is None or not self.active:
+        if (row := self.row(camera)) is None or not self.active or not self.open[row]:
             return [camera]
         return places(camera, over_the_lens(self.lens(row), self.samples))
 
@@ -65,10 +71,13 @@ class Defocus(PerPhoto):
         return [self.values, self.shared.values]
 
     def schedule(self, iteration: int) -> None:
-        first = self.options.views.blur_from_iter
+        first, last = self.options.views.blur_from_iter, self.options.opt.iterations
         self.active = iteration > first
         self.rate = rate(self.options, iteration, first, *RATES)
         self.shared.rate = self.rate
+        if iteration > first + LOOKED_AT * (last - first) and reaches(LOOK_EVERY, iteration, self.views):
+            pixels = START * (self.shared.values[0, 0] + self.values[:, 0]).exp()
+            self.open = [was and size >= LEAST for was, size in zip(self.open, pixels.tolist())]
 
     def step(self) -> None:
         super().step()
@@ -77,11 +86,13 @@ class Defocus(PerPhoto):
             self.shared.values[:, 0] -= SHRINK * self.rate
 
     def state_dict(self) -> dict:
-        return super().state_dict() | {"shared": self.shared.state_dict()}
+        return super().state_dict() | {"shared": self.shared.state_dict(), "open": list(self.open)}
 
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.shared.load_state_dict(state["shared"])
+        known = dict(zip(state["names"], state["open"], strict=True))
+        self.open = [known.get(name, True) for name in self.rows]
 
     # Files
 
@@ -89,6 +100,9 @@ class Defocus(PerPhoto):
         """blur.json beside the model: aperture radius and inverse distance in focus of each photo."""
         with torch.no_grad():
             lenses = {name: self.lens(row).tolist() for name, row in self.rows.items()}
+        for name, row in self.rows.items():
+            if not self.open[row]:
+                lenses[name][0] = 0.0
         about = {"blur": "defocus", "samples": self.samples, "space": self.space, "lenses": lenses}
         write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
 
