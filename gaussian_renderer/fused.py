@@ -27,7 +27,6 @@ def can_fuse(gaussians: GaussianModel, options: Options) -> bool:
     plain_model = [group["name"] for group in gaussians.optimizer.param_groups] == ATTRIBUTES
     plain_render = not (pipe.convert_SHs_python or pipe.compute_cov3D_python or pipe.filter_3d)
     debugged = pipe.debug or run.debug_from >= 0 or run.detect_anomaly
-    plain_model &= not gaussians.on_host
     return run.fused and plain_model and plain_render and opt.optimizer_type == "default" and not debugged
 
 

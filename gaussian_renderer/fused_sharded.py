@@ -15,6 +15,7 @@ from torch import Tensor
 from arguments import Options
 from distributed import Ranks, exchange, exchanged
 from gaussian_renderer.fused import FusedIteration, can_fuse
+from gaussian_renderer.fused_offload import OffloadedIteration
 from scene.cameras import Camera, narrower
 from scene.gaussian_model import GaussianModel
 
@@ -136,6 +137,9 @@ def native_step(gaussians: GaussianModel, cameras: list[Camera], options: Option
     ranks, device = gaussians.ranks, gaussians.device
     if not can_fuse(gaussians, options):
         return None
+    if gaussians.on_host:
+        regularized = options.opt.opacity_reg or options.opt.scale_reg  # so nothing could wait
+        return None if regularized else OffloadedIteration(options, device)
     if ranks.alone:
         return FusedIteration(len(cameras), options, device)
     ordered = torch.are_deterministic_algorithms_enabled()

@@ -29,7 +29,7 @@ GOLDEN = 2.399963  # radians
 RATES = 0.05, 0.0005  # of both numbers, at the start and at the end
 SHRINK = 0.1  # of a step: by so much lenses close as long as photos do not mind
 START = 1.0  # pixels by which what is very far away is blurred at first
-LEAST, LOOKED_AT = 1.5, 0.2  # lenses of fewer pixels are closed, after this part of the steps with blur
+LEAST, LOOKED_AT = 1.5, 0.4  # lenses of fewer pixels are closed, after this part of the steps with blur
 LOOK_EVERY = 100  # iterations after which it is looked which ones are
 
 

@@ -1,7 +1,8 @@
 """The table of colors in the host's memory, for scene/offload.py.
 
 A row has the spherical harmonics of a Gaussian and Adam's two moments of each. The memory is pinned: the
-device reads and writes it through the bus, so no thread of the host takes part.
+device reads and writes it through the bus, so no thread of the host takes part. What has been moved is
+written while the next rows are read: the bus does both at once.
 
 Adam also moves what has no gradient, by its moments, and most rows are not in view. They wait: a row knows
 the step that it is up to date with. After k missed steps the moments are m b1^k and v b2^k, so what was
@@ -11,6 +12,7 @@ but for rounding.
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,6 +42,8 @@ class Colors:
         self.clock = clock
         self.sum = torch.zeros((), device=moved_at.device)  # of all numbers written: not finite if one is not
         self._behind = True  # rows may be waiting
+        self._writing: torch.cuda.Event | None = None  # until then
+        self._writer = torch.cuda.Stream(moved_at.device) if moved_at.device.type == "cuda" else None
 
     @classmethod
     def of(cls, values: dict[str, list[Tensor]], device: torch.device, step: int) -> "Colors":
@@ -62,6 +66,28 @@ class Colors:
         return views
 
     def fetch(self, rows: Tensor) -> Fetched:
+        return self._read(rows) if self._writer else self._read_apart(rows)
+
+    def _read(self, rows: Tensor) -> Fetched:
+        """In one native call; but rows that are being written are read when that is done."""
+        width = self._width
+        shapes = {"sh_dc": (1, 3), "sh_rest": (width // 3 - 1, 3)}
+        found = Fetched(
+            rows, {n: [self.sum.new_empty(len(rows), *s) for _ in range(3)] for n, s in shapes.items()}
+        )
+        values = [found.values[name][i] for i in range(3) for name in ON_HOST]
+        read = partial(
+            torch.ops.tilesplat.fetch_rows, self._here, rows, self._moved_at, *self.clock.tables(), ADAM_EPS
+        )
+        if self._writing is None or self._writing.query():
+            read(None, values)
+            return found
+        read(False, values)
+        torch.cuda.current_stream(rows.device).wait_event(self._writing)
+        read(True, values)
+        return found
+
+    def _read_apart(self, rows: Tensor) -> Fetched:
         places = _columns(self._width)
         flat = {key: self.sum.new_empty(len(rows), c.stop - c.start) for key, c in places.items()}
         for begin in range(0, len(rows), PIECE):
@@ -74,13 +100,27 @@ class Colors:
 
     def store(self, fetched: Fetched, wanted: Tensor) -> None:
         """Write back the rows in the mask `wanted` [V]; they are up to date with the last step."""
-        columns = [fetched.values[name][i].flatten(1) for name, i in _columns(self._width)]
-        for places in wanted.nonzero()[:, 0].split(PIECE):
-            numbers, rows = torch.cat([values[places] for values in columns], 1), fetched.rows[places]
-            self._here.index_copy_(0, rows, numbers)
-            self._moved_at.index_fill_(0, rows, self.clock.step)
-            self.sum += numbers.sum()
+        columns = [fetched.values[name][i] for name, i in _columns(self._width)]
+        rows = fetched.rows
+        self._moved_at[rows] = self._moved_at[rows].where(~wanted, self.clock.step)
+        self.sum += sum(values.sum() for values in columns)
         self._behind = True
+        if self._writer:
+            return self._write(rows, wanted, columns)
+        for places in wanted.nonzero()[:, 0].split(PIECE):
+            numbers = torch.cat([values[places].flatten(1) for values in columns], 1)
+            self._here.index_copy_(0, rows[places], numbers)
+
+    def _write(self, rows: Tensor, wanted: Tensor, values: list[Tensor]) -> None:
+        """Beside what the device does next."""
+        assert self._writer
+        self._writer.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(self._writer):
+            torch.ops.tilesplat.store_rows(self._here, rows, wanted, values)
+        for tensor in (rows, wanted, *values):
+            tensor.record_stream(self._writer)
+        self._writing = torch.cuda.Event()
+        self._writing.record(self._writer)
 
     def catch_up(self, rows: Tensor | None = None) -> None:
         """Let these rows, or all, make up for the steps they missed; the host may read them then."""
@@ -142,6 +182,10 @@ class Clock:
         share = (avg - square / 2).exp()
         for column, rate in enumerate(rates):
             self._sums[begin:now, column].add_(share, alpha=rate * math.sqrt(bias[1]) / bias[0])
+
+    def tables(self) -> tuple[int, int, Tensor, Tensor]:
+        """What fetch_rows takes."""
+        return self._first, self.step - self._first, self._sums, self._decays
 
     def state_dict(self) -> dict:
         known = self.step - self._first + 1

@@ -3,7 +3,8 @@
 Of the 59 numbers of a Gaussian, 48 are spherical harmonics, and Adam has two moments for each. They are
 rows of a table on the host. For each picture, the rows that the camera may see are fetched; after backward,
 those with a gradient make their step on the device, by the same kernel as ever, and go back. Positions,
-shapes and opacities stay on the device, with their moments.
+shapes and opacities stay on the device, with their moments. gaussian_renderer/fused_offload.py does the same
+in native calls, in which they wait, too.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from diff_gaussian_rasterization import ScreenStats
+from diff_gaussian_rasterization.training import Kinds
 from torch import Tensor, nn
 
 from arguments import OptimizationParams
@@ -37,9 +39,8 @@ class Part(GaussianModel):
     stats: tuple[ScreenStats, ScreenStats] | None = None  # of these rows, and of all
 
     def add_statistics(self) -> None:
-        for own, all_rows in zip(*(vars(stats).values() for stats in self.stats or ())):
-            if own is not None:
-                all_rows.index_add_(0, self.rows, own)
+        if self.stats:
+            add_statistics(self.rows, *self.stats)
 
 
 class Seen(NamedTuple):
@@ -63,6 +64,7 @@ class Offloaded(GaussianModel):
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
+        super().settle()
         return _Looked(self._params, self._look)
 
     @params.setter
@@ -74,7 +76,8 @@ class Offloaded(GaussianModel):
             self._colors.catch_up()
 
     def settle(self) -> None:
-        """Let the host see what the device has written. Rows may go on waiting."""
+        """Let the host see what the device has written. Colors may go on waiting."""
+        super().settle()
         if self._colors:
             self._colors.wait()
 
@@ -110,7 +113,8 @@ class Offloaded(GaussianModel):
         self, camera, scaling_modifier: float = 1.0, stats: ScreenStats | None = None
     ) -> tuple[GaussianModel, ScreenStats | None]:
         assert self._colors
-        rows, params = self._rows_near(camera, scaling_modifier), self._params
+        super().settle()
+        rows, params = self.rows_near(camera, scaling_modifier), self._params
         fetched = self._colors.fetch(rows)
         part = Part(
             {n: fetched.values[n][0] if n in ON_HOST else v.detach()[rows] for n, v in params.items()},
@@ -138,7 +142,8 @@ class Offloaded(GaussianModel):
         return values.new_zeros(*values.shape[:-1], len(self)).index_copy_(-1, part.rows, values)
 
     @torch.no_grad()
-    def _rows_near(self, camera, scaling_modifier: float) -> Tensor:
+    def rows_near(self, camera, scaling_modifier: float = 1.0) -> Tensor:
+        """Of what the camera may see, rising."""
         found = []
         for begin in range(0, len(self), SCAN):
             rows = {n: v[begin : begin + SCAN] for n, v in self._params.items() if n not in ON_HOST}
@@ -183,8 +188,7 @@ class Offloaded(GaussianModel):
                 _add_rows(self._params[name], seen.rows, seen.grads[name])
             super().step(visible)
         if not self.sparse:
-            rates, betas, _ = self._adam_of_colors()
-            colors.clock.tick(rates, betas)
+            self._tick()
             for name in ON_HOST:
                 self.optimizer.state[self._params[name]]["step"] += 1
         colors.store(fetched, moved)
@@ -194,6 +198,11 @@ class Offloaded(GaussianModel):
         others = [v for n, v in self._params.items() if n not in ON_HOST]
         moments = sum(len(MOMENTS) * v.numel() for v in others if not self.optimizer.state.get(v))
         return moments + max(v.numel() for v in others)
+
+    def _tick(self) -> None:
+        rates, betas, _ = self._adam_of_colors()
+        assert self._colors
+        self._colors.clock.tick(rates, betas)
 
     def _adam_of_colors(self) -> tuple[list[float], tuple[float, float], float]:
         """Learning rates, betas and eps."""
@@ -215,6 +224,34 @@ class Offloaded(GaussianModel):
         rates, betas, eps = self._adam_of_colors()
         torch.ops.tilesplat.adam_step(params, grads, *moments, rates, *betas, eps, number, shown)
         return fetched, moved
+
+    # A step that is one native call: see gaussian_renderer/fused_offload.py
+
+    @torch.no_grad()
+    def taken(self, rows: Tensor, of: Kinds) -> tuple[Fetched, Kinds]:
+        """These rows of parameters and moments, in the optimizer's order, as tensors of their own."""
+        assert self._colors
+        fetched = self._colors.fetch(rows)
+
+        def own(i: int) -> list[Tensor]:
+            of_names = zip(self._names(), of[i])
+            return [fetched.values[n][i] if n in ON_HOST else value[rows] for n, value in of_names]
+
+        return fetched, (own(0), own(1), own(2))
+
+    @torch.no_grad()
+    def put_back(self, fetched: Fetched, moved: Tensor, parts: Kinds, of: Kinds) -> None:
+        """After a step in which those of the rows have moved."""
+        assert self._colors
+        for part, values in zip(parts, of):
+            for name, own, value in zip(self._names(), part, values):
+                if name not in ON_HOST:
+                    value.index_copy_(0, fetched.rows, own)
+        self._tick()
+        self._colors.store(fetched, moved)
+
+    def _names(self) -> list[str]:
+        return [group["name"] for group in self.optimizer.param_groups]
 
     def forget_gradients(self) -> None:
         super().forget_gradients()
@@ -312,6 +349,12 @@ def may_see(camera, means: Tensor, largest: Tensor) -> Tensor:
         outside = ((place < -reach) | (place > size + reach)).any(1)
         seen |= (at[:, 2] > 0.999 * NEAR) & ~outside
     return seen
+
+
+def add_statistics(rows: Tensor, own: ScreenStats, of_all: ScreenStats) -> None:
+    for values, all_rows in zip(vars(own).values(), vars(of_all).values()):
+        if values is not None:
+            all_rows.index_add_(0, rows, values)
 
 
 def _gradient(value: Tensor) -> Tensor:

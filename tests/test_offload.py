@@ -4,21 +4,27 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import rasterize
+from diff_gaussian_rasterization import rasterize, training
 
 import train
-from arguments import OptimizationParams
-from scene import color_table, gaussian_model, offload
+from arguments import OptimizationParams, parse_train
+from gaussian_renderer.fused import FusedIteration
+from gaussian_renderer.fused_offload import OffloadedIteration
+from scene import Scene, color_table, gaussian_model, offload
 from scene.cameras import Camera
-from scene.color_table import Clock
+from scene.color_table import Clock, Colors
 from scene.folder import ModelFolder
 from scene.formats.ply import load_ply
-from scene.gaussian_model import GaussianModel
+from scene.gaussian_model import MOMENTS, GaussianModel
 from scene.offload import Offloaded, may_see
+from scene.points import PointCloud
 from tests import tiny_scenes
+from tests.native.scenes import DEVICES, relative_error
 from tests.test_gaussians import SHAPES, make_model, moments
+from training.trainer import Trainer
 from utils.files import DataError
 
 SHORT = [
@@ -61,6 +67,7 @@ def farthest(ours: GaussianModel, theirs: GaussianModel) -> float:
 
 WAYS = {
     "adc": "",
+    "adc, in separate steps": "--no-fused",
     "growth of all kinds": "--absgrad --cap_max 300 --antialiasing --random_background",
     "sparse": "--optimizer_type sparse_adam",
     "shared steps": "--update_every 3",
@@ -82,6 +89,47 @@ def test_the_result_is_that_of_a_run_without(way, scene, tmp_path, plays_the_gpu
     ours = trained(scene, tmp_path / "ours", "--offload", *flags)
     assert len(plain) > 40 or "mcmc" in flags, "nothing has grown"
     assert farthest(ours, plain) < 1e-4, "of numbers around 1, after 50 steps"
+
+
+def run(scene, device: str, *flags: str) -> tuple[Trainer, dict[str, torch.Tensor]]:
+    """After 20 steps; and what the parameters were before. Beside the blobs there are others, around."""
+    options = parse_train(["-s", str(scene), "-m", "none", "--device", device, *flags])
+    loaded = Scene(options.model, torch.device(device), quiet=True)
+    xyz, rgb = loaded.points.xyz, loaded.points.rgb
+    around = [
+        xyz + 9 * np.array(shift) for shift in ((0, 0, 0), (1, 0, 0), (-1, 0, 0), (0, 0, 1), (0, 0, -1))
+    ]
+    loaded.points = PointCloud(np.concatenate(around), np.concatenate([rgb] * len(around)))
+    trainer = Trainer(loaded, options, print)
+    with torch.no_grad():  # round ones have no gradient of their rotation
+        random = torch.Generator().manual_seed(0)
+        trainer.gaussians.log_scales += torch.rand(len(loaded.points), 3, generator=random).to(device)
+    start = {name: value.detach().clone() for name, value in trainer.gaussians.params.items()}
+    for number in range(1, 21):
+        trainer.step(number)
+    return trainer, start
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_native_steps_are_those_of_a_run_without(device, scene, plays_the_gpu, monkeypatch):
+    """As the native step is compared with separate ones: relative to how far the parameters have moved."""
+    monkeypatch.setattr(training, "WINDOW", 8)  # a row may miss seven steps
+    flags = ["--sh_degree", "2"] if device == "cuda" else []
+    plain, start = run(scene, device, *flags)
+    ours, _ = run(scene, device, "--offload", *flags)
+    assert type(plain.native) is FusedIteration and isinstance(ours.native, OffloadedIteration)
+    assert isinstance(ours.gaussians, Offloaded) and ours.gaussians._colors
+    late = ours.gaussians._colors._moved_at < 20
+    assert 0.05 < late.float().mean() < 0.95, "some are seen, and some are not"
+    assert (ours.native._part._waiting is not None) == (device == "cuda")
+    for name, value in plain.gaussians.params.items():
+        moves = value - start[name]
+        assert relative_error(ours.gaussians.params[name].to(device) - start[name], moves) < 1e-3, name
+    for name, state in moments(plain.gaussians).items():
+        for key in MOMENTS:
+            assert relative_error(moments(ours.gaussians)[name][key], state[key].cpu()) < 1e-3, (name, key)
+    for a, b in zip(vars(ours.strategy._stats).values(), vars(plain.strategy._stats).values()):
+        assert a is b is None or relative_error(a, b) < 1e-3
 
 
 def test_what_a_row_has_missed():
@@ -218,7 +266,7 @@ def test_what_is_wrong_in_a_checkpoint_is_told(scene, tmp_path, plays_the_gpu, c
 
 
 def test_a_step_for_which_memory_is_lacking_is_taken_again(scene, tmp_path, plays_the_gpu, monkeypatch):
-    flags = ["--offload", "--densify_until_iter", "0"]
+    flags = ["--offload", "--no-fused", "--densify_until_iter", "0"]
     plain = trained(scene, tmp_path / "plain", *flags)
     calls, room = iter(range(1000)), Offloaded._room_for_step
     much = lambda self: 2**50 if next(calls) == 20 else room(self)  # noqa: E731
@@ -263,6 +311,41 @@ def test_on_a_gpu(flags, scene, tmp_path):
     ours = trained(scene, tmp_path / "ours", *gpu, "--offload")
     assert farthest(ours, plain) < 1e-4
     assert farthest(trained(scene, tmp_path / "again", *gpu, "--offload"), ours) == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_the_bus_brings_what_the_host_has(degree):
+    """Rows that come and go, on a GPU and on a CPU; each time some that have just been written."""
+    random, count = torch.Generator().manual_seed(degree), 5000
+    shapes = {"sh_dc": (1, 3), "sh_rest": ((degree + 1) ** 2 - 1, 3)}
+    values = {
+        name: [torch.rand(count, *shape, generator=random) + 0.1 for _ in range(3)]
+        for name, shape in shapes.items()
+    }
+    tables = {device: Colors.of(values, torch.device(device), 0) for device in ("cpu", "cuda")}
+    for _ in range(30):
+        rows = (torch.rand(count, generator=random) < 0.5).nonzero()[:, 0]
+        wanted = torch.rand(len(rows), generator=random) < 0.7
+        found = {}
+        for device, colors in tables.items():
+            fetched = found[device] = colors.fetch(rows.to(device))
+            for name in shapes:
+                fetched.values[name][0].mul_(1.01)
+                fetched.values[name][1].add_(0.1)
+            colors.clock.tick([0.01, 0.02], (0.9, 0.999))
+            colors.store(fetched, wanted.to(device))
+        for name in shapes:
+            for ours, theirs in zip(found["cuda"].values[name], found["cpu"].values[name]):
+                torch.testing.assert_close(ours.cpu(), theirs, rtol=1e-5, atol=1e-6)
+    assert tables["cpu"]._moved_at.unique().numel() > 5
+    for colors in tables.values():
+        colors.catch_up()
+    ours, theirs = tables["cuda"].on_host(), tables["cpu"].on_host()
+    for name in shapes:
+        for a, b, begun in zip(ours[name], theirs[name], values[name]):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+            assert not b.numel() or not torch.allclose(b, begun, rtol=0.1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

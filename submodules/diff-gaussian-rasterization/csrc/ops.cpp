@@ -73,9 +73,17 @@ TORCH_LIBRARY(tilesplat, m) {
     // Before such a row can be seen, it makes up for the steps it missed, which come to the same as gradients of zero.
     // `settle` does it for all rows: it must be called before anyone looks at them, and at least every 127 steps. Row i is
     // up to date with step moved_at[i]; begin with the step before the first, and with rows of six 0 and two 1 in `missed`.
+    // Of Gaussians whose colors are elsewhere, `params` are means, opacities, scales and quats.
     m.def(
         "settle(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float beta2, float eps, "
         "int step, Tensor(d!) moved_at, Tensor missed) -> ()");
+
+    // Mask [N] of the rows that the camera may show: it is false only where `rasterize` finds radius 0. They are brought up
+    // to date. On a GPU.
+    m.def(
+        "near_rows(Tensor(a!)[] params, Tensor(b!)[] exp_avg, Tensor(c!)[] exp_avg_sq, float beta2, float eps, "
+        "int step, Tensor(d!) moved_at, Tensor missed, Tensor world_to_camera, Tensor K, int width, int height) "
+        "-> Tensor");
 
     // [N]: mean squared distance of every point [N, 3] to its three nearest others.
     m.def("knn_mean_dist2(Tensor points) -> Tensor");
@@ -316,6 +324,18 @@ void check_train_params(at::TensorList params) {
     CHECK_TENSOR(sh_rest, means, N, rest, 3);
     TILESPLAT_CHECK(rest <= 15, "sh_rest must have at most 15 coefficients per channel, got ", rest);
     check_opacities(opacities, means);
+    CHECK_TENSOR(scales, means, N, 3);
+    CHECK_TENSOR(quats, means, N, 4);
+}
+
+void check_waiting_params(at::TensorList params) {
+    if (params.size() == 6) return check_train_params(params);
+    TILESPLAT_CHECK(params.size() == 4, "params must be means, opacities, scales and quats, and with colors sh_dc and ",
+                    "sh_rest after means, got ", params.size(), " tensors");
+    const Tensor &means = params[0], &scales = params[2], &quats = params[3];
+    check_points(means, "means", true);
+    const int64_t N = means.size(0);
+    check_opacities(params[1], means);
     CHECK_TENSOR(scales, means, N, 3);
     CHECK_TENSOR(quats, means, N, 4);
 }

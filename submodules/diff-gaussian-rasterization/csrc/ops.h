@@ -114,6 +114,9 @@ void check_adam(at::TensorList params, at::TensorList grads, at::TensorList exp_
 // The six parameters of `train_step` and `settle`: means, sh_dc, sh_rest, opacities, scales, quats.
 void check_train_params(at::TensorList params);
 
+// These six of `settle`, or four of them, without the colors.
+void check_waiting_params(at::TensorList params);
+
 // Height and width of target [3, H, W].
 std::pair<int64_t, int64_t> check_target_size(const Tensor& target);
 

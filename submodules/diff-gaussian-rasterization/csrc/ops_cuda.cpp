@@ -399,31 +399,46 @@ void train_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
                                    device.stream);
 }
 
-void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
-            int64_t step, const Tensor& moved_at, const Tensor& missed) {
-    check_train_params(params);
+// Rows that wait, which are to be up to date with the step. With or without colors: see check_waiting_params.
+cuda::CatchUp behind(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
+                     int64_t step, const Tensor& moved_at, const Tensor& missed) {
+    check_waiting_params(params);
     check_adam(params, params, exp_avg, exp_avg_sq, std::vector<double>(params.size(), 0.0), std::nullopt, false);
     TILESPLAT_CHECK(step >= 0 && step <= INT32_MAX, "step must be at least 0, got ", step);
-    const Tensor& means = params[0];
-    const int64_t N = means.size(0), rest = params[2].size(1);
-    const Device device(means);
-    const auto trained = [&](int i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], 0.0); };
-    const float scaled_eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));
-    cuda::catch_up({N,
-                    int(rest),
-                    trained(0),
-                    trained(1),
-                    trained(2),
-                    trained(3),
-                    trained(4),
-                    trained(5),
-                    scaled_eps,
-                    waiting_in(N, means, moved_at, missed),
-                    int(step),
-                    true,
-                    {},
-                    0},
-                   device.stream);
+    const auto trained = [&](size_t i) { return trained_tensor(params[i], exp_avg[i], exp_avg_sq[i], 0.0); };
+    const size_t colors = params.size() - 4;
+    cuda::CatchUp rows{};
+    rows.count = params[0].size(0);
+    rows.means = trained(0);
+    if (colors) rows.sh_dc = trained(1), rows.sh_rest = trained(2), rows.rest_count = int(params[2].size(1));
+    rows.opacities = trained(colors + 1), rows.scales = trained(colors + 2), rows.quats = trained(colors + 3);
+    rows.eps = float(eps * std::sqrt(1.0 - std::pow(beta2, double(step))));
+    rows.waiting = waiting_in(rows.count, params[0], moved_at, missed);
+    rows.step = int(step);
+    return rows;
+}
+
+void settle(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
+            int64_t step, const Tensor& moved_at, const Tensor& missed) {
+    cuda::CatchUp rows = behind(params, exp_avg, exp_avg_sq, beta2, eps, step, moved_at, missed);
+    rows.all = true;
+    cuda::catch_up(rows, Device(params[0]).stream);
+}
+
+Tensor near_rows(at::TensorList params, at::TensorList exp_avg, at::TensorList exp_avg_sq, double beta2, double eps,
+                 int64_t step, const Tensor& moved_at, const Tensor& missed, const Tensor& world_to_camera,
+                 const Tensor& K, int64_t width, int64_t height) {
+    cuda::CatchUp rows = behind(params, exp_avg, exp_avg_sq, beta2, eps, step, moved_at, missed);
+    check_tensor(world_to_camera, "world_to_camera", {4, 4}, at::kFloat, params[0].device());
+    check_tensor(K, "K", {3, 3}, at::kFloat, params[0].device());
+    check_size(width, height);
+    const Device device(params[0]);
+    const Tensor near = device.empty({rows.count}, at::kBool);
+    rows.views[0] = {
+        data<float>(world_to_camera), data<float>(K), nullptr, nullptr, int(width), int(height), float(kNearDepth)};
+    rows.cameras = 1, rows.near = data<bool>(near);
+    cuda::catch_up(rows, device.stream);
+    return near;
 }
 
 }  // namespace
@@ -522,4 +537,5 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("knn_mean_dist2", gs::knn_mean_dist2);
     m.impl("train_step", gs::train_step);
     m.impl("settle", gs::settle);
+    m.impl("near_rows", gs::near_rows);
 }

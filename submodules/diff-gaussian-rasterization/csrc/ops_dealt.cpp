@@ -1,5 +1,5 @@
-// Gaussians that several processes hold: schemas, checks, and the CPU's part, which is colors. The rest is in
-// ops_dealt_cuda.cpp: only GPUs have it.
+// Gaussians that several processes hold, or whose colors the host holds: schemas, checks, and the CPU's part, which is
+// colors. The rest is in ops_dealt_cuda.cpp: only GPUs have it.
 #include "ops_dealt.h"
 
 #include <ATen/ops/empty.h>
@@ -39,6 +39,18 @@ TORCH_LIBRARY_FRAGMENT(tilesplat, m) {
           "Tensor slots, Tensor grads, float opacity_pull, float scale_pull, Tensor(d!)? grad_norm_sum, Tensor(e!)? "
           "visits, "
           "Tensor(f!)? abs_grad_norm_sum, Tensor(g!)? moved_at=None, Tensor(h!)? missed=None) -> ()");
+
+    // Rows of a table [., 3 w] in pinned memory, which the GPU sees as its own: w coefficients of a Gaussian's color, then
+    // the first moments of them, then the second. `values` are sh_dc [V, 1, 3] and sh_rest [V, w / 3 - 1, 3] of these rows,
+    // then their first moments, then their second. What is fetched makes up for the steps since step moved_at[row]:
+    // sums [L, 2] are the drifts of sh_dc and sh_rest since step first + i, and decays [L, 2] how far the moments had decayed
+    // then, as logarithms; `now` is the last step there. just_moved: only rows that are up to date already, or only others.
+    m.def(
+        "fetch_rows(Tensor table, Tensor rows, Tensor moved_at, int first, int now, Tensor sums, Tensor decays, "
+        "float eps, bool? just_moved, Tensor(a!)[] values) -> ()");
+
+    // And back, of the rows in the mask `wanted` [V].
+    m.def("store_rows(Tensor(a!) table, Tensor rows, Tensor wanted, Tensor[] values) -> ()");
 
     // Colors [M, 3] of pairs of a camera and a Gaussian, at least 0. A pair is camera * N + Gaussian.
     m.def("pair_colors(" PAIRS ") -> Tensor");

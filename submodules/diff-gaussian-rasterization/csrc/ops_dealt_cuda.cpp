@@ -258,6 +258,44 @@ void dealt_step(at::TensorList params, at::TensorList exp_avg, at::TensorList ex
     cuda::dealt_backward_adam(step_of, device.stream);
 }
 
+cuda::ColorRows color_rows(const Tensor& table, const Tensor& rows, at::TensorList values) {
+    check_tensor(table, "table", {kAny, kAny}, at::kFloat, table.device());
+    CHECK_TENSOR_DTYPE(rows, table, at::kLong, kAny);
+    const int64_t width = table.size(1) / 3, V = rows.size(0);
+    TILESPLAT_CHECK(table.size(1) == 3 * width && width >= 3 && width % 3 == 0 && width <= cuda::kMaxWidth,
+                    "a row of the table must be three times 3, 12, 27 or 48 numbers, got ", table.size(1));
+    TILESPLAT_CHECK(values.size() == 6, "values must be six tensors, got ", values.size());
+    cuda::ColorRows call = {V, int(width), data<float>(table), data<int64_t>(rows), {}};
+    for (size_t i = 0; i < values.size(); ++i) {
+        check_tensor(values[i], "values", {V, i % 2 ? width / 3 - 1 : 1, 3}, at::kFloat, table.device());
+        call.values[i] = data<float>(values[i]);
+    }
+    return call;
+}
+
+void fetch_rows(const Tensor& table, const Tensor& rows, const Tensor& moved_at, int64_t first, int64_t now,
+                const Tensor& sums, const Tensor& decays, double eps, std::optional<bool> just_moved,
+                at::TensorList values) {
+    cuda::FetchRows call{};
+    call.colors = color_rows(table, rows, values);
+    CHECK_TENSOR_DTYPE(moved_at, table, at::kInt, table.size(0));
+    CHECK_TENSOR_DTYPE(sums, table, at::kDouble, kAny, 2);
+    CHECK_TENSOR_DTYPE(decays, table, at::kDouble, sums.size(0), 2);
+    TILESPLAT_CHECK(first >= 0 && now >= 0 && now < sums.size(0), "now must be 0 to ", sums.size(0) - 1, ", got ", now);
+    call.moved_at = data<int32_t>(moved_at);
+    call.first = int(first), call.now = int(now);
+    call.sums = data<double2>(sums), call.decays = data<double2>(decays);
+    call.eps = float(eps);
+    call.just_moved = just_moved ? int(*just_moved) : -1;
+    cuda::fetch_rows(call, Device(table).stream);
+}
+
+void store_rows(const Tensor& table, const Tensor& rows, const Tensor& wanted, at::TensorList values) {
+    const cuda::ColorRows call = color_rows(table, rows, values);
+    CHECK_TENSOR_DTYPE(wanted, table, at::kBool, rows.size(0));
+    cuda::store_rows(call, data<bool>(wanted), Device(table).stream);
+}
+
 void* pointer(const Tensor& tensor) { return tensor.data_ptr(); }
 
 Tensor pair_colors(const PairColorsCall& call) {
@@ -285,6 +323,8 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
     m.impl("dealt_lists", gs::dealt_lists);
     m.impl("dealt_blend", gs::dealt_blend);
     m.impl("dealt_step", gs::dealt_step);
+    m.impl("fetch_rows", gs::fetch_rows);
+    m.impl("store_rows", gs::store_rows);
     m.impl("pair_colors", gs::pair_colors_op<gs::pair_colors, false>);
     m.impl("pair_colors_backward", gs::pair_colors_backward_op<gs::pair_colors_backward, false>);
 }

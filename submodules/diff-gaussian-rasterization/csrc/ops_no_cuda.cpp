@@ -25,7 +25,9 @@ TORCH_LIBRARY_IMPL(tilesplat, CUDA, m) {
                              "blend_backward", "scores",
                              "pair_colors",    "pair_colors_backward",
                              "dealt_project",  "dealt_lists",
-                             "dealt_blend",    "dealt_step"}) {
+                             "dealt_blend",    "dealt_step",
+                             "near_rows",      "fetch_rows",
+                             "store_rows"}) {
         m.impl(name, torch::CppFunction::makeFromBoxedFunction<&gs::no_cuda>());
     }
 }

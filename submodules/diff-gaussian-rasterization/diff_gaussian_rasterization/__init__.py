@@ -15,13 +15,14 @@ from .compatibility import GaussianRasterizationSettings, GaussianRasterizer
 from .knn import knn_mean_dist2
 from .losses import photometric_loss, ssim
 from .optim import FusedAdam, SparseGaussianAdam
-from .training import TrainStep
+from .training import PartStep, TrainStep
 from .types import Rendered, ScreenStats
 
 __all__ = [
     "FusedAdam",
     "GaussianRasterizationSettings",
     "GaussianRasterizer",
+    "PartStep",
     "Rendered",
     "ScreenStats",
     "SparseGaussianAdam",

@@ -16,7 +16,7 @@ OPERATORS = (
     "adam_step", "train_step", "settle", "knn_mean_dist2", "cpu_isas", "cpu_isa", "set_cpu_isa",
     "project", "project_backward", "lists", "blend", "blend_backward", "scores",
     "pair_colors", "pair_colors_backward", "dealt_project", "dealt_lists",
-    "dealt_blend", "dealt_step",
+    "dealt_blend", "dealt_step", "near_rows", "fetch_rows", "store_rows",
 )  # fmt: skip
 
 

@@ -12,6 +12,8 @@ WINDOW = 128  # steps that the GPU can keep account of; a row may miss one less
 ROOM_TO_GROW = 1.25  # between two visits of a view
 GRAIN = 1 << 16  # sizes of buffers are multiples, so that the allocator finds a fitting one
 
+Kinds = tuple[list[Tensor], list[Tensor], list[Tensor]]  # params, exp_avg, exp_avg_sq
+
 
 class WaitingRows:
     """On a GPU, rows that a step does not show wait: Adam with a gradient of zero is easily caught up on, and
@@ -154,3 +156,66 @@ class TrainStep(WaitingRows):
         )
         self._note(params, exp_avg, exp_avg_sq, betas[1], eps, step, account[0] is not None)
         return losses
+
+
+class PartStep(WaitingRows):
+    """Steps of Gaussians whose colors are not on the device: near() finds those that a camera may show, and
+    the call moves them, in tensors of their own, as TrainStep does. What becomes of these is the caller's
+    affair, and so are the colors of the others. Pairs of tile and splat are counted first.
+    """
+
+    @torch.no_grad()
+    def near(
+        self,
+        geometry: Kinds,  # of all: means, opacities, scales, quats
+        beta2: float,
+        eps: float,
+        step: int,  # that comes
+        world_to_camera: Tensor,
+        K: Tensor,
+        width: int,
+        height: int,
+    ) -> Tensor | None:
+        """Which rows, rising [V]. They have caught up with the steps before this one. None where nothing
+        waits."""
+        self._waiting, self._missed = self._account(len(geometry[0][0]), step)
+        if self._waiting is None:
+            return None
+        self._rows = *geometry, beta2, eps
+        self._note(*self._rows, step - 1, True)
+        behind = *self._rows, step - 1, self._waiting, self._missed
+        return torch.ops.tilesplat.near_rows(*behind, world_to_camera, K, width, height).nonzero()[:, 0]
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        rows: Tensor,
+        parts: Kinds,  # of these rows: means, sh_dc, sh_rest and so on, as in TrainStep
+        lrs: list[float],
+        betas: tuple[float, float],
+        eps: float,
+        step: int,
+        world_to_camera: Tensor,
+        K: Tensor,
+        background: Tensor,
+        target: Tensor,
+        mask: Tensor | None,
+        *,
+        sh_degree: int,
+        antialiasing: bool,
+        lambda_dssim: float,
+        stats: ScreenStats | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns [loss, L1 loss, 1, 0], and which rows have moved [V]."""
+        losses = torch.zeros(4, device=self.device)
+        sums = (stats.grad_norm_sum, stats.visits, stats.abs_grad_norm_sum) if stats else (None, None, None)
+        moved_at = None if self._waiting is None else torch.full_like(rows, step - 1, dtype=torch.int32)
+        adam = *parts, lrs, *betas, eps, step
+        photo = world_to_camera, K, background, target, mask
+        how = sh_degree, antialiasing, lambda_dssim, *sums, losses, 0, None
+        torch.ops.tilesplat.train_step(*adam, *photo, *how, moved_at, self._missed)
+        if self._waiting is None or moved_at is None:
+            return losses, torch.ones_like(rows, dtype=torch.bool)
+        self._waiting.index_copy_(0, rows, moved_at)
+        self._note(*self._rows, step, True)
+        return losses, moved_at == step

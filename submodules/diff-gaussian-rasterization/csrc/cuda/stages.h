@@ -415,13 +415,14 @@ constexpr int kMaxCameras = 32;  // of a step, one for each process
 struct CatchUp {
     int64_t count;
     int rest_count;
-    Trained means, sh_dc, sh_rest, opacities, scales, quats;
+    Trained means, sh_dc, sh_rest, opacities, scales, quats;  // colors may be elsewhere: null
     float eps;  // times sqrt(1 - beta2^step): as good as exact where sqrt(v) is far from it
     Waiting waiting;
     int step;  // that the rows will be up to date with
     bool all;  // or only those that one of the views can show
     View<float> views[kMaxCameras];
     int cameras;
+    bool* near;  // [N] or null: which rows can be shown, whether they waited or not
 };
 void catch_up(const CatchUp& args, Stream stream);
 
@@ -510,6 +511,31 @@ struct DealtBackwardAdam {
     float* abs_grad_norm_sum;
 };
 void dealt_backward_adam(const DealtBackwardAdam& args, Stream stream);
+
+// ---- colors on the host ----------------------------------------------------------------------------------------------
+
+// Rows of a table in the host's memory, [., 3 width]: the color's coefficients of a Gaussian, first those of sh_dc, then
+// Adam's first moments of them, then the second.
+constexpr int kMaxWidth = 48;
+struct ColorRows {
+    int64_t count;  // V
+    int width;
+    float* table;
+    const int64_t* rows;  // [V]
+    float* values[6];  // of these rows: sh_dc [V, 3], sh_rest [V, width - 3], then their moments; null without sh_rest
+};
+// What a row has missed since the step first + i: sums[i] of drifts of sh_dc and of sh_rest, and decays[now] - decays[i], the
+// logarithms of how far the moments have decayed.
+struct FetchRows {
+    ColorRows colors;
+    const int32_t* moved_at;  // of all rows of the table: the step that they are up to date with
+    int first, now;           // now: in the tables below
+    const double2 *sums, *decays;
+    float eps;
+    int just_moved;  // 1: only rows that are up to date, 0: only others, -1: all
+};
+void fetch_rows(const FetchRows& args, Stream stream);
+void store_rows(const ColorRows& args, const bool* wanted, Stream stream);  // wanted [V]
 
 // ---- nearest neighbors ---------------------------------------------------------------------------------------------
 

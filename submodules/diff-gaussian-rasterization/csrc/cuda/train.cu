@@ -382,12 +382,15 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
     const int rows = int(::min(p.count - first, int64_t(kThreads))), stride = 3 * p.rest_count;
     const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
     bool moves = moved_at != p.step;
+    const bool asked = moves || (p.near && i < p.count);
     if (int(threadIdx.x) < p.cameras && !p.all) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
-    if (!__syncthreads_or(moves)) return;
+    if (!__syncthreads_or(asked)) return;
     Missed& own = missed[threadIdx.x];
-    if (moves) {
+    if (asked) {
         own = p.waiting.missed[uint32_t(moved_at) % kWindow];
-        moves = p.all || may_be_seen(p, cameras, i, own);
+        const bool near = p.all || may_be_seen(p, cameras, i, own);
+        if (p.near) p.near[i] = near;
+        moves = moves && near;
     }
     moving.set(moves);
     if (!__syncthreads_or(moves)) return;
@@ -409,8 +412,10 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
         walk(t, first * length, rows * length, nullptr, moving, row_of,
              [&](int at, float& m, float& v, float& param) { update(missed[row_of(at)], which, m, v, param); });
     };
-    move(p.sh_rest, 2, stride, row_of_rest);
-    move(p.sh_dc, 1, 3, RowOfThree());
+    if (p.sh_dc.param) {
+        move(p.sh_rest, 2, stride, row_of_rest);
+        move(p.sh_dc, 1, 3, RowOfThree());
+    }
     move(p.means, 0, 3, RowOfThree());
     move(p.scales, 4, 3, RowOfThree());
 }
