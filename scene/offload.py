@@ -235,7 +235,7 @@ class Offloaded(GaussianModel):
 
         def own(i: int) -> list[Tensor]:
             of_names = zip(self._names(), of[i])
-            return [fetched.values[n][i] if n in ON_HOST else value[rows] for n, value in of_names]
+            return [fetched.values[n][i] if n in ON_HOST else _rows(value, rows) for n, value in of_names]
 
         return fetched, (own(0), own(1), own(2))
 
@@ -355,6 +355,11 @@ def add_statistics(rows: Tensor, own: ScreenStats, of_all: ScreenStats) -> None:
     for values, all_rows in zip(vars(own).values(), vars(of_all).values()):
         if values is not None:
             all_rows.index_add_(0, rows, values)
+
+
+def _rows(value: Tensor, rows: Tensor) -> Tensor:
+    """value[rows], which takes 20 times as long for rows of four numbers."""
+    return value[rows[:, None], torch.arange(value.shape[1], device=rows.device)]
 
 
 def _gradient(value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from diff_gaussian_rasterization import rasterize, training
+from diff_gaussian_rasterization import rasterize
 
 import train
 from arguments import OptimizationParams, parse_train
@@ -111,9 +111,8 @@ def run(scene, device: str, *flags: str) -> tuple[Trainer, dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_native_steps_are_those_of_a_run_without(device, scene, plays_the_gpu, monkeypatch):
+def test_native_steps_are_those_of_a_run_without(device, scene, plays_the_gpu):
     """As the native step is compared with separate ones: relative to how far the parameters have moved."""
-    monkeypatch.setattr(training, "WINDOW", 8)  # a row may miss seven steps
     flags = ["--sh_degree", "2"] if device == "cuda" else []
     plain, start = run(scene, device, *flags)
     ours, _ = run(scene, device, "--offload", *flags)
@@ -127,7 +126,8 @@ def test_native_steps_are_those_of_a_run_without(device, scene, plays_the_gpu, m
         assert relative_error(ours.gaussians.params[name].to(device) - start[name], moves) < 1e-3, name
     for name, state in moments(plain.gaussians).items():
         for key in MOMENTS:
-            assert relative_error(moments(ours.gaussians)[name][key], state[key].cpu()) < 1e-3, (name, key)
+            found = moments(ours.gaussians)[name][key].to(device)
+            assert relative_error(found, state[key]) < 1e-3, (name, key)
     for a, b in zip(vars(ours.strategy._stats).values(), vars(plain.strategy._stats).values()):
         assert a is b is None or relative_error(a, b) < 1e-3
 
@@ -345,7 +345,7 @@ def test_the_bus_brings_what_the_host_has(degree):
     for name in shapes:
         for a, b, begun in zip(ours[name], theirs[name], values[name]):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-            assert not b.numel() or not torch.allclose(b, begun, rtol=0.1)
+            assert not b.numel() or not torch.allclose(b, begun, rtol=0.01)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -396,6 +396,50 @@ def test_rows_that_come_into_view_have_caught_up():
 
 
 @gpu_only
+def test_rows_near_the_picture_have_caught_up():
+    """Of geometry alone, as where colors are on the host."""
+    scene, step = training_scene(2000, size=(96, 64)), TrainStep(1, "cuda")
+    out = fresh(scene, "cuda", torch.float32, False)
+
+    def views(step: int) -> Tensor:
+        view = scene.world_to_camera.clone()
+        view[0, 3] += 3.0 * (step % 5 - 2)
+        return view
+
+    take_steps(step, out, scene, 1, 12, views, EPS)
+    moved_at = step._moved_at.clone()
+    near, settled, truth = copies(out), copies(out), copies(out)
+    now, geometry = BEGUN + 12, (0, 3, 4, 5)
+
+    def of(outcome: Outcome) -> list[list[Tensor]]:
+        kinds = outcome.params, outcome.exp_avg, outcome.exp_avg_sq
+        return [[values[i] for i in geometry] for values in kinds]
+
+    operators, behind = torch.ops.tilesplat, (BETAS[1], 1e-15, now)
+    everything = truth.params, truth.exp_avg, truth.exp_avg_sq
+    operators.settle(*everything, *behind, moved_at.clone(), step._missed)
+    operators.settle(*of(settled), *behind, moved_at.clone(), step._missed)
+    place, where = views(4).cuda(), moved_at.clone()
+    size = scene.width, scene.height
+    mask = operators.near_rows(*of(near), *behind, where, step._missed, place, scene.K.cuda(), *size)
+    means, opacities, scales, quats = of(truth)[0]
+    shows = rasterize(
+        means, quats, scales, opacities, sh_dc=truth.params[1], sh_rest=truth.params[2],
+        world_to_camera=place, K=scene.K.cuda(), width=size[0], height=size[1], sh_degree=3,
+        background=scene.background.cuda(), raw=True,
+    ).radii > 0  # fmt: skip
+    assert not (shows & ~mask).any() and 0.1 < shows.float().mean() and mask.float().mean() < 0.7
+    late = moved_at < now
+    assert (late & mask).sum() > 20 and (late & ~mask).sum() > 20
+    assert torch.equal(where, torch.where(mask, now, moved_at))
+    for kinds in zip(of(near), of(settled), of(truth), of(out)):
+        for a, b, c, begun in zip(*kinds):
+            assert torch.equal(b, c)
+            rows = mask.view(-1, *[1] * (c.dim() - 1))
+            assert torch.equal(a, torch.where(rows, c, begun)) and not torch.equal(c, begun)
+
+
+@gpu_only
 def test_no_row_is_forgotten_when_steps_are_taken_elsewhere():
     scene = training_scene(200)
     out, step = fresh(scene, "cuda", torch.float32, False), TrainStep(1, "cuda")
