@@ -419,14 +419,15 @@ def test_rows_near_the_picture_have_caught_up():
     everything = truth.params, truth.exp_avg, truth.exp_avg_sq
     operators.settle(*everything, *behind, moved_at.clone(), step._missed)
     operators.settle(*of(settled), *behind, moved_at.clone(), step._missed)
-    place, where = views(4).cuda(), moved_at.clone()
+    place, K = (matrix.to("cuda", torch.float32) for matrix in (views(4), scene.K))
+    where = moved_at.clone()
     size = scene.width, scene.height
-    mask = operators.near_rows(*of(near), *behind, where, step._missed, place, scene.K.cuda(), *size)
+    mask = operators.near_rows(*of(near), *behind, where, step._missed, place, K, *size)
     means, opacities, scales, quats = of(truth)[0]
     shows = rasterize(
         means, quats, scales, opacities, sh_dc=truth.params[1], sh_rest=truth.params[2],
-        world_to_camera=place, K=scene.K.cuda(), width=size[0], height=size[1], sh_degree=3,
-        background=scene.background.cuda(), raw=True,
+        world_to_camera=place, K=K, width=size[0], height=size[1], sh_degree=3,
+        background=torch.zeros(3, device="cuda"), raw=True,
     ).radii > 0  # fmt: skip
     assert not (shows & ~mask).any() and 0.1 < shows.float().mean() and mask.float().mean() < 0.7
     late = moved_at < now

@@ -1,7 +1,7 @@
 // Colors between a table in the host's memory and the GPU's own. CUDA backend.
 //
-// The table is pinned: kernels read and write it through the bus, a row in one piece. The bus is what takes the time, so few
-// blocks do, and leave room for the kernels of another stream.
+// The table is pinned: kernels read and write it through the bus, a row in one piece. The bus is what takes the time. Few
+// blocks keep it busy; more of them, above all of those that write, hold up the kernels of other streams.
 #include "device.h"
 
 namespace gs::cuda {
@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 192;
 constexpr int kRows = 16;  // that a block has under way
-constexpr unsigned kBlocks = 256;
+constexpr unsigned kFetchBlocks = 128, kStoreBlocks = 64;
 
 // Some rows in shared memory, as they lie in the table.
 struct Staged {
@@ -95,19 +95,19 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-unsigned blocks_of(const ColorRows& rows) { return std::min(blocks_for(rows.count, kRows), kBlocks); }
-
 }  // namespace
 
 void fetch_rows(const FetchRows& args, Stream stream) {
     if (args.colors.count == 0) return;
-    fetch_rows_kernel<<<blocks_of(args.colors), kThreads, 0, native(stream)>>>(args);
+    const unsigned blocks = std::min(blocks_for(args.colors.count, kRows), kFetchBlocks);
+    fetch_rows_kernel<<<blocks, kThreads, 0, native(stream)>>>(args);
     check_launch("fetch_rows_kernel");
 }
 
 void store_rows(const ColorRows& args, const bool* wanted, Stream stream) {
     if (args.count == 0) return;
-    store_rows_kernel<<<blocks_of(args), kThreads, 0, native(stream)>>>(args, wanted);
+    const unsigned blocks = std::min(blocks_for(args.count, kRows), kStoreBlocks);
+    store_rows_kernel<<<blocks, kThreads, 0, native(stream)>>>(args, wanted);
     check_launch("store_rows_kernel");
 }
 
