@@ -69,23 +69,19 @@ class Colors:
         return self._read(rows) if self._writer else self._read_apart(rows)
 
     def _read(self, rows: Tensor) -> Fetched:
-        """In one native call; but rows that are being written are read when that is done."""
-        width = self._width
-        shapes = {"sh_dc": (1, 3), "sh_rest": (width // 3 - 1, 3)}
-        found = Fetched(
-            rows, {n: [self.sum.new_empty(len(rows), *s) for _ in range(3)] for n, s in shapes.items()}
-        )
-        values = [found.values[name][i] for i in range(3) for name in ON_HOST]
-        read = partial(
-            torch.ops.tilesplat.fetch_rows, self._here, rows, self._moved_at, *self.clock.tables(), ADAM_EPS
-        )
-        if self._writing is None or self._writing.query():
-            read(None, values)
-            return found
-        read(False, values)
-        torch.cuda.current_stream(rows.device).wait_event(self._writing)
-        read(True, values)
-        return found
+        """In native calls. What is being written is read when that is done."""
+        shapes = {"sh_dc": (1, 3), "sh_rest": (self._width // 3 - 1, 3)}
+        empty = partial(self.sum.new_empty, len(rows))
+        values = {name: [empty(*shape) for _ in range(3)] for name, shape in shapes.items()}
+        columns = [values[name][i] for name, i in _columns(self._width)]
+        written = self._writing is None or self._writing.query()
+        for just_moved in (None,) if written else (False, True):
+            if just_moved and self._writing:
+                torch.cuda.current_stream(rows.device).wait_event(self._writing)
+            torch.ops.tilesplat.fetch_rows(
+                self._here, rows, self._moved_at, *self.clock.tables(), ADAM_EPS, just_moved, columns
+            )
+        return Fetched(rows, values)
 
     def _read_apart(self, rows: Tensor) -> Fetched:
         places = _columns(self._width)
