@@ -345,29 +345,41 @@ __device__ __forceinline__ Vec3<float> drifted3(const Trained& t, int64_t i, flo
     return {drifted(p.x, m.x, v.x, drift, eps), drifted(p.y, m.y, v.y, drift, eps), drifted(p.z, m.z, v.z, drift, eps)};
 }
 
-// False only if preprocess finds radius 0 for such a Gaussian: it lies behind the camera, or its splat, estimated
-// generously, beside the image.
+// False only if preprocess finds radius 0 for such a Gaussian, wherever within `moves` it lies, and though the logarithms
+// of its scales be larger by `grows`: it is behind the camera, or its splat, estimated generously, beside the image.
 __device__ __forceinline__ bool near_the_image(const View<float>& view, const Camera<float>& camera, Vec3<float> mean,
-                                               Vec3<float> log_scale) {
+                                               Vec3<float> log_scale, float moves = 0.f, float grows = 0.f) {
     const Vec3<float> at = to_camera(camera, mean);
-    if (at.z <= view.near_depth) return false;
-    const float sigma = expf(max(log_scale.x, max(log_scale.y, log_scale.z)));
+    if (at.z + moves <= view.near_depth) return false;
+    const float closest = at.z - moves;
+    if (closest <= view.near_depth) return true;
+    const float sigma = expf(max(log_scale.x, max(log_scale.y, log_scale.z)) + grows) + moves;
     const float jx = camera.fx * camera.fx * (1.f + camera.limit_x * camera.limit_x);
     const float jy = camera.fy * camera.fy * (1.f + camera.limit_y * camera.limit_y);
-    const float spread = (jx + jy) * (sigma / at.z) * (sigma / at.z);  // at least the splat's largest variance
+    const float spread = (jx + jy) * (sigma / closest) * (sigma / closest);  // at least the splat's largest variance
     const float reach = float(kExtentSigmas) * sqrtf(spread + float(kBlur) + 1.f) + float(kTileSize) + 2.f;
     const Vec2<float> center = project_mean(camera, at);
     return !(center.x < -reach || center.y < -reach || center.x > float(view.width) + reach ||
              center.y > float(view.height) + reach);
 }
 
-// If not, row i may go on waiting: neither where it should be nor where it still is does a view show it.
+// The most that |m| / sqrt(v) can be, by the inequality of Cauchy and Schwarz: (1 - beta1) / sqrt((1 - beta2) (1 - beta1^2 /
+// beta2)), for 0.9 and 0.999 or powers of them.
+constexpr float kFastest = 7.3f;
+
+// If not, row i may go on waiting: neither where it should be nor where it still is does a view show it. Moments are not
+// read of what is too far off to have come near.
 __device__ __forceinline__ bool may_be_seen(const CatchUp& p, const Camera<float>* cameras, int64_t i,
                                             const Missed& missed) {
+    const Vec3<float> mean_now = load3(p.means.param, i), scale_now = load3(p.scales.param, i);
+    const float moves = sqrtf(3.f) * kFastest * missed.drift[0], grows = kFastest * missed.drift[4];
+    bool seen = false;
+    for (int c = 0; c < p.cameras && !seen; ++c)
+        seen = near_the_image(p.views[c], cameras[c], mean_now, scale_now, moves, grows);
+    if (!seen) return false;
     const Vec3<float> mean = drifted3(p.means, i, missed.drift[0], p.eps);
     const Vec3<float> scale = drifted3(p.scales, i, missed.drift[4], p.eps);
-    const Vec3<float> mean_now = load3(p.means.param, i), scale_now = load3(p.scales.param, i);
-    bool seen = false;
+    seen = false;
     for (int c = 0; c < p.cameras && !seen; ++c)
         seen = near_the_image(p.views[c], cameras[c], mean, scale) ||
                near_the_image(p.views[c], cameras[c], mean_now, scale_now);
