@@ -91,7 +91,8 @@ class Defocus(PerPhoto):
     def load_state_dict(self, state: dict) -> None:
         super().load_state_dict(state)
         self.shared.load_state_dict(state["shared"])
-        known = dict(zip(state["names"], state["open"], strict=True))
+        names = state["names"]
+        known = dict(zip(names, state.get("open", [True] * len(names)), strict=True))
         self.open = [known.get(name, True) for name in self.rows]
 
     # Files
@@ -99,10 +100,9 @@ class Defocus(PerPhoto):
     def save(self, folder: ModelFolder, iteration: int) -> None:
         """blur.json beside the model: aperture radius and inverse distance in focus of each photo."""
         with torch.no_grad():
-            lenses = {name: self.lens(row).tolist() for name, row in self.rows.items()}
-        for name, row in self.rows.items():
-            if not self.open[row]:
-                lenses[name][0] = 0.0
+            found = {name: self.lens(row).tolist() for name, row in self.rows.items()}
+        opened = zip(found.items(), self.open, strict=True)
+        lenses = {name: [aperture * is_open, focus] for (name, (aperture, focus)), is_open in opened}
         about = {"blur": "defocus", "samples": self.samples, "space": self.space, "lenses": lenses}
         write_json(folder.ply(iteration).with_name("blur.json"), about, indent=1)
 

@@ -1,6 +1,7 @@
 """Poses and blur that are learned with the scene: derivatives, paths, lenses, the gauge, files."""
 
 import json
+import math
 import shutil
 from contextlib import contextmanager
 from dataclasses import replace
@@ -411,6 +412,32 @@ def test_files(tmp_path):
             if wrong or name == "blur.json":
                 with pytest.raises(DataError, match=name):
                     type(found).read(path, CPU)
+
+
+def test_lenses_that_stay_small_are_closed(tmp_path):
+    data = tiny_scenes.colmap_scene(tmp_path / "data")
+    flags = ["-s", str(data), "-m", str(tmp_path / "m"), "--blur", "defocus", "--blur_from_iter", "500"]
+    options = parse_train([*flags, "--iterations", "1500", "--blur_samples", "4"])
+    scene = Scene(options.model, CPU, quiet=True)
+    lens, other = (Defocus.attached(options, scene) for _ in range(2))
+    wide, small, *_ = scene.train_cameras
+    with torch.no_grad():  # of 1.4 pixels, and of 1.6
+        lens.shared.values[0, 0] = math.log(1.4)
+        lens.values[lens.rows[wide.name], 0] = math.log(1.6 / 1.4)
+    for iteration, renders in ((700, 4), (900, 4), (1000, 1)):
+        lens.schedule(iteration)
+        assert [len(lens.cameras(camera)) for camera in (wide, small)] == [4, renders], iteration
+    other.load_state_dict(lens.state_dict())
+    with torch.no_grad():
+        other.values[:, 0] += 1.0
+    other.schedule(1100)
+    assert [len(other.cameras(camera)) for camera in (wide, small)] == [4, 1], "what is closed stays closed"
+    folder = ModelFolder(tmp_path / "m")
+    lens.save(folder, 7)
+    saved = Defocus.read(folder.ply(7).with_name("blur.json"), CPU)
+    for camera, same in ((wide, False), (small, True)):
+        places = torch.stack([seen.world_to_camera for seen in saved.cameras(camera)])
+        assert bool((places == camera.world_to_camera).all()) == same
 
 
 def test_a_file_of_kernels(tmp_path):
