@@ -30,9 +30,10 @@ namespace {
 constexpr int kCount = 600, kWidth = 75, kHeight = 53, kChannels = 5, kRest = 15;
 constexpr int64_t kPixels = int64_t(kWidth) * kHeight;
 
-// The same numbers everywhere, in [low, high).
+// The same numbers everywhere, in [low, high). From this seed on, no splat fades so near a threshold in any pixel that
+// rounding, which differs from compiler to compiler, decides whether it is seen there.
 struct Random {
-    uint64_t state = 1;
+    uint64_t state = 7;
     double operator()(double low, double high) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         return low + (high - low) * double(state >> 11) / double(uint64_t(1) << 53);
