@@ -62,19 +62,17 @@ class FusedIteration:
         background: Tensor,
         stats: ScreenStats | None,
         move: bool = True,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Learn from one camera, that of the one view; the step comes with the last view of those that
-        share one (`move`). Returns loss and L1 loss, on the device."""
+        share one (`move`). Returns loss and L1 loss, on the device; None if that is done elsewhere."""
         view = views[0] + (camera.coarseness.bit_length() - 1) * self._views  # its splats cover fewer tiles
         call = partial(self._native, view, camera, gaussians, background, stats)
         way = self._step_now if move and not gaussians.collected else partial(self._collect, move)
         try:
-            losses = way(gaussians, call)
+            return way(gaussians, call)
         except (RuntimeError, MemoryError):  # out of memory: nothing has moved
             self._step.forget(view)
             raise
-        gaussians.settle_with(self._step.settle)
-        return losses
 
     def _native(
         self,
@@ -85,6 +83,7 @@ class FusedIteration:
         stats: ScreenStats | None,
         *counted,
     ) -> Tensor:
+        gaussians.settle_with(self._step.settle)
         return self._step(
             *counted,
             view=view,
@@ -136,7 +135,7 @@ class FusedIteration:
         torch.ops.tilesplat.adam_step(*own, beta1, beta2, eps, step, None)
         return losses
 
-    def _collect(self, move: bool, gaussians: GaussianModel, call: Callable) -> Tensor:
+    def _collect(self, move: bool, gaussians: GaussianModel, call: Callable) -> Tensor | None:
         """The gradients of the parameters become the mean over one view more; then they may move."""
         if not gaussians.collected:
             for value in gaussians.params.values():

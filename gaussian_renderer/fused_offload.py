@@ -4,8 +4,10 @@ The step of fused.py, of those Gaussians that the camera may show, in tensors of
 geometry for some hundred steps at most, as without --offload, and colors as scene/color_table.py says.
 """
 
+from collections.abc import Callable
+
 import torch
-from diff_gaussian_rasterization import FusedAdam, PartStep, ScreenStats
+from diff_gaussian_rasterization import PartStep, ScreenStats
 from diff_gaussian_rasterization.training import Kinds
 from torch import Tensor
 
@@ -19,51 +21,32 @@ GEOMETRY = [i for i, name in enumerate(ATTRIBUTES) if name not in Offloaded.on_h
 
 
 class OffloadedIteration(FusedIteration):
-    def __init__(self, options: Options, device: torch.device):
-        super().__init__(0, options, device)
+    """Of steps that are made of more views, gradients are collected elsewhere."""
+
+    def __init__(self, views: int, options: Options, device: torch.device):
+        super().__init__(views, options, device)
         self._part = PartStep(device)
 
-    def __call__(
+    def _collect(self, move: bool, gaussians: GaussianModel, call: Callable) -> None:
+        return None
+
+    def _native(
         self,
-        views: list[int],
+        view: int,
         camera: Camera,
         gaussians: GaussianModel,
         background: Tensor,
         stats: ScreenStats | None,
-        move: bool = True,
-    ) -> Tensor | None:
-        """Learn from one camera. Returns loss and L1 loss, on the device; or None if the step is made of more
-        views, whose gradients are collected elsewhere."""
-        if not move or gaussians.collected:
-            return None
-        optimizer = gaussians.optimizer
-        assert isinstance(gaussians, Offloaded) and isinstance(optimizer, FusedAdam)
-        counted = optimizer.begin_step()
-        try:
-            if counted[-1] != self._number + 1:  # rows may be waiting for steps of another count
-                gaussians.settle()
-            losses = self._learn(gaussians, counted, camera, background, stats)
-        except (RuntimeError, MemoryError):  # nothing has moved
-            optimizer.take_step_back()
-            raise
-        self._number = counted[-1]
-        return losses
-
-    def _learn(
-        self,
-        gaussians: Offloaded,
-        counted: tuple,
-        camera: Camera,
-        background: Tensor,
-        stats: ScreenStats | None,
+        *counted,
     ) -> Tensor:
+        assert isinstance(gaussians, Offloaded)
         params, avgs, squares, lrs, betas, eps, step = counted
         whole = params, avgs, squares
         place = camera.world_to_camera, camera.K
         geometry = _geometry(params), _geometry(avgs), _geometry(squares)
         size = camera.width, camera.height
-        rows = self._part.near(geometry, betas[1], eps, step, *place, *size)
         gaussians.settle_with(self._part.settle)
+        rows = self._part.near(geometry, betas[1], eps, step, *place, *size)
         still = None
         if rows is None:  # then the others move here
             rows = gaussians.rows_near(camera)

@@ -139,7 +139,7 @@ def native_step(gaussians: GaussianModel, cameras: list[Camera], options: Option
         return None
     if gaussians.on_host:
         regularized = options.opt.opacity_reg or options.opt.scale_reg  # so nothing could wait
-        return None if regularized else OffloadedIteration(options, device)
+        return None if regularized else OffloadedIteration(len(cameras), options, device)
     if ranks.alone:
         return FusedIteration(len(cameras), options, device)
     ordered = torch.are_deterministic_algorithms_enabled()

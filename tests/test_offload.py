@@ -93,7 +93,7 @@ def test_the_result_is_that_of_a_run_without(way, scene, tmp_path, plays_the_gpu
 
 def run(scene, device: str, *flags: str) -> tuple[Trainer, dict[str, torch.Tensor]]:
     """After 20 steps; and what the parameters were before. Beside the blobs there are others, around."""
-    options = parse_train(["-s", str(scene), "-m", "none", "--device", device, *flags])
+    options = parse_train(["-s", str(scene), "-m", "none", "--device", device, "--sh_degree", "2", *flags])
     loaded = Scene(options.model, torch.device(device), quiet=True)
     xyz, rgb = loaded.points.xyz, loaded.points.rgb
     around = [
@@ -113,9 +113,8 @@ def run(scene, device: str, *flags: str) -> tuple[Trainer, dict[str, torch.Tenso
 @pytest.mark.parametrize("device", DEVICES)
 def test_native_steps_are_those_of_a_run_without(device, scene, plays_the_gpu):
     """As the native step is compared with separate ones: relative to how far the parameters have moved."""
-    flags = ["--sh_degree", "2"] if device == "cuda" else []
-    plain, start = run(scene, device, *flags)
-    ours, _ = run(scene, device, "--offload", *flags)
+    plain, start = run(scene, device)
+    ours, _ = run(scene, device, "--offload")
     assert type(plain.native) is FusedIteration and isinstance(ours.native, OffloadedIteration)
     assert isinstance(ours.gaussians, Offloaded) and ours.gaussians._colors
     late = ours.gaussians._colors._moved_at < 20

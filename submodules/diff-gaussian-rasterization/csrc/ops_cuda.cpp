@@ -433,12 +433,12 @@ Tensor near_rows(at::TensorList params, at::TensorList exp_avg, at::TensorList e
     check_tensor(K, "K", {3, 3}, at::kFloat, params[0].device());
     check_size(width, height);
     const Device device(params[0]);
-    const Tensor near = device.empty({rows.count}, at::kBool);
+    const Tensor mask = device.empty({rows.count}, at::kBool);
     rows.views[0] = {
         data<float>(world_to_camera), data<float>(K), nullptr, nullptr, int(width), int(height), float(kNearDepth)};
-    rows.cameras = 1, rows.near = data<bool>(near);
+    rows.cameras = 1, rows.may_show = data<bool>(mask);
     cuda::catch_up(rows, device.stream);
-    return near;
+    return mask;
 }
 
 }  // namespace

@@ -422,7 +422,7 @@ struct CatchUp {
     bool all;  // or only those that one of the views can show
     View<float> views[kMaxCameras];
     int cameras;
-    bool* near;  // [N] or null: which rows can be shown, whether they waited or not
+    bool* may_show;  // [N] or null: which rows the views can show, whether they waited or not
 };
 void catch_up(const CatchUp& args, Stream stream);
 

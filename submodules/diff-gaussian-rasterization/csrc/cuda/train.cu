@@ -394,15 +394,15 @@ __global__ void __launch_bounds__(kThreads) catch_up_kernel(const __grid_constan
     const int rows = int(::min(p.count - first, int64_t(kThreads))), stride = 3 * p.rest_count;
     const int moved_at = i < p.count ? p.waiting.moved_at[i] : p.step;
     bool moves = moved_at != p.step;
-    const bool asked = moves || (p.near && i < p.count);
+    const bool asked = moves || (p.may_show && i < p.count);
     if (int(threadIdx.x) < p.cameras && !p.all) cameras[threadIdx.x] = camera_of(p.views[threadIdx.x]);
     if (!__syncthreads_or(asked)) return;
     Missed& own = missed[threadIdx.x];
     if (asked) {
         own = p.waiting.missed[uint32_t(moved_at) % kWindow];
-        const bool near = p.all || may_be_seen(p, cameras, i, own);
-        if (p.near) p.near[i] = near;
-        moves = moves && near;
+        const bool shown = p.all || may_be_seen(p, cameras, i, own);
+        if (p.may_show) p.may_show[i] = shown;
+        moves = moves && shown;
     }
     moving.set(moves);
     if (!__syncthreads_or(moves)) return;
