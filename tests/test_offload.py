@@ -264,13 +264,21 @@ def test_what_is_wrong_in_a_checkpoint_is_told(scene, tmp_path, plays_the_gpu, c
         assert told in capsys.readouterr().err
 
 
-def test_a_step_for_which_memory_is_lacking_is_taken_again(scene, tmp_path, plays_the_gpu, monkeypatch):
-    flags = ["--offload", "--no-fused", "--densify_until_iter", "0"]
-    plain = trained(scene, tmp_path / "plain", *flags)
-    calls, room = iter(range(1000)), Offloaded._room_for_step
-    much = lambda self: 2**50 if next(calls) == 20 else room(self)  # noqa: E731
-    monkeypatch.setattr(Offloaded, "_room_for_step", much)
-    again = trained(scene, tmp_path / "again", *flags)
+@pytest.mark.parametrize("flags, where", [("--no-fused", "_room_for_step"), ("", "taken")])
+def test_a_step_for_which_memory_is_lacking_is_taken_again(
+    flags, where, scene, tmp_path, plays_the_gpu, monkeypatch
+):
+    more = ["--offload", "--densify_until_iter", "0", *flags.split()]
+    plain = trained(scene, tmp_path / "plain", *more)
+    calls, real = iter(range(1000)), getattr(Offloaded, where)
+
+    def lacking(*arguments):
+        if next(calls) == 20:
+            torch.empty(2**50)
+        return real(*arguments)
+
+    monkeypatch.setattr(Offloaded, where, lacking)
+    again = trained(scene, tmp_path / "again", *more)
     assert next(calls) == 51 and farthest(again, plain) == 0
 
 
